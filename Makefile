@@ -1,0 +1,31 @@
+# make install | demo | test | lint | typecheck.  Everything runs in .venv, made when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: install demo test lint typecheck clean
+
+install: $(STAMP)
+
+# The stamp is written last, so an interrupted install is never taken for a whole one.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable ".[experiments,dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m experiments.robust_fusion --dataset=digits --workdir=runs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(STAMP)
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv build *.egg-info
