@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import scipy.special
 from jax.test_util import check_grads
-from tests import reference
 
 from jacfuse_jax.linalg import (
     GramSpectrum,
@@ -13,6 +12,7 @@ from jacfuse_jax.linalg import (
     recalibration_matrix,
     spectrum_from_kernel,
 )
+from tests import reference
 
 GAMMAS = (0.9, 0.5, 0.1, 1e-2, 1e-3, 1e-6)
 LOGIT_SCALES = (0.1, 1.0, 5.0, 20.0, 50.0)

@@ -1,0 +1,160 @@
+"""Metrics of classification as sums that add over batches and are finalised once."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jacfuse_jax._checks import check_floating
+
+NUM_BINS = 15
+_Z_95 = 1.959963984540054  # 97.5% quantile of the standard normal distribution
+
+
+class ClassificationSums(NamedTuple):
+    """Sums over samples; those of two batches add entry by entry (`jax.tree.map`).
+
+    Attributes:
+      num_examples: (), number of samples.
+      correct: (), number of samples whose most probable class is the label.
+      nll: (), summed negative log-likelihood of the labels, in nats.
+      bin_count: (15,), samples per bin of confidence.
+      bin_correct: (15,), correct samples per bin.
+      bin_confidence: (15,), summed confidence per bin.
+    """
+
+    num_examples: jax.Array
+    correct: jax.Array
+    nll: jax.Array
+    bin_count: jax.Array
+    bin_correct: jax.Array
+    bin_confidence: jax.Array
+
+
+class ClassificationMetrics(NamedTuple):
+    """Finalised metrics.
+
+    Attributes:
+      accuracy: share of samples classified correctly.
+      ci_low: lower end of the accuracy's 95% Wilson score interval.
+      ci_high: upper end.
+      nll: mean negative log-likelihood, in nats.
+      ece: expected calibration error over 15 bins of equal width.
+      num_examples: number of samples.
+    """
+
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    nll: float
+    ece: float
+    num_examples: int
+
+
+def classification_sums(
+    log_probs: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None
+) -> ClassificationSums:
+    """Sums accuracy, negative log-likelihood and calibration bins over a batch.
+
+    A sample whose log-probabilities are not all numbers counts as wrong, with confidence 1 and NaN
+    likelihood: trouble shows instead of improving a figure.
+
+    Args:
+      log_probs: (B, K), float32 or float64, normalised.
+      labels: (B,), integer.
+      mask: (B,), 1 for samples that count, 0 for padding; None counts all.
+
+    Returns:
+      The sums, in the dtype of the log-probabilities.
+
+    Raises:
+      TypeError: log_probs are not float32 or float64.
+      ValueError: shapes disagree.
+
+    References:
+      Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017 (bins).
+    """
+    log_probs, labels = jnp.asarray(log_probs), jnp.asarray(labels)
+    check_floating("log_probs", log_probs)
+    weights = jnp.ones(labels.shape) if mask is None else jnp.asarray(mask)
+    if log_probs.ndim != 2 or not log_probs.shape[:1] == labels.shape == weights.shape:
+        raise ValueError(
+            "log_probs, labels and mask must be (B, K), (B,) and (B,), got "
+            f"{log_probs.shape}, {labels.shape} and {weights.shape}"
+        )
+    weights = weights.astype(log_probs.dtype)
+    valid = ~jnp.isnan(log_probs).any(axis=-1)
+    confidence = jnp.where(valid, jnp.exp(log_probs.max(axis=-1)), 1)
+    correct = weights * (valid & (log_probs.argmax(axis=-1) == labels))
+    nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    # Bins are (low, high], as in Guo et al.; confidence zero cannot occur.
+    bins = jnp.clip(jnp.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+
+    def per_bin(values: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(values, bins, NUM_BINS)
+
+    return ClassificationSums(
+        num_examples=weights.sum(),
+        correct=correct.sum(),
+        nll=jnp.where(weights > 0, weights * nll, 0).sum(),
+        bin_count=per_bin(weights),
+        bin_correct=per_bin(correct),
+        bin_confidence=per_bin(weights * confidence),
+    )
+
+
+def finalise(sums: ClassificationSums) -> ClassificationMetrics:
+    """Turns sums over all batches into metrics.
+
+    Accuracy correct / count; its 95% Wilson interval; nll / count; ECE = sum over bins of
+    |bin_correct - bin_confidence| / count.
+
+    Args:
+      sums: of one or more batches, added up.
+
+    Returns:
+      The metrics as Python numbers.
+
+    Raises:
+      ValueError: no sample was counted.
+
+    References:
+      Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
+    """
+    count = float(sums.num_examples)
+    if count == 0:
+        raise ValueError("no samples were counted: every mask is zero")
+    accuracy = float(sums.correct) / count
+    ci_low, ci_high = wilson_interval(float(sums.correct), count)
+    gaps = np.abs(np.asarray(sums.bin_correct) - np.asarray(sums.bin_confidence))
+    return ClassificationMetrics(
+        accuracy=accuracy,
+        ci_low=ci_low,
+        ci_high=ci_high,
+        nll=float(sums.nll) / count,
+        ece=float(gaps.sum()) / count,
+        num_examples=round(count),
+    )
+
+
+def wilson_interval(successes: float, count: float) -> tuple[float, float]:
+    """95% Wilson score interval of a proportion.
+
+    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with p = successes / count, z = 1.96.
+    It assumes independent samples: too narrow where test pairs share recordings.
+
+    Args:
+      successes: number of successes.
+      count: number of trials, positive.
+
+    Returns:
+      Lower and upper end, within [0, 1].
+    """
+    p, z2 = successes / count, _Z_95**2
+    centre = p + z2 / (2 * count)
+    half_width = _Z_95 * np.sqrt(p * (1 - p) / count + z2 / (4 * count**2))
+    scale = 1 + z2 / count
+    low, high = (centre - half_width) / scale, (centre + half_width) / scale
+    return float(max(low, 0.0)), float(min(high, 1.0))

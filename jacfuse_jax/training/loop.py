@@ -1,0 +1,99 @@
+"""Training of one unimodal classifier, resumable after every epoch."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+Batch = Mapping[str, Any]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is there but cannot be restored."""
+
+
+def fit(
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    make_batches: Callable[[int], Iterable[Batch]],
+    *,
+    num_epochs: int,
+    checkpoint_dir: str | Path,
+) -> None:
+    """Trains a classifier in place, or restores what is already trained of it.
+
+    Minimises the mean cross-entropy -log softmax(z)[label]. After every epoch parameters and
+    optimizer state are written, atomically; a run that was killed carries on from the last finished
+    epoch and ends where an uninterrupted one does, provided `make_batches` depends on nothing but
+    the epoch.
+
+    Args:
+      model: maps inputs (B, ...) to a `UnimodalOutput`.
+      optimizer: optax gradient transformation.
+      make_batches: maps the epoch, from 0, to batches {"inputs": (B, ...), "label": (B,) integer,
+        "mask": (B,), 1 for samples that count}, all of one shape.
+      num_epochs: epochs in all, those of earlier runs included.
+      checkpoint_dir: folder of this classifier's checkpoints; only the latest is kept.
+
+    Raises:
+      CheckpointError: a checkpoint there is damaged or belongs to another architecture.
+    """
+    state = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    )
+    directory = Path(checkpoint_dir).absolute()
+    handler = ocp.StandardCheckpointHandler()
+    with ocp.CheckpointManager(directory, options=options, item_handlers=handler) as manager:
+        first_epoch = manager.latest_step() or 0
+        if first_epoch:
+            _restore(manager, first_epoch, model, state)
+        for epoch in range(first_epoch, num_epochs):
+            for batch in make_batches(epoch):
+                _train_step(model, state, batch)
+            manager.save(epoch + 1, args=ocp.args.StandardSave(nnx.state((model, state))))
+
+
+@nnx.jit
+def _train_step(model: nnx.Module, optimizer: nnx.Optimizer[Any], batch: Batch) -> None:
+    """One step of gradient descent on the mean cross-entropy of the samples that count."""
+
+    def mean_loss(model: Any) -> jax.Array:
+        logits = model(batch["inputs"]).logits
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        mask = jnp.asarray(batch["mask"], losses.dtype)
+        return (mask * losses).sum() / mask.sum()
+
+    optimizer.update(model, nnx.grad(mean_loss)(model))
+
+
+def _restore(
+    manager: ocp.CheckpointManager, step: int, model: nnx.Module, optimizer: nnx.Optimizer[Any]
+) -> None:
+    """Updates model and optimizer in place from the checkpoint of a step."""
+    path = Path(manager.directory) / str(step)
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, nnx.state((model, optimizer)))
+    try:
+        if _shapes(manager.item_metadata(step)) != _shapes(abstract):
+            raise CheckpointError(
+                f"checkpoint {path} is of another architecture; delete the folder to train again"
+            )
+        restored = manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    except CheckpointError:
+        raise
+    except Exception as error:  # orbax raises many types for damaged files
+        raise CheckpointError(
+            f"checkpoint {path} is damaged ({type(error).__name__}); delete the folder to train "
+            "again"
+        ) from error
+    nnx.update((model, optimizer), restored)
+
+
+def _shapes(tree: Any) -> list[tuple[int, ...]]:
+    """Shapes of all leaves; their order depends on how keys are spelt, so they are sorted."""
+    return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,358 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from jax.test_util import check_grads
+
+from jacfuse_jax import fusion
+from jacfuse_jax.linalg import GramSpectrum, gram_spectrum, spectrum_from_kernel
+from tests import reference
+
+
+class Problem:
+    """Random logits of three modalities; the kernels of two of them."""
+
+    def __init__(self, num_classes=5, batch_size=4, dtype="float64", seed=0, logit_scale=2.0):
+        rng = np.random.default_rng(seed)
+        names = ("image", "audio", "video")
+        shape = (batch_size, num_classes)
+        self.logits = {m: (logit_scale * rng.normal(size=shape)).astype(dtype) for m in names}
+        self.prior = rng.dirichlet(np.full(num_classes, 5.0)).astype(dtype)
+        kernels = {m: rng.normal(size=(num_classes + 2, num_classes)) for m in names[:2]}
+        self.grams = {m: kernel.T @ kernel for m, kernel in kernels.items()}
+        self.spectra = {
+            m: spectrum_from_kernel(kernel.astype(dtype)) for m, kernel in kernels.items()
+        }
+
+    def robust(self, perturbed="image", gamma=0.1, **kwargs):
+        return fusion.robust_fusion(
+            self.logits, self.spectra, self.prior, perturbed=perturbed, gamma=gamma, **kwargs
+        )
+
+
+def tolerance(dtype):
+    return 200 * np.finfo(dtype).eps
+
+
+class TestStaticRules:
+    def test_mean_averages_probabilities(self, dtype):
+        problem = Problem(dtype=dtype)
+        probs = [scipy.special.softmax(z.astype(float), axis=-1) for z in problem.logits.values()]
+        fused = fusion.mean_fusion(problem.logits)
+        assert fused.dtype == dtype
+        np.testing.assert_allclose(jnp.exp(fused), np.mean(probs, axis=0), rtol=tolerance(dtype))
+
+    def test_statistical_multiplies_posteriors_over_the_prior(self, dtype):
+        problem = Problem(dtype=dtype)
+        fused = fusion.statistical_fusion(problem.logits, problem.prior)
+        assert fused.dtype == dtype
+        expected = reference.statistical_fusion(problem.logits, problem.prior)
+        np.testing.assert_allclose(jnp.exp(fused), expected, rtol=tolerance(dtype))
+
+    def test_statistical_is_exact_where_its_assumption_holds(self):
+        rng = np.random.default_rng(0)
+        prior = rng.dirichlet(np.ones(3))
+        likelihoods = {m: rng.dirichlet(np.ones(4), size=3) for m in ("a", "b")}  # p(x | class)
+        joint = prior[:, None, None] * likelihoods["a"][:, :, None] * likelihoods["b"][:, None, :]
+        expected = joint / joint.sum(axis=0)
+        posteriors = {
+            m: prior[:, None] * table / (prior @ table) for m, table in likelihoods.items()
+        }
+        for x in range(4):
+            for y in range(4):
+                logits = {
+                    "a": np.log(posteriors["a"][:, x])[None],
+                    "b": np.log(posteriors["b"][:, y])[None],
+                }
+                fused = np.exp(fusion.statistical_fusion(logits, prior))[0]
+                np.testing.assert_allclose(fused, expected[:, x, y], rtol=1e-12)
+
+    @pytest.mark.parametrize("shift", [-100.0, 3.0, 1e4])
+    def test_constant_added_to_one_modality_changes_nothing(self, shift):
+        problem = Problem()
+        shifted = {**problem.logits, "audio": problem.logits["audio"] + shift}
+        np.testing.assert_allclose(
+            fusion.statistical_fusion(shifted, problem.prior),
+            fusion.statistical_fusion(problem.logits, problem.prior),
+            atol=1e-15 * (abs(shift) + 1) * 20,
+        )
+
+    def test_scaled_spans_from_dropping_the_modality_to_statistical(self):
+        problem = Problem()
+
+        def scaled(scale):
+            return fusion.scaled_fusion(
+                problem.logits, problem.prior, perturbed=("image",), scale=scale
+            )
+
+        rest = {m: z for m, z in problem.logits.items() if m != "image"}
+        np.testing.assert_allclose(
+            scaled(0.0), fusion.statistical_fusion(rest, problem.prior), atol=1e-13
+        )
+        np.testing.assert_allclose(
+            scaled(1.0), fusion.statistical_fusion(problem.logits, problem.prior), atol=1e-13
+        )
+        posterior = scipy.special.softmax(problem.logits["image"], axis=-1)
+        ratio = (posterior / problem.prior) ** 0.3
+        expected = ratio * reference.statistical_fusion(rest, problem.prior)
+        expected /= expected.sum(axis=-1, keepdims=True)
+        np.testing.assert_allclose(np.exp(scaled(0.3)), expected, rtol=1e-12)
+
+    def test_one_modality_is_returned_normalised(self, dtype):
+        logits = {"image": Problem(dtype=dtype).logits["image"]}
+        prior = Problem(dtype=dtype).prior
+        expected = jax.nn.log_softmax(logits["image"])
+        for fused in (fusion.mean_fusion(logits), fusion.statistical_fusion(logits, prior)):
+            np.testing.assert_allclose(fused, expected, atol=tolerance(dtype))
+
+
+class TestRobust:
+    @pytest.mark.parametrize("num_classes", [2, 5, 12])
+    @pytest.mark.parametrize("gamma", [0.9, 0.1, 1e-3, 1e-6])
+    @pytest.mark.parametrize("perturbed", [("image",), ("image", "audio")])
+    @pytest.mark.parametrize("num_iterations", [1, 4])
+    def test_matches_dense_solves_sample_by_sample(
+        self, num_classes, gamma, perturbed, num_iterations
+    ):
+        problem = Problem(num_classes)
+        out = problem.robust(perturbed, gamma, num_iterations=num_iterations)
+        probs, norms = reference.robust_fusion(
+            problem.logits, problem.grams, problem.prior, perturbed, gamma, num_iterations
+        )
+        np.testing.assert_allclose(jnp.exp(out.log_probs), probs, rtol=1e-7, atol=1e-9)
+        np.testing.assert_allclose(out.jacobian_norm, norms, rtol=1e-6, atol=1e-9)
+
+    def test_float32_agrees_with_float64(self):
+        low, high = Problem(dtype="float32").robust(), Problem(dtype="float64").robust()
+        assert low.log_probs.dtype == low.jacobian_norm.dtype == jnp.float32
+        np.testing.assert_allclose(low.log_probs, high.log_probs, rtol=1e-4, atol=1e-4)
+
+    def test_gamma_one_is_statistical_fusion(self, dtype):
+        problem = Problem(dtype=dtype)
+        statistical = fusion.statistical_fusion(problem.logits, problem.prior)
+        np.testing.assert_allclose(
+            problem.robust(gamma=1.0).log_probs, statistical, atol=tolerance(dtype)
+        )
+
+    def test_gamma_to_zero_drops_the_modality(self):
+        problem = Problem(logit_scale=1.0)
+        rest = {m: z for m, z in problem.logits.items() if m != "image"}
+        # Its R tends to averaging, so its logits tend to a constant; the prior is still divided out
+        # M - 1 times.
+        constant = {**rest, "image": np.zeros_like(rest["audio"])}
+        dropped = fusion.statistical_fusion(constant, problem.prior)
+        np.testing.assert_allclose(problem.robust(gamma=1e-14).log_probs, dropped, atol=1e-6)
+
+    def test_certain_predictions_are_left_alone(self, dtype):
+        problem = Problem(dtype=dtype)
+        problem.logits["audio"][:, 1] += 1e4
+        statistical = fusion.statistical_fusion(problem.logits, problem.prior)
+        out = problem.robust(gamma=1e-3)
+        size = np.abs(np.asarray(statistical)).max()
+        np.testing.assert_allclose(out.log_probs, statistical, atol=tolerance(dtype) * size)
+        np.testing.assert_array_equal(out.jacobian_norm, 0)
+        assert out.converged.all()
+
+    def test_smaller_gamma_lowers_the_frozen_jacobian_norm(self):
+        problem = Problem()
+        probs = jnp.exp(fusion.statistical_fusion(problem.logits, problem.prior))
+        norms = []
+        for gamma in (0.9, 0.5, 0.1, 0.01):
+            strength = (1 - gamma) / gamma
+            R = reference.recalibration_matrix(probs[0], problem.grams["image"], strength)
+            J = reference.softmax_jacobian(np.asarray(probs[0]))
+            norms.append(np.trace(J @ R @ problem.grams["image"] @ R.T @ J))
+        assert (np.diff(norms) < 0).all()
+
+    def test_iterations_converge_and_say_so(self):
+        problem = Problem(logit_scale=1.0)
+        assert not problem.robust(gamma=0.1).converged.all()
+        many = problem.robust(gamma=0.5, num_iterations=60, atol=1e-9)
+        assert many.converged.all()
+        more = problem.robust(gamma=0.5, num_iterations=61)
+        np.testing.assert_allclose(more.log_probs, many.log_probs, atol=1e-8)
+
+    def test_permuting_classes_permutes_the_result(self):
+        problem = Problem()
+        order = np.array([3, 0, 4, 1, 2])
+        permuted = fusion.robust_fusion(
+            {m: z[:, order] for m, z in problem.logits.items()},
+            {m: gram_spectrum(gram[np.ix_(order, order)]) for m, gram in problem.grams.items()},
+            problem.prior[order],
+            perturbed="image",
+            gamma=0.1,
+        )
+        expected = problem.robust()
+        np.testing.assert_allclose(permuted.log_probs, expected.log_probs[:, order], atol=1e-12)
+        np.testing.assert_allclose(permuted.jacobian_norm, expected.jacobian_norm, rtol=1e-11)
+
+    def test_batch_is_a_loop_over_samples_in_any_order(self, dtype):
+        problem = Problem(batch_size=7, dtype=dtype)
+        expected = problem.robust()
+        order = np.random.default_rng(0).permutation(7)
+        for batch_size in (None, 1, 3):
+            shuffled = fusion.robust_fusion(
+                {m: z[order] for m, z in problem.logits.items()},
+                problem.spectra,
+                problem.prior,
+                perturbed="image",
+                gamma=0.1,
+                batch_size=batch_size,
+            )
+            np.testing.assert_allclose(
+                shuffled.log_probs, expected.log_probs[order], atol=tolerance(dtype)
+            )
+        for b in range(7):
+            single = fusion.robust_fusion(
+                {m: z[b : b + 1] for m, z in problem.logits.items()},
+                problem.spectra,
+                problem.prior,
+                perturbed="image",
+                gamma=0.1,
+            )
+            np.testing.assert_allclose(
+                single.log_probs[0], expected.log_probs[b], atol=tolerance(dtype)
+            )
+
+    def test_one_compiled_function_serves_every_gamma(self):
+        problem = Problem()
+        traces = []
+
+        @jax.jit
+        def fuse(gamma):
+            traces.append(gamma)
+            return problem.robust(gamma=gamma).log_probs
+
+        gammas = jnp.array([1.0, 0.5, 0.01])
+        separate = np.stack([problem.robust(gamma=float(g)).log_probs for g in gammas])
+        np.testing.assert_allclose(np.stack([fuse(g) for g in gammas]), separate, atol=1e-13)
+        assert len(traces) == 1
+        np.testing.assert_allclose(jax.vmap(fuse)(gammas), separate, atol=1e-13)
+
+    def test_traced_gamma_out_of_range_gives_nan(self):
+        problem = Problem()
+        fuse = jax.jit(lambda gamma: problem.robust(gamma=gamma).log_probs)
+        for gamma in (0.0, -0.1, 1.1, np.nan):
+            assert np.isnan(fuse(gamma)).all()
+
+    def test_per_sample_spectra(self):
+        problem = Problem()
+        scale = np.array([1.0, 2.0, 0.5, 3.0])
+        own = {
+            "image": GramSpectrum(
+                scale[:, None] * problem.spectra["image"].eigenvalues,
+                jnp.stack([problem.spectra["image"].eigenvectors] * 4),
+            )
+        }
+        out = fusion.robust_fusion(problem.logits, own, problem.prior, perturbed="image", gamma=0.1)
+        for b in range(4):
+            probs, norms = reference.robust_fusion(
+                {m: z[b : b + 1] for m, z in problem.logits.items()},
+                {"image": scale[b] * problem.grams["image"]},
+                problem.prior,
+                ("image",),
+                0.1,
+            )
+            np.testing.assert_allclose(jnp.exp(out.log_probs[b]), probs[0], rtol=1e-9)
+            np.testing.assert_allclose(out.jacobian_norm[b], norms[0], rtol=1e-9)
+
+    def test_nan_stays_in_its_sample(self):
+        problem = Problem()
+        expected = problem.robust()
+        problem.logits["image"][1, 2] = np.nan
+        problem.logits["audio"][2, 0] = np.inf
+        out = problem.robust()
+        assert np.isnan(out.log_probs[1:3]).all()
+        assert np.isnan(out.jacobian_norm[1:3]).all()
+        assert not out.converged[1:3].any()
+        for b in (0, 3):
+            np.testing.assert_array_equal(out.log_probs[b], expected.log_probs[b])
+
+    @pytest.mark.parametrize("num_iterations", [1, 2])
+    def test_gradients_in_every_array_match_finite_differences(self, num_iterations):
+        problem = Problem(num_classes=4, batch_size=2, logit_scale=1.0)
+        singular = spectrum_from_kernel(np.random.default_rng(0).normal(size=(2, 4)))
+        spectra = {"image": problem.spectra["image"], "audio": singular}
+
+        def fuse(logits, spectra, prior, gamma):
+            out = fusion.robust_fusion(
+                logits,
+                spectra,
+                prior,
+                perturbed=("image", "audio"),
+                gamma=gamma,
+                num_iterations=num_iterations,
+            )
+            return out.log_probs, out.jacobian_norm
+
+        args = (problem.logits, spectra, problem.prior, 0.3)
+        check_grads(fuse, args, order=1, modes=("fwd", "rev"), atol=1e-6, rtol=1e-6, eps=1e-6)
+
+    def test_gradients_stay_finite_where_the_jacobian_vanishes(self, dtype):
+        problem = Problem(dtype=dtype)
+        problem.logits["audio"][:, 1] += 1e4
+
+        def total(logits):
+            out = fusion.robust_fusion(
+                logits, problem.spectra, problem.prior, perturbed="image", gamma=0.01
+            )
+            return out.log_probs.sum() + out.jacobian_norm.sum()
+
+        for gradient in jax.grad(total)(problem.logits).values():
+            assert np.isfinite(gradient).all()
+
+    @pytest.mark.parametrize(("batch_size", "num_classes"), [(1, 2), (1, 309), (0, 5)])
+    def test_odd_sizes(self, batch_size, num_classes):
+        out = Problem(num_classes, batch_size).robust()
+        assert out.log_probs.shape == (batch_size, num_classes)
+        assert np.isfinite(out.log_probs).all()
+        np.testing.assert_allclose(jnp.exp(out.log_probs).sum(axis=-1), 1, rtol=1e-12)
+
+
+class TestMisuse:
+    def test_values(self):
+        problem = Problem()
+        for gamma in (0.0, -1.0, 1.5, float("nan")):
+            with pytest.raises(ValueError, match=rf"gamma must lie in \(0, 1\], got {gamma}"):
+                problem.robust(gamma=gamma)
+        with pytest.raises(ValueError, match=r"scale must lie in \[0, 1\], got 2"):
+            fusion.scaled_fusion(problem.logits, problem.prior, perturbed="image", scale=2.0)
+        with pytest.raises(ValueError, match="num_iterations must be at least 1, got 0"):
+            problem.robust(num_iterations=0)
+        for bad in (0.0, -0.1, np.nan):
+            prior = problem.prior.copy()
+            prior[1] = bad
+            with pytest.raises(ValueError, match="class_prior must be positive and finite"):
+                fusion.statistical_fusion(problem.logits, prior)
+
+    def test_names(self):
+        problem = Problem()
+        with pytest.raises(ValueError, match="perturbed names 'smell', but the modalities are"):
+            problem.robust("smell")
+        with pytest.raises(ValueError, match="perturbed names 'video', but the modalities are"):
+            problem.robust("video")  # no Gram spectrum for it
+        with pytest.raises(ValueError, match="perturbed names a modality twice"):
+            problem.robust(("image", "image"))
+
+    def test_shapes(self):
+        problem = Problem()
+        with pytest.raises(ValueError, match="must hold at least one modality"):
+            fusion.mean_fusion({})
+        with pytest.raises(ValueError, match=r"logits\['a'\] must have shape \(B, K\), got \(3,\)"):
+            fusion.mean_fusion({"a": np.ones(3)})
+        with pytest.raises(ValueError, match=r"'b': \(2, 4\)"):
+            fusion.mean_fusion({"a": np.ones((2, 3)), "b": np.ones((2, 4))})
+        with pytest.raises(ValueError, match=r"class_prior must have shape \(5,\).* got \(4,\)"):
+            fusion.statistical_fusion(problem.logits, np.full(4, 0.25))
+        with pytest.raises(ValueError, match=r"gamma must be a scalar, got shape \(2,\)"):
+            problem.robust(gamma=np.array([0.1, 0.2]))
+        problem.spectra["image"] = gram_spectrum(np.eye(4))
+        with pytest.raises(ValueError, match=r"grams\['image'\] must have shapes \(5,\)"):
+            problem.robust()
+
+    def test_dtypes(self):
+        with pytest.raises(TypeError, match=r"logits\['a'\] must be float32 or float64, got int64"):
+            fusion.mean_fusion({"a": np.ones((2, 3), int)})
+        with pytest.raises(TypeError, match="got bfloat16"):
+            fusion.mean_fusion({"a": jnp.ones((2, 3), jnp.bfloat16)})

@@ -1,0 +1,88 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from sklearn.metrics import accuracy_score, log_loss
+
+from jacfuse_jax import metrics
+
+
+def random_predictions(count=300, num_classes=4, dtype="float64", seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(num_classes, size=count)
+    logits = rng.normal(size=(count, num_classes))
+    logits[np.arange(count), labels] += 1.5
+    return scipy.special.log_softmax(logits, axis=-1).astype(dtype), labels
+
+
+def test_accuracy_and_likelihood_match_scikit_learn(dtype):
+    log_probs, labels = random_predictions(dtype=dtype)
+    result = metrics.finalise(metrics.classification_sums(log_probs, labels))
+    assert result.accuracy == pytest.approx(accuracy_score(labels, log_probs.argmax(axis=1)))
+    probs = np.exp(log_probs.astype(np.float64))
+    expected = log_loss(labels, probs / probs.sum(axis=1, keepdims=True))
+    assert result.nll == pytest.approx(expected, rel=float(100 * np.finfo(dtype).eps))
+    assert result.num_examples == 300
+
+
+def test_calibration_error_matches_its_definition():
+    log_probs, labels = random_predictions()
+    confidence = np.exp(log_probs.max(axis=1))
+    correct = log_probs.argmax(axis=1) == labels
+    expected = 0.0
+    for low, high in zip(np.arange(15) / 15, np.arange(1, 16) / 15, strict=True):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            gap = abs(correct[inside].mean() - confidence[inside].mean())
+            expected += inside.mean() * gap
+    result = metrics.finalise(metrics.classification_sums(log_probs, labels))
+    assert result.ece == pytest.approx(expected, rel=1e-12)
+
+
+def test_batches_with_padding_add_up_to_the_whole(dtype):
+    log_probs, labels = random_predictions(dtype=dtype)
+    whole = metrics.classification_sums(log_probs, labels)
+    total = None
+    for start in range(0, 300, 128):
+        rows = np.arange(start, min(start + 128, 300))
+        padded = np.pad(rows, (0, 128 - len(rows)), constant_values=7)
+        mask = np.arange(128) < len(rows)
+        sums = jax.jit(metrics.classification_sums)(log_probs[padded], labels[padded], mask)
+        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+    for a, b in zip(total, whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=100 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(("successes", "count"), [(0, 10), (3, 10), (10, 10), (988, 1000)])
+def test_interval_matches_scipys_wilson_interval(successes, count):
+    expected = scipy.stats.binomtest(successes, count).proportion_ci(0.95, "wilson")
+    assert metrics.wilson_interval(successes, count) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_trouble_shows_instead_of_improving_a_figure():
+    log_probs = np.log(np.full((3, 2), 0.5))
+    log_probs[0] = np.nan  # argmax of NaN would be class 0, the label
+    log_probs[1] = np.log([0.9, 0.1])
+    log_probs[2, 1] = np.nan
+    result = metrics.finalise(metrics.classification_sums(log_probs, np.zeros(3, int)))
+    assert result.accuracy == pytest.approx(1 / 3)
+    assert np.isnan(result.nll)
+    masked = metrics.classification_sums(log_probs, np.zeros(3, int), np.array([0, 1, 0]))
+    assert metrics.finalise(masked).nll == pytest.approx(-np.log(0.9))
+
+
+def test_impossible_label_costs_infinity():
+    log_probs = np.array([[0.0, -np.inf]])
+    assert np.isinf(metrics.finalise(metrics.classification_sums(log_probs, np.array([1]))).nll)
+
+
+def test_misuse():
+    log_probs, labels = random_predictions(10)
+    with pytest.raises(ValueError, match=r"got \(10, 4\), \(9,\) and \(9,\)"):
+        metrics.classification_sums(log_probs, labels[:9])
+    with pytest.raises(ValueError, match="no samples were counted"):
+        metrics.finalise(metrics.classification_sums(log_probs, labels, np.zeros(10)))
+    with pytest.raises(TypeError, match="log_probs must be float32 or float64"):
+        metrics.classification_sums(log_probs.astype(np.float16), labels)

@@ -1,0 +1,121 @@
+import gc
+import os
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jacfuse_jax import training
+from jacfuse_jax.models import LeNet
+
+rng = np.random.default_rng(0)
+INPUTS = rng.normal(size=(96, 6, 6, 1)).astype(np.float32)
+LABELS = (INPUTS.mean(axis=(1, 2, 3)) > 0).astype(np.int32)
+
+
+def make_model(num_classes=2):
+    return LeNet((6, 6, 1), num_classes, channels=(4,), hidden_sizes=(8,), rngs=nnx.Rngs(0))
+
+
+def make_batches(epoch):
+    order = np.random.default_rng(epoch).permutation(96)
+    for rows in order.reshape(3, 32):
+        yield {"inputs": INPUTS[rows], "label": LABELS[rows], "mask": np.ones(32, np.float32)}
+
+
+def fit(folder, num_epochs, batches=make_batches, model=None):
+    model = model or make_model()
+    training.fit(model, optax.adam(1e-2), batches, num_epochs=num_epochs, checkpoint_dir=folder)
+    return model
+
+
+def parameters(model):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
+
+
+def test_learns(tmp_path):
+    model = fit(tmp_path, 20)
+    assert np.mean(model(INPUTS).logits.argmax(axis=1) == LABELS) > 0.9
+
+
+def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
+    whole = fit(tmp_path / "whole", 5)
+
+    def killed(epoch):
+        for index, batch in enumerate(make_batches(epoch)):
+            if epoch == 3 and index == 1:
+                raise KeyboardInterrupt
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "killed", 5, killed)
+    epochs = []
+
+    def recorded(epoch):
+        epochs.append(epoch)
+        return make_batches(epoch)
+
+    resumed = fit(tmp_path / "killed", 5, recorded)
+    assert epochs == [3, 4]
+    for a, b in zip(parameters(resumed), parameters(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_finished_training_is_restored_without_a_step(tmp_path):
+    trained = fit(tmp_path, 2)
+
+    def must_not_be_called(epoch):
+        raise AssertionError(epoch)
+
+    restored = fit(tmp_path, 2, must_not_be_called)
+    for a, b in zip(parameters(restored), parameters(trained), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_half_written_checkpoint_is_not_taken_for_whole(tmp_path):
+    expected = fit(tmp_path / "whole", 3)
+    fit(tmp_path / "other", 2)
+    # What a kill in the middle of a save leaves: a folder that was never renamed into place.
+    (tmp_path / "other" / "2").rename(tmp_path / "other" / "3.orbax-checkpoint-tmp")
+    resumed = fit(tmp_path / "other", 3)
+    for a, b in zip(parameters(resumed), parameters(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_masked_rows_have_no_influence(tmp_path):
+    def padded(epoch):
+        for batch in make_batches(epoch):
+            mask = np.ones(32, np.float32)
+            mask[-4:] = 0
+            yield {**batch, "mask": mask}
+
+    def garbage(epoch):
+        for batch in padded(epoch):
+            inputs = batch["inputs"].copy()
+            inputs[-4:] = 1e3
+            yield {**batch, "inputs": inputs}
+
+    a, b = fit(tmp_path / "a", 1, padded), fit(tmp_path / "b", 1, garbage)
+    for x, y in zip(parameters(a), parameters(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def test_foreign_checkpoint_is_named(tmp_path):
+    fit(tmp_path, 1)
+    with pytest.raises(training.CheckpointError, match=rf"{tmp_path}/1 is of another"):
+        fit(tmp_path, 2, model=make_model(num_classes=3))
+
+
+# The reads that orbax has under way when one of them fails end with complaints in its threads.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_damaged_checkpoint_is_named(tmp_path):
+    fit(tmp_path, 1)
+    data = [path for path in (tmp_path / "1").rglob("d/*") if path.stat().st_size > 0]
+    assert data
+    for path in data:
+        os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(training.CheckpointError, match=rf"{tmp_path}/1 is damaged"):
+        fit(tmp_path, 2)
+    gc.collect()
