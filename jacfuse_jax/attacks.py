@@ -30,7 +30,7 @@ class _Budget(NamedTuple):
 def fgm(
     log_prob_fn: LogProbFn,
     inputs: Mapping[str, Any],
-    labels: jax.Array,
+    labels: ArrayLike,
     *,
     epsilon: Mapping[str, ArrayLike],
     norm: Norm = "linf",
@@ -68,7 +68,7 @@ def fgm(
 def pgd(
     log_prob_fn: LogProbFn,
     inputs: Mapping[str, Any],
-    labels: jax.Array,
+    labels: ArrayLike,
     key: jax.Array,
     *,
     epsilon: Mapping[str, ArrayLike],
@@ -154,13 +154,13 @@ def _make_budget(
 
 
 def _summed_loss(
-    log_prob_fn: LogProbFn, inputs: Mapping[str, Any], labels: jax.Array
+    log_prob_fn: LogProbFn, inputs: Mapping[str, Any], labels: ArrayLike
 ) -> Callable[[dict[str, jax.Array]], tuple[jax.Array, jax.Array]]:
     """The loss -log p(label) as a function of the perturbed modalities: its sum, and (B,)."""
 
     def summed_loss(perturbed: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         log_probs = log_prob_fn({**inputs, **perturbed})
-        loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+        loss = -jnp.take_along_axis(log_probs, jnp.asarray(labels)[:, None], axis=-1)[:, 0]
         return loss.sum(), loss
 
     return summed_loss

@@ -48,6 +48,7 @@ def robust_fusion(logits, grams, prior, perturbed, gamma, num_iterations=1):
     for b in range(len(next(iter(logits.values())))):
         z = {name: np.asarray(array[b], np.float64) for name, array in logits.items()}
         p = statistical_fusion({name: array[None] for name, array in z.items()}, prior)[0]
+        R = {}
         for _ in range(num_iterations):
             R = {m: recalibration_matrix(p, grams[m], (1 - gamma) / gamma) for m in perturbed}
             total = sum(R[m] @ z[m] if m in perturbed else z[m] for m in z)

@@ -125,7 +125,7 @@ class TestStrength:
         for norm, dual in (("linf", 1), ("l2", 2)):
             adversarial = run(attacks.fgm, model, epsilon={"image": 0.2}, norm=norm)
             difference = model.kernels["image"][:, 0] - model.kernels["image"][:, 1]
-            z = sum(model.logits(model.inputs).values())
+            z = np.sum(list(model.logits(model.inputs).values()), axis=0)
             margin = (z[:, 0] - z[:, 1]) * np.where(model.labels == 0, 1, -1)
             worst = margin - 0.2 * np.linalg.norm(difference, ord=dual)
             np.testing.assert_allclose(model.loss(adversarial), np.log1p(np.exp(-worst)), rtol=1e-9)
@@ -145,7 +145,14 @@ class TestStrength:
 
     def test_l2_pgd_ends_where_the_gradient_points_out_of_the_ball(self):
         model = Classifiers()
-        adversarial = run(attacks.pgd, model, epsilon={"audio": 0.5}, norm="l2", num_steps=200)
+        adversarial = run(
+            attacks.pgd,
+            model,
+            epsilon={"audio": 0.5},
+            norm="l2",
+            num_steps=200,
+            relative_step_size=0.1,
+        )
         delta = adversarial["audio"] - model.inputs["audio"]
         np.testing.assert_allclose(np.linalg.norm(delta, axis=1), 0.5, rtol=1e-9)
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ class Problem:
             m: spectrum_from_kernel(kernel.astype(dtype)) for m, kernel in kernels.items()
         }
 
-    def robust(self, perturbed="image", gamma=0.1, **kwargs):
+    def robust(self, perturbed: Any = "image", gamma: Any = 0.1, **kwargs: Any):
         return fusion.robust_fusion(
             self.logits, self.spectra, self.prior, perturbed=perturbed, gamma=gamma, **kwargs
         )
@@ -241,7 +243,7 @@ class TestRobust:
         scale = np.array([1.0, 2.0, 0.5, 3.0])
         own = {
             "image": GramSpectrum(
-                scale[:, None] * problem.spectra["image"].eigenvalues,
+                jnp.asarray(scale)[:, None] * problem.spectra["image"].eigenvalues,
                 jnp.stack([problem.spectra["image"].eigenvectors] * 4),
             )
         }

@@ -27,6 +27,7 @@ def test_shapes(input_shape, kwargs):
 def test_logits_are_the_head_of_the_features():
     model = LeNet((9, 7, 1), 4, rngs=nnx.Rngs(0))
     output = model(jnp.asarray(np.random.default_rng(0).normal(size=(5, 9, 7, 1)), jnp.float32))
+    assert model.head.bias is not None
     kernel, bias = model.head.kernel[...], model.head.bias[...]
     np.testing.assert_allclose(output.logits, output.features @ kernel + bias, atol=1e-5)
 

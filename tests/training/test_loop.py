@@ -2,6 +2,7 @@ import gc
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -37,7 +38,7 @@ def parameters(model):
 
 def test_learns(tmp_path):
     model = fit(tmp_path, 20)
-    assert np.mean(model(INPUTS).logits.argmax(axis=1) == LABELS) > 0.9
+    assert np.mean(model(jnp.asarray(INPUTS)).logits.argmax(axis=1) == LABELS) > 0.9
 
 
 def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):

@@ -1,0 +1,1 @@
+"""Data sets for the experiments: raw files in, arrays keyed by modality name out."""

@@ -1,0 +1,152 @@
+"""The tensorflow-datasets builder of AV-MNIST; it neither needs nor uses TensorFlow."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import tensorflow_datasets as tfds
+from numpy.typing import NDArray
+from tensorflow_datasets.core.download import downloader
+
+from data_pipelines.av_mnist.energy import fit_subspace, project
+from data_pipelines.av_mnist.pairing import pair_recordings
+from data_pipelines.av_mnist.sources import PUBLISHED, RawData, Sources, manual_paths, read_sources
+from data_pipelines.av_mnist.spectrogram import SIZE, encode_png, log_spectrogram
+from data_pipelines.errors import DataError
+
+# With ten attempts, the default, it takes over three minutes to find that there is no network.
+downloader.MAX_RETRIES = 4
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class AvMnistConfig(tfds.core.BuilderConfig):
+    """Sizes, seed and raw files; not to be changed once made.
+
+    Attributes:
+      num_train: training pairs, made from the first images of MNIST's training file.
+      num_validation: validation pairs, made from the last images of MNIST's training file.
+      num_test: test pairs, made from the first images of MNIST's test file.
+      seed: of the pairing.
+      sources: the raw files.
+    """
+
+    num_train: int = 55_000
+    num_validation: int = 5_000
+    num_test: int = 10_000
+    seed: int = 0
+    sources: Sources = PUBLISHED
+
+
+DEFAULT_CONFIG = AvMnistConfig(name="default")
+
+
+class AvMnist(tfds.core.GeneratorBasedBuilder):
+    """MNIST images reduced to 25% of their energy, paired with spectrograms of spoken digits."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: ClassVar[list[AvMnistConfig]] = [DEFAULT_CONFIG]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Optional: mnist/ with MNIST's four .gz files and fsdd/ with one .tar.gz source archive of"
+        " the Free Spoken Digit Dataset. Without them the files are downloaded."
+    )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=AvMnist.__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=(28, 28, 1), dtype=np.float32),
+                    "audio": tfds.features.Image(shape=(SIZE, SIZE, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                    "index": tfds.features.Scalar(dtype=np.int32),
+                    "recording": tfds.features.Text(),
+                }
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        config = cast(AvMnistConfig, self.builder_config)
+        raw = _raw_data(config, dl_manager)
+        subspace = fit_subspace(raw.train_images[: config.num_train])
+        pictures = {
+            each.name: encode_png(log_spectrogram(each.waveform)) for each in raw.recordings
+        }
+        num_images = len(raw.train_images)
+        validation = range(num_images - config.num_validation, num_images)
+        rows = {
+            "train": (raw.train_images, raw.train_labels, range(config.num_train)),
+            "validation": (raw.train_images, raw.train_labels, validation),
+            "test": (raw.test_images, raw.test_labels, range(config.num_test)),
+        }
+        generators: dict[str, Any] = {}
+        for split, (images, labels, indices) in rows.items():
+            recordings = pair_recordings(labels[indices], raw.recordings, split, config.seed)
+            generators[split] = self._generate_examples(
+                project(subspace, images[indices]),
+                [pictures[recording.name] for recording in recordings],
+                labels[indices],
+                indices,
+                [recording.name for recording in recordings],
+            )
+        return generators
+
+    def _generate_examples(
+        self,
+        images: NDArray[np.float32],
+        pictures: Iterable[bytes],
+        labels: NDArray[np.uint8],
+        indices: Iterable[int],
+        names: Iterable[str],
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        columns = zip(images, pictures, labels, indices, names, strict=True)
+        for key, (image, picture, label, index, name) in enumerate(columns):
+            example = {
+                "image": image,
+                "audio": picture,
+                "label": int(label),
+                "index": index,
+                "recording": name,
+            }
+            yield key, example
+
+
+def _raw_data(config: AvMnistConfig, dl_manager: tfds.download.DownloadManager) -> RawData:
+    """Reads the raw files from the manual folder, or else from their public homes."""
+    try:
+        manual_dir = Path(dl_manager.manual_dir)
+    except AssertionError:  # there is no such folder
+        return _downloaded_data(config, dl_manager)
+    return _read(config, manual_paths(config.sources, manual_dir))
+
+
+def _downloaded_data(config: AvMnistConfig, dl_manager: tfds.download.DownloadManager) -> RawData:
+    """Downloads what has not been downloaded yet, and keeps nothing that turns out to be wrong."""
+    urls = {name: source.url for name, source in config.sources._asdict().items()}
+    try:
+        # One after the other: when one fails, none is still under way.
+        paths = {name: Path(dl_manager.download(url)) for name, url in urls.items()}
+    except (OSError, tfds.download.DownloadError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"download failed ({reason}); check the network, or get the files in another way and"
+            " name their folder with --manual_dir"
+        ) from None
+    try:
+        return _read(config, paths)
+    except DataError as error:
+        problem = str(error)
+        for name, path in paths.items():
+            path.unlink()
+            path.with_name(path.name + ".INFO").unlink()  # else TFDS insists on the same bytes
+            problem = problem.replace(str(path), urls[name])
+        raise DataError(f"{problem} (the downloads are removed: run again to fetch them)") from None
+
+
+def _read(config: AvMnistConfig, paths: dict[str, Path]) -> RawData:
+    """Reads raw files that must hold as many images as the config asks for."""
+    num_images = config.num_train + config.num_validation
+    return read_sources(config.sources, paths, min_train=num_images, min_test=config.num_test)

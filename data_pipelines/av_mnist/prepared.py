@@ -1,0 +1,130 @@
+"""Makes AV-MNIST on disk, once and whole, and reads it back."""
+
+import fcntl
+import io
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from data_pipelines.av_mnist.builder import DEFAULT_CONFIG, AvMnist, AvMnistConfig
+from data_pipelines.av_mnist.sources import manual_paths
+from data_pipelines.av_mnist.spectrogram import decode_pngs
+from data_pipelines.errors import DataError
+
+
+def prepare(
+    data_dir: Path,
+    manual_dir: Path | None = None,
+    config: AvMnistConfig = DEFAULT_CONFIG,
+    *,
+    progress: bool = True,
+) -> None:
+    """Makes the data set in `data_dir` unless it is there already.
+
+    It is written to a folder of its own that is renamed when complete, so an interrupted one is
+    never taken for a finished one; the next call removes what it left. Two processes may prepare
+    the same data set at once: the second waits for the first.
+
+    Args:
+      data_dir: where prepared data sets and downloads are kept; made if missing.
+      manual_dir: folder with the raw files in `mnist/` and `fsdd/`; None downloads them.
+      config: sizes, seed and raw files; in one `data_dir`, different ones need different names.
+      progress: shows progress bars.
+
+    Raises:
+      DataError: raw files are missing, damaged or foreign, or cannot be downloaded; `data_dir`
+        cannot be written to, or holds something else in the place of the data set.
+    """
+    tfds.display_progress_bar(progress)
+    builder = _builder(data_dir, config)
+    folder = Path(builder.data_dir)
+    downloads = Path(data_dir) / "downloads"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+        raise DataError(f"--data_dir={data_dir}: {reason}; name a folder to write to") from None
+    with _locked(folder.parent.parent / "lock"):
+        if folder.exists():
+            if not builder.is_prepared():
+                raise DataError(f"{folder}: not a prepared data set; remove the folder")
+            return
+        # Nobody else is at work while the lock is held, so these are remains of a killed process.
+        for remains in [*folder.parent.glob("incomplete.*"), *downloads.rglob("*.tmp.*")]:
+            shutil.rmtree(remains)
+        if manual_dir is not None:
+            manual_paths(config.sources, Path(manual_dir))
+        # What is printed here is that all sizes are unknown; progress bars go to stderr.
+        with redirect_stdout(io.StringIO()):
+            builder.download_and_prepare(
+                file_format="array_record",
+                download_dir=downloads,
+                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
+            )
+
+
+def read_split(
+    data_dir: Path,
+    split: str,
+    *,
+    num_examples: int | None = None,
+    config: AvMnistConfig = DEFAULT_CONFIG,
+    progress: bool = True,
+) -> dict[str, NDArray[Any]]:
+    """Reads the first rows of a prepared split, in its fixed order.
+
+    Args:
+      data_dir: as for `prepare`.
+      split: "train", "validation" or "test".
+      num_examples: N, at most the size of the split; None reads all.
+      config: as for `prepare`.
+      progress: shows a progress bar.
+
+    Returns:
+      "image": (N, 28, 28, 1) float32; "audio": (N, 112, 112, 1) float32 in [0, 1]; "label": (N,)
+      int32; "index": (N,) int32, the image's position in its MNIST file; "recording": (N,) str, the
+      recording's file name.
+
+    Raises:
+      DataError: what was prepared cannot be read any more.
+    """
+    # Pictures are decoded here, since every recording serves many rows.
+    builder = _builder(data_dir, config)
+    try:
+        source = builder.as_data_source(split, decoders={"audio": tfds.decode.SkipDecoding()})
+        positions = range(len(source) if num_examples is None else num_examples)
+        rows: list[dict[str, Any]] = [
+            source[i] for i in tqdm(positions, desc=f"Reading {split}", disable=not progress)
+        ]
+    except Exception as error:  # array_record and protobuf raise types of their own
+        raise DataError(
+            f"{builder.data_dir}: split {split} is damaged ({type(error).__name__}); remove the"
+            " folder, and it is prepared again"
+        ) from error
+    return {
+        "image": np.stack([row["image"] for row in rows]),
+        "audio": decode_pngs([row["audio"] for row in rows]),
+        "label": np.array([row["label"] for row in rows], np.int32),
+        "index": np.array([row["index"] for row in rows], np.int32),
+        "recording": np.array([row["recording"].decode() for row in rows]),
+    }
+
+
+def _builder(data_dir: Path, config: AvMnistConfig) -> Any:
+    """Returns the builder as Any: decorators hide the true types of its methods."""
+    return AvMnist(data_dir=data_dir, config=config)
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """Holds an exclusive lock, which the system releases however the process ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

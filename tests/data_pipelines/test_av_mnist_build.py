@@ -1,0 +1,275 @@
+import hashlib
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tensorflow_datasets.core.download import downloader
+
+from data_pipelines.av_mnist import AvMnistConfig, prepare, read_split
+from data_pipelines.av_mnist.sources import PUBLISHED, Sources
+from data_pipelines.errors import DataError
+from tests.data_pipelines.raw_files import (
+    TAR,
+    idx_bytes,
+    images_of,
+    labels_of,
+    tiny_config,
+    tone,
+    write_raw_files,
+)
+
+Splits = dict[str, dict[str, NDArray[Any]]]
+
+
+@pytest.fixture(scope="module")
+def manual_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_raw_files(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="module")
+def built(manual_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return _build(tmp_path_factory.mktemp("data"), manual_dir)
+
+
+def _read(data_dir: Path, config: AvMnistConfig) -> Splits:
+    return {
+        split: read_split(data_dir, split, config=config, progress=False)
+        for split in ("train", "validation", "test")
+    }
+
+
+def _build(data_dir: Path, manual_dir: Path | None, config: AvMnistConfig | None = None) -> Splits:
+    config = config or tiny_config()
+    prepare(data_dir, manual_dir, config, progress=False)
+    return _read(data_dir, config)
+
+
+def _assert_same(actual: Splits, expected: Splits) -> None:
+    for split, columns in expected.items():
+        for key, column in columns.items():
+            np.testing.assert_array_equal(actual[split][key], column)
+
+
+def test_splits_take_the_images_that_they_should(built: Splits) -> None:
+    train, test = labels_of(85), labels_of(25)
+    expected = {"train": range(60), "validation": range(65, 85), "test": range(20)}
+    for split, indices in expected.items():
+        columns = built[split]
+        np.testing.assert_array_equal(columns["index"], indices)
+        labels = (test if split == "test" else train)[indices]
+        np.testing.assert_array_equal(columns["label"], labels)
+        shapes = {key: column.shape[1:] for key, column in columns.items()}
+        assert shapes.pop("image") == (28, 28, 1)
+        assert shapes.pop("audio") == (112, 112, 1)
+        assert set(shapes.values()) == {()}
+        assert columns["image"].dtype == columns["audio"].dtype == np.float32
+        assert columns["label"].dtype == np.int32
+
+
+def test_recordings_say_the_label_and_are_disjoint(built: Splits) -> None:
+    indices = {"train": {10, 11}, "validation": {5, 9}, "test": {0, 4}}
+    for split, columns in built.items():
+        names = [name.removesuffix(".wav").split("_") for name in columns["recording"]]
+        assert [int(name[0]) for name in names] == columns["label"].tolist()
+        assert {int(name[2]) for name in names} == indices[split]
+        for digit in range(10):
+            used = columns["recording"][columns["label"] == digit].tolist()
+            counts = [used.count(f"{digit}_ann_{index}.wav") for index in indices[split]]
+            assert max(counts) - min(counts) <= 1
+
+
+def test_audio_is_that_of_the_named_recording(built: Splits) -> None:
+    for columns in built.values():
+        # Every digit is a tone of 400 + 300 digit + index Hz, and bins are 8000 / 222 Hz apart.
+        peak = columns["audio"][:, :, 56, 0].argmax(axis=1)
+        name_indices = [int(name[:-4].split("_")[2]) for name in columns["recording"]]
+        frequency_hz = 400 + 300 * columns["label"] + name_indices
+        assert np.abs(peak - frequency_hz * 222 / 8000).max() <= 0.55
+
+
+def test_images_are_projected_onto_components_of_the_training_images(built: Splits) -> None:
+    train, test = (images_of(labels_of(n)).reshape(n, 784) / 255 for n in (85, 25))
+    mean = train[:60].mean(axis=0)
+    _, singular_values, components = np.linalg.svd(train[:60] - mean, full_matrices=False)
+    energy = np.cumsum(singular_values**2) / np.sum(singular_values**2)
+    kept = components[: np.flatnonzero(energy >= 0.25)[0] + 1]
+    sources = {"train": train[:60], "validation": train[65:], "test": test[:20]}
+    for split, rows in sources.items():
+        expected = mean + (rows - mean) @ kept.T @ kept
+        np.testing.assert_allclose(built[split]["image"].reshape(-1, 784), expected, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(
+    built: Splits, manual_dir: Path, tmp_path: Path
+) -> None:
+    _assert_same(_build(tmp_path / "again", manual_dir), built)
+    other = _build(tmp_path / "other", manual_dir, tiny_config(seed=1))
+    for split, columns in built.items():
+        np.testing.assert_array_equal(other[split]["label"], columns["label"])
+        np.testing.assert_array_equal(other[split]["image"], columns["image"])
+        assert (other[split]["recording"] != columns["recording"]).any()
+
+
+def test_a_prepared_data_set_needs_no_raw_files(manual_dir: Path, tmp_path: Path) -> None:
+    first = _build(tmp_path, manual_dir)
+    _assert_same(_build(tmp_path, tmp_path / "nothing here"), first)
+
+
+_RUN = """
+import os, signal, sys
+from pathlib import Path
+import tensorflow_datasets as tfds
+from data_pipelines.av_mnist import AvMnist, prepare
+from tests.data_pipelines.raw_files import tiny_config
+
+data_dir, manual_dir, moment = sys.argv[1:]
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+generate = AvMnist._generate_examples
+def generate_and_die(self, images, *columns):
+    for key, example in generate(self, images, *columns):
+        yield key, example
+        if key == 5 and len(images) == {"train": 60, "test": 20}[moment]:
+            die()
+
+if moment in ("train", "test"):
+    AvMnist._generate_examples = generate_and_die
+elif moment == "written":
+    write = tfds.core.DatasetInfo.write_to_directory
+    tfds.core.DatasetInfo.write_to_directory = lambda *args: die(write(*args))
+prepare(Path(data_dir), Path(manual_dir), tiny_config(), progress=False)
+"""
+
+
+def _start(data_dir: Path, manual_dir: Path, moment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _RUN, str(data_dir), str(manual_dir), moment]
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+@pytest.mark.parametrize("moment", ["train", "test", "written"])
+def test_a_killed_preparation_is_begun_again_and_ends_the_same(
+    moment: str, built: Splits, manual_dir: Path, tmp_path: Path
+) -> None:
+    assert _start(tmp_path, manual_dir, moment).wait(60) == -signal.SIGKILL
+    folder = tmp_path / "av_mnist/tiny"
+    assert [path.name[:11] for path in folder.iterdir()] == ["incomplete."]
+
+    _assert_same(_build(tmp_path, manual_dir), built)
+
+    assert [path.name for path in folder.iterdir()] == ["1.0.0"]
+
+
+def test_two_processes_may_prepare_at_once(built: Splits, manual_dir: Path, tmp_path: Path) -> None:
+    processes = [_start(tmp_path, manual_dir, "never") for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    _assert_same(_read(tmp_path, tiny_config()), built)
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ARG002
+        return
+
+
+@contextmanager
+def _served(folder: Path) -> Generator[str]:
+    """Serves a folder on this machine and yields its address."""
+    handler = partial(_Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _sources(home: str, labels_sha256: str | None = None) -> Sources:
+    """The raw files' places on the local server."""
+    files = [source.pattern for source in PUBLISHED]
+    files[-1] = TAR
+    sources = Sources(
+        *(
+            source._replace(url=f"{home}/{file}", sha256=None)
+            for source, file in zip(PUBLISHED, files, strict=True)
+        )
+    )
+    return sources._replace(train_labels=sources.train_labels._replace(sha256=labels_sha256))
+
+
+def test_downloaded_files_give_the_same_data_set(
+    built: Splits, manual_dir: Path, tmp_path: Path
+) -> None:
+    sha256 = hashlib.sha256(idx_bytes(labels_of(85))).hexdigest()
+    with _served(manual_dir) as home:
+        _assert_same(_build(tmp_path, None, tiny_config(sources=_sources(home, sha256))), built)
+
+
+def test_a_wrong_download_is_refused_and_fetched_anew(
+    built: Splits, manual_dir: Path, tmp_path: Path
+) -> None:
+    raw = write_raw_files(tmp_path / "raw")
+    labels = raw / "mnist/train-labels-idx1-ubyte.gz"
+    sound = labels.read_bytes()
+    sha256 = hashlib.sha256(idx_bytes(labels_of(85))).hexdigest()
+    with _served(raw) as home:
+        config = tiny_config(sources=_sources(home, sha256))
+        labels.write_bytes((manual_dir / "mnist/t10k-labels-idx1-ubyte.gz").read_bytes())
+        with pytest.raises(DataError, match=r"http\S+train-labels\S+: .*differs .*run again"):
+            prepare(tmp_path, None, config, progress=False)
+        labels.write_bytes(sound[:-20])
+        with pytest.raises(DataError, match=r"http\S+train-labels\S+: truncated.*run again"):
+            prepare(tmp_path, None, config, progress=False)
+        labels.write_bytes(sound)
+        _assert_same(_build(tmp_path, None, config), built)
+
+
+def test_a_failed_download_says_so_and_the_next_run_succeeds(
+    built: Splits, manual_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloader, "MAX_RETRIES", 1)
+    with _served(manual_dir) as home:
+        sources = _sources(home)
+        missing = sources._replace(
+            recordings=sources.recordings._replace(url=f"{home}/gone.tar.gz")
+        )
+        with pytest.raises(DataError, match=r"download failed \(.*gone\.tar\.gz.*404.*network"):
+            prepare(tmp_path, None, tiny_config(sources=missing), progress=False)
+        _assert_same(_build(tmp_path, None, tiny_config(sources=sources)), built)
+    assert not list((tmp_path / "downloads").rglob("*.tmp.*"))
+    with pytest.raises(DataError, match=r"download failed \(.*refused.*--manual_dir") as caught:
+        prepare(tmp_path / "offline", None, tiny_config(sources=sources), progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_waveform_of_the_tests_is_what_the_spectrogram_test_expects() -> None:
+    assert np.abs(np.fft.rfft(tone(1000, 8000))).argmax() == 1000
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [_truncate, Path.unlink])
+def test_damaged_prepared_data_is_named(damage: Any, manual_dir: Path, tmp_path: Path) -> None:
+    prepare(tmp_path, manual_dir, tiny_config(), progress=False)
+    (file,) = tmp_path.rglob("*train.array_record*")
+    damage(file)
+    with pytest.raises(DataError, match=f"{file.parent}: split train is damaged .* remove the"):
+        read_split(tmp_path, "train", config=tiny_config(), progress=False)
+    test = read_split(tmp_path, "test", config=tiny_config(), progress=False)
+    assert len(test["label"]) == 20
