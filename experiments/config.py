@@ -1,0 +1,107 @@
+"""Settings of one run, and its claim on a working directory."""
+
+import dataclasses
+import json
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.files import write_atomically
+
+# Flags that say where things are, not what is computed.
+_PLACES = ("workdir", "data_dir", "manual_dir")
+
+
+class ConfigError(ValueError):
+    """A flag, or the working directory, does not fit; the message names it and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All flags of `experiments.robust_fusion`, under their own names; see its --help."""
+
+    dataset: str
+    workdir: str
+    data_dir: str
+    manual_dir: str | None
+    perturbed: tuple[str, ...]
+    perturbations: tuple[str, ...]
+    methods: tuple[str, ...]
+    gammas: tuple[float, ...]
+    scales: tuple[float, ...]
+    num_train: int | None
+    num_eval: int | None
+    num_attack: int
+    attack_steps: int
+    num_epochs: int
+    batch_size: int
+    seed: int
+
+
+def check_workdir(config: Config) -> None:
+    """Raises unless the working directory is new or belongs to a run with the same flags.
+
+    Args:
+      config: the settings of this run.
+
+    Raises:
+      ConfigError: the directory's config.json is of other flags, is not a config, or is missing
+        beside checkpoints.
+    """
+    path = Path(config.workdir) / "config.json"
+    if not path.exists():
+        if (path.parent / "checkpoints").exists():
+            raise ConfigError(f"{path} is missing beside checkpoints; choose another --workdir")
+        return
+    try:
+        owner = dict(json.loads(path.read_text())["flags"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is not a config of this program; choose another --workdir"
+        ) from error
+    flags = _flags(config)
+    differences = [
+        f"--{name}={owner.get(name)}, now {flags.get(name)}"
+        for name in dict.fromkeys([*owner, *flags])
+        if name not in _PLACES and owner.get(name) != flags.get(name)
+    ]
+    if differences:
+        raise ConfigError(
+            f"{path} belongs to a run with other flags ({'; '.join(differences)}); "
+            "repeat those or choose another --workdir"
+        )
+
+
+def write_config(config: Config, *, wall_time_s: float | None) -> None:
+    """Writes config.json: flags, versions, device and, once finished, the wall time in seconds."""
+    content = {
+        "flags": _flags(config),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in _PACKAGES},
+        },
+        "device": str(jax.devices()[0].device_kind),
+        "platform": platform.platform(),
+        "wall_time_s": wall_time_s,
+    }
+    write_atomically(Path(config.workdir) / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+_PACKAGES = (
+    "jacfuse_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "numpy",
+)
+
+
+def _flags(config: Config) -> dict[str, Any]:
+    """The settings as JSON reads them back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))

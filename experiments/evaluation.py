@@ -1,0 +1,185 @@
+"""Evaluation of every perturbation, severity and method on the test split."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from data_pipelines.datasets import MultimodalDataset
+from experiments.classifiers import Classifier, predict_logits
+from experiments.config import Config
+from experiments.methods import Evidence, Method, expand_methods, fuse
+from experiments.perturbations import ATTACKS, STRENGTHS, PerturbFn, make_perturb_fn
+from jacfuse_jax import metrics
+
+PERTURBATIONS = ("clean", *STRENGTHS)
+
+Logits = dict[str, NDArray[Any]]
+
+
+class Row(NamedTuple):
+    """One line of results.csv; None is written as an empty field.
+
+    Attributes:
+      attack_target: what the attacker differentiated: "unimodal:<perturbed>" (a transfer attack on
+        every method but that classifier itself) or the row's own method; None without an attack.
+      gamma: of robust fusion, None for other methods.
+      scale: of scaled fusion, None for other methods.
+    """
+
+    dataset: str
+    seed: int
+    perturbed: str
+    perturbation: str
+    severity: int
+    attack_target: str | None
+    method: str
+    gamma: float | None
+    scale: float | None
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    nll: float
+    ece: float
+    num_examples: int
+
+
+class _Scenario(NamedTuple):
+    """Perturbed logits, and the methods to evaluate on them."""
+
+    perturbation: str
+    severity: int
+    attack_target: str | None
+    methods: list[Method]
+    logits: Logits
+
+
+def evaluate(
+    config: Config,
+    dataset: MultimodalDataset,
+    classifiers: dict[str, Classifier],
+    evidence: Evidence,
+) -> list[Row]:
+    """Evaluates perturbed modality x perturbation x severity x method on the test split.
+
+    Corruptions run on all test rows. Attacks run on the first `config.num_attack` rows, once
+    against the perturbed modality's own classifier (every method is evaluated on the outcome) and
+    once against the fused prediction of each method, differentiated through the fusion.
+
+    Args:
+      config: settings of the run.
+      dataset: its test split is evaluated.
+      classifiers: {modality: classifier}.
+      evidence: Gram spectra and class prior.
+
+    Returns:
+      One row each, in a fixed order.
+    """
+    methods = expand_methods(
+        config.methods, dataset.modalities, gammas=config.gammas, scales=config.scales
+    )
+    test = dataset.splits["test"]
+    clean_logits = {
+        modality: predict_logits(classifier, test[modality], batch_size=config.batch_size)
+        for modality, classifier in classifiers.items()
+    }
+    rows: list[Row] = []
+    for perturbed in config.perturbed:
+        perturb_fn = make_perturb_fn(
+            classifiers[perturbed],
+            evidence,
+            dataset.splits["train"][perturbed],
+            perturbed=perturbed,
+            attack_steps=config.attack_steps,
+            batch_size=config.batch_size,
+        )
+        scenarios = _scenarios(config, methods, perturb_fn, perturbed, test, clean_logits)
+        for scenario in scenarios:
+            labels = test["label"][: len(scenario.logits[perturbed])]
+            for method in scenario.methods:
+                fused = _fuse(method, scenario.logits, evidence, perturbed)
+                rows.append(_row(config, perturbed, scenario, method, fused, labels))
+    return rows
+
+
+def _scenarios(
+    config: Config,
+    methods: list[Method],
+    perturb_fn: PerturbFn,
+    perturbed: str,
+    test: dict[str, NDArray[Any]],
+    clean_logits: Logits,
+) -> Iterator[_Scenario]:
+    """Perturbs one modality in every way asked for, behind a progress bar."""
+    own = Method(f"unimodal:{perturbed}", None)
+    fused = [method for method in methods if not method.rule.startswith("unimodal:")]
+    steps = [
+        (perturbation, severity, target)
+        for perturbation in config.perturbations
+        for severity in ([0] if perturbation == "clean" else [1, 2, 3, 4, 5])
+        for target in ([own, *fused] if perturbation in ATTACKS else [own])
+    ]
+    progress = tqdm(steps)
+    for perturbation, severity, target in progress:
+        progress.set_description(f"{perturbed} perturbed: {perturbation} {severity}")
+        if perturbation == "clean":
+            yield _Scenario(perturbation, 0, None, methods, clean_logits)
+            continue
+        is_attack = perturbation in ATTACKS
+        rows = slice(config.num_attack if is_attack else None)
+        trusted = {name: z[rows] for name, z in clean_logits.items() if name != perturbed}
+        logits = perturb_fn(
+            perturbation,
+            severity,
+            jax.random.key(config.seed),
+            test[perturbed][rows],
+            test["label"][rows],
+            trusted,
+            target,
+        )
+        yield _Scenario(
+            perturbation,
+            severity,
+            target.rule if is_attack else None,
+            methods if target == own else [target],
+            {**trusted, perturbed: logits},
+        )
+
+
+@partial(jax.jit, static_argnames=("rule", "perturbed"))
+def _fuse_jitted(
+    rule: str, logits: Logits, evidence: Evidence, perturbed: str, parameter: float | None
+) -> jax.Array:
+    return fuse(rule, logits, evidence, perturbed=perturbed, parameter=parameter)
+
+
+def _fuse(method: Method, logits: Logits, evidence: Evidence, perturbed: str) -> jax.Array:
+    """Log-probabilities of a method; one compilation serves all its parameters."""
+    return _fuse_jitted(method.rule, logits, evidence, perturbed, method.parameter)
+
+
+def _row(
+    config: Config,
+    perturbed: str,
+    scenario: _Scenario,
+    method: Method,
+    log_probs: jax.Array,
+    labels: NDArray[Any],
+) -> Row:
+    """Measures one method in one scenario."""
+    sums = metrics.classification_sums(log_probs, labels)
+    return Row(
+        dataset=config.dataset,
+        seed=config.seed,
+        perturbed=perturbed,
+        perturbation=scenario.perturbation,
+        severity=scenario.severity,
+        attack_target=scenario.attack_target,
+        method=method.rule,
+        gamma=method.parameter if method.rule == "robust" else None,
+        scale=method.parameter if method.rule == "scaled" else None,
+        **metrics.finalise(sums)._asdict(),
+    )

@@ -1,0 +1,121 @@
+"""Perturbed inputs of one modality, as the logits that its classifier gives them."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.batching import iterate_batches
+from experiments.classifiers import Classifier
+from experiments.methods import Evidence, Method, fuse
+from jacfuse_jax import attacks, corruptions
+
+# The parameter at severities 1 to 5, in units of the input (range about one): standard deviation,
+# share of entries, radius of the linf ball.
+STRENGTHS: dict[str, tuple[float, ...]] = {
+    "gaussian_noise": corruptions.GAUSSIAN_NOISE_STDDEV,
+    "missing": corruptions.MISSING_FRACTION,
+    "fgm": (0.01, 0.03, 0.1, 0.2, 0.4),
+    "pgd": (0.01, 0.03, 0.1, 0.2, 0.4),
+}
+ATTACKS = ("fgm", "pgd")
+
+PerturbFn = Callable[..., NDArray[Any]]
+
+
+def make_perturb_fn(
+    classifier: Classifier,
+    evidence: Evidence,
+    training_inputs: NDArray[Any],
+    *,
+    perturbed: str,
+    attack_steps: int,
+    batch_size: int,
+) -> PerturbFn:
+    """Makes the function that perturbs inputs of one modality and classifies them.
+
+    Args:
+      classifier: of the perturbed modality.
+      evidence: Gram spectra and class prior, for attacks on fused predictions.
+      training_inputs: (N, H, W, C); their range bounds perturbed inputs, and their mean is what a
+        missing entry reads.
+      perturbed: name of the modality.
+      attack_steps: of PGD.
+      batch_size: samples at a time.
+
+    Returns:
+      perturb_fn(perturbation, severity, key, inputs (N, H, W, C), labels (N,), trusted_logits
+      {other modality: (N, K)}, target) -> logits (N, K) of the perturbed modality. `target` is the
+      method whose prediction an attack differentiates; corruptions ignore it. One compilation
+      serves all severities and all parameters of a method.
+    """
+    valid_range = (float(training_inputs.min()), float(training_inputs.max()))
+    fill_value = training_inputs.mean(axis=0)
+
+    @partial(jax.jit, static_argnames=("perturbation", "rule"))
+    def perturb_batch(
+        parameters: Any,
+        batch: Mapping[str, jax.Array],
+        key: jax.Array,
+        strength: float,
+        method_parameter: float | None,
+        *,
+        perturbation: str,
+        rule: str,
+    ) -> jax.Array:
+        x = batch["inputs"]
+        trusted = {name: z for name, z in batch.items() if name in evidence.spectra}
+
+        def log_prob_fn(inputs: Mapping[str, jax.Array]) -> jax.Array:
+            logits = {**trusted, perturbed: classifier.logits_fn(parameters, inputs[perturbed])}
+            return fuse(rule, logits, evidence, perturbed=perturbed, parameter=method_parameter)
+
+        if perturbation == "gaussian_noise":
+            x = corruptions.gaussian_noise(key, x, stddev=strength, valid_range=valid_range)
+        elif perturbation == "missing":
+            x = corruptions.missing(key, x, fraction=strength, fill_value=fill_value)
+        else:
+            attack = (
+                attacks.fgm
+                if perturbation == "fgm"
+                else partial(attacks.pgd, key=key, num_steps=attack_steps)
+            )
+            x = attack(
+                log_prob_fn,
+                {perturbed: x},
+                batch["label"],
+                epsilon={perturbed: strength},
+                valid_range={perturbed: valid_range},
+            )[perturbed]
+        return classifier.logits_fn(parameters, x)
+
+    def perturb(
+        perturbation: str,
+        severity: int,
+        key: jax.Array,
+        inputs: NDArray[Any],
+        labels: NDArray[Any],
+        trusted_logits: Mapping[str, NDArray[Any]],
+        target: Method,
+    ) -> NDArray[Any]:
+        arrays = {"inputs": inputs, "label": labels, **trusted_logits}
+        logits = [
+            np.asarray(
+                perturb_batch(
+                    classifier.parameters,
+                    {name: array for name, array in batch.items() if name != "mask"},
+                    jax.random.fold_in(key, index),
+                    STRENGTHS[perturbation][severity - 1],
+                    target.parameter,
+                    perturbation=perturbation,
+                    rule=target.rule if perturbation in ATTACKS else "",
+                )
+            )
+            for index, batch in enumerate(iterate_batches(arrays, batch_size))
+        ]
+        return np.concatenate(logits)[: len(inputs)]
+
+    return perturb
