@@ -26,6 +26,7 @@ lint: $(STAMP)
 
 typecheck: $(STAMP)
 	$(BIN)/pyright
+	$(BIN)/pyright --project tests
 
 clean:
 	rm -rf .venv build *.egg-info

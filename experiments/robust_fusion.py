@@ -108,13 +108,13 @@ def run(config: Config) -> list[Row]:
 
 def config_from_flags() -> Config:
     """Collects the flags; raises ConfigError where one does not fit."""
-    modalities = datasets.MODALITIES[_DATASET.value]
+    modalities, chosen = datasets.MODALITIES[_DATASET.value], _PERTURBED.value
     return Config(
         dataset=_DATASET.value,
         workdir=_WORKDIR.value,
         data_dir=str(Path(_DATA_DIR.value).expanduser()),
         manual_dir=_MANUAL_DIR.value,
-        perturbed=_choices("perturbed", _PERTURBED.value or modalities, modalities),
+        perturbed=_choices("perturbed", modalities if chosen is None else chosen, modalities),
         perturbations=_choices("perturbations", _PERTURBATIONS.value, PERTURBATIONS),
         methods=_choices("methods", _METHODS.value, METHODS),
         gammas=_numbers("gammas", _GAMMAS.value, lambda x: 0 < x <= 1, "(0, 1]"),
@@ -152,6 +152,8 @@ def _numbers(
         if not is_valid(number):
             raise ConfigError(f"--{flag}: {text!r} is not a number in {interval}")
         numbers.append(number)
+    if not numbers:
+        raise ConfigError(f"--{flag} is empty; give numbers in {interval}")
     return tuple(dict.fromkeys(numbers))
 
 
@@ -160,9 +162,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; all settings are --flags")
     mpl.use("Agg")
-    # Reads under way when orbax finds a damaged file end with tracebacks in its threads; the error
-    # itself arrives here.
-    sys.unraisablehook = lambda _: None
     try:
         run(config_from_flags())
     except (ConfigError, DataError, CheckpointError, OSError) as error:
@@ -174,4 +173,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.FLAGS.set_default("verbosity", logging.WARNING)  # orbax reports every step of a save
+    # Reads under way when orbax finds a damaged file end with tracebacks in its threads; the error
+    # itself reaches main.
+    sys.unraisablehook = lambda _: None
     app.run(main)

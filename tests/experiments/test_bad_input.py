@@ -1,0 +1,101 @@
+"""What users can get wrong: one line that names flag or file, a non-zero exit, no traceback."""
+
+import json
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import robust_fusion
+from tests.experiments import runs
+
+
+def error_of(*arguments):
+    """The message with which the binary ends."""
+    with flagsaver.flagsaver():
+        flags.FLAGS(["robust_fusion", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            robust_fusion.main(["robust_fusion"])
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--perturbed=smell", "--perturbed: unknown 'smell'; choose from upper,lower"),
+        ("--perturbed=", "--perturbed is empty; choose from upper,lower"),
+        ("--methods=robust,magic", "--methods: unknown 'magic'; choose from unimodal,mean,"),
+        ("--perturbations=fog", "--perturbations: unknown 'fog'; choose from clean,"),
+        ("--gammas=0.5,0", "--gammas: '0' is not a number in (0, 1]"),
+        ("--gammas=nan", "--gammas: 'nan' is not a number in (0, 1]"),
+        ("--gammas=1.5", "--gammas: '1.5' is not a number in (0, 1]"),
+        ("--gammas=small", "--gammas: 'small' is not a number in (0, 1]"),
+        ("--gammas=", "--gammas is empty; give numbers in (0, 1]"),
+        ("--scales=-1", "--scales: '-1' is not a number in [0, 1]"),
+        ("--num_train=9999", "--num_train=9999: choose between 1 and the 1097 rows"),
+        ("--num_eval=9999", "--num_eval=9999: choose between 1 and the 500 rows"),
+        ("--num_train=3", "--num_train=3 leaves class"),
+    ],
+)
+def test_flags(argument, message, tmp_path):
+    assert error_of(f"--workdir={tmp_path / 'run'}", argument).startswith(f"error: {message}")
+    assert not (tmp_path / "run").exists()  # a corrected command may use the same folder
+
+
+def test_stray_argument():
+    with pytest.raises(SystemExit, match="unexpected argument 'digits'; all settings are --flags"):
+        robust_fusion.main(["robust_fusion", "digits"])
+
+
+def test_raw_files_missing(tmp_path):
+    message = error_of(
+        f"--workdir={tmp_path / 'run'}",
+        "--dataset=av_mnist",
+        f"--data_dir={tmp_path / 'data'}",
+        f"--manual_dir={tmp_path / 'nowhere'}",
+    )
+    assert str(tmp_path / "nowhere") in message
+
+
+class TestWorkdir:
+    def test_of_other_flags(self, tmp_path):
+        flag = {"num_eval": 17, "workdir": "elsewhere", "seed": 0}
+        (tmp_path / "config.json").write_text(json.dumps({"flags": flag}))
+        message = error_of(f"--workdir={tmp_path}")
+        assert f"{tmp_path}/config.json belongs to a run with other flags" in message
+        assert "--num_eval=17, now None" in message
+        assert "--seed" not in message
+        assert "--workdir=elsewhere" not in message
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"flags": 3}', "{}", "{"])
+    def test_with_a_foreign_config(self, content, tmp_path):
+        (tmp_path / "config.json").write_text(content)
+        message = error_of(f"--workdir={tmp_path}")
+        assert f"{tmp_path}/config.json is not a config of this program" in message
+
+    def test_with_checkpoints_of_unknown_origin(self, tmp_path):
+        (tmp_path / "checkpoints").mkdir()
+        message = error_of(f"--workdir={tmp_path}")
+        assert f"{tmp_path}/config.json is missing beside checkpoints" in message
+
+    def test_that_is_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        assert str(tmp_path / "file") in error_of(f"--workdir={tmp_path / 'file'}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--dataset=imagenet", "flag --dataset=imagenet: value should be one of <"),
+        ("--batch_size=0", "flag --batch_size=0: 0 is not a positive integer"),
+        ("--gammas=7", "error: --gammas: '7' is not a number in (0, 1]"),
+    ],
+)
+def test_the_binary_ends_without_a_traceback(argument, expected, tmp_path):
+    code, stdout, stderr = runs.run(tmp_path / "run", argument)
+    assert code == 1
+    assert expected in stderr
+    assert "Traceback" not in stdout + stderr
