@@ -11,14 +11,15 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable ".[experiments,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+	  --build-constraint constraints.txt --editable ".[experiments,dev]"
 	touch $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python -m experiments.robust_fusion --dataset=digits --workdir=runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ _ARCHITECTURES: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "upper"): {"channels": (16, 32), "kernel_size": 3, "hidden_sizes": (64, 32)},
     ("digits", "lower"): {"channels": (16, 32), "kernel_size": 3, "hidden_sizes": (64, 32)},
     ("av_mnist", "image"): {},
-    ("av_mnist", "audio"): {"channels": (8, 16, 32), "stem_stride": 4},
+    ("av_mnist", "audio"): {"channels": (8, 16, 32), "kernel_size": 3, "patch_size": 4},
 }
 DEFAULT_NUM_EPOCHS = {"digits": 30, "av_mnist": 4}
 
@@ -69,9 +69,10 @@ def train_classifiers(
             **_ARCHITECTURES[dataset.name, modality],
             rngs=nnx.Rngs(key),
         )
+        steps_per_epoch = num_batches(len(arrays["label"]), batch_size)
         training.fit(
             model,
-            optax.adam(_LEARNING_RATE),
+            optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, num_epochs * steps_per_epoch)),
             _make_batches(arrays, modality, num_epochs, batch_size, seed=(seed, index)),
             num_epochs=num_epochs,
             checkpoint_dir=workdir / "checkpoints" / modality,

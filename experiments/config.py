@@ -49,12 +49,13 @@ def check_workdir(config: Config) -> None:
 
     Raises:
       ConfigError: the directory's config.json is of other flags, is not a config, or is missing
-        beside checkpoints.
+        beside results.
     """
     path = Path(config.workdir) / "config.json"
     if not path.exists():
-        if (path.parent / "checkpoints").exists():
-            raise ConfigError(f"{path} is missing beside checkpoints; choose another --workdir")
+        for name in ("checkpoints", "results.csv", "figures"):
+            if (path.parent / name).exists():
+                raise ConfigError(f"{path} is missing beside {name}; choose another --workdir")
         return
     try:
         owner = dict(json.loads(path.read_text())["flags"])
@@ -76,7 +77,7 @@ def check_workdir(config: Config) -> None:
 
 
 def write_config(config: Config, *, wall_time_s: float | None) -> None:
-    """Writes config.json: flags, versions, device and, once finished, the wall time in seconds."""
+    """Writes config.json: flags, versions, device and, when done, seconds since the last start."""
     content = {
         "flags": _flags(config),
         "versions": {

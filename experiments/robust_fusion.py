@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import matplotlib as mpl
@@ -51,7 +52,11 @@ _NUM_EPOCHS = flags.DEFINE_integer(
     "num_epochs", None, f"Training epochs; default {DEFAULT_NUM_EPOCHS}.", lower_bound=1
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Rows at a time.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of training, corruptions and attacks.", lower_bound=0)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of training, corruptions, attacks.", lower_bound=0, upper_bound=2**32 - 1
+)
+
+_MIN_GAMMA = float(np.finfo(np.float32).tiny)  # smaller ones are zero to the classifiers
 
 
 def run(config: Config) -> list[Row]:
@@ -111,13 +116,13 @@ def config_from_flags() -> Config:
     modalities, chosen = datasets.MODALITIES[_DATASET.value], _PERTURBED.value
     return Config(
         dataset=_DATASET.value,
-        workdir=_WORKDIR.value,
+        workdir=str(Path(_WORKDIR.value).expanduser()),
         data_dir=str(Path(_DATA_DIR.value).expanduser()),
-        manual_dir=_MANUAL_DIR.value,
+        manual_dir=_MANUAL_DIR.value and str(Path(_MANUAL_DIR.value).expanduser()),
         perturbed=_choices("perturbed", modalities if chosen is None else chosen, modalities),
         perturbations=_choices("perturbations", _PERTURBATIONS.value, PERTURBATIONS),
         methods=_choices("methods", _METHODS.value, METHODS),
-        gammas=_numbers("gammas", _GAMMAS.value, lambda x: 0 < x <= 1, "(0, 1]"),
+        gammas=_numbers("gammas", _GAMMAS.value, lambda x: _MIN_GAMMA <= x <= 1, "(0, 1]"),
         scales=_numbers("scales", _SCALES.value, lambda x: 0 <= x <= 1, "[0, 1]"),
         num_train=_NUM_TRAIN.value,
         num_eval=_NUM_EVAL.value,
@@ -157,10 +162,22 @@ def _numbers(
     return tuple(dict.fromkeys(numbers))
 
 
+def _skip_cancelled_reads(unraisable: Any) -> None:
+    """Drops what orbax's threads say of reads under way when it found a damaged file.
+
+    The error itself is raised and reaches `main`.
+    """
+    text = str(unraisable.exc_value)
+    if not text.endswith(("Event loop is closed", "Python is likely shutting down")):
+        sys.__unraisablehook__(unraisable)
+
+
 def main(argv: list[str]) -> None:
     """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; all settings are --flags")
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # orbax reports every step of a save
     mpl.use("Agg")
     try:
         run(config_from_flags())
@@ -172,8 +189,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # orbax reports every step of a save
-    # Reads under way when orbax finds a damaged file end with tracebacks in its threads; the error
-    # itself reaches main.
-    sys.unraisablehook = lambda _: None
+    sys.unraisablehook = _skip_cancelled_reads
     app.run(main)

@@ -1,5 +1,17 @@
-"""Training-free robust late fusion of classifiers, one per modality."""
+"""Training-free robust late fusion of classifiers, one per modality.
 
+`jacfuse_jax.models` and `jacfuse_jax.training` need flax and orbax and are imported by name.
+"""
+
+from jacfuse_jax import attacks, corruptions, fusion, jacobians, linalg, metrics
 from jacfuse_jax._version import __version__
 
-__all__ = ["__version__"]
+__all__ = [
+    "__version__",
+    "attacks",
+    "corruptions",
+    "fusion",
+    "jacobians",
+    "linalg",
+    "metrics",
+]

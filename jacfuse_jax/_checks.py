@@ -16,17 +16,34 @@ def check_floating(name: str, array: jax.Array) -> None:
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; cast it first")
 
 
-def check_in_interval(
-    name: str, number: ArrayLike, *, low: float, high: float, low_open: bool = False
-) -> None:
-    """Raises ValueError when a concrete `number` lies outside the interval; passes traced ones."""
-    concrete = concrete_or_none(number)
-    if concrete is None:
-        return
-    above = concrete > low if low_open else concrete >= low
-    if not np.all(above & (concrete <= high)):  # written so that NaN fails
-        bracket = "(" if low_open else "["
-        raise ValueError(f"{name} must lie in {bracket}{low:g}, {high:g}], got {number}")
+def check_scalar(
+    name: str,
+    number: ArrayLike,
+    dtype: Any,
+    *,
+    high: float = float("inf"),
+    positive: bool = False,
+) -> jax.Array:
+    """Returns `number` as a scalar of `dtype`; raises unless it is finite and in [0, high].
+
+    `positive` excludes zero, and what `dtype` cannot tell from zero. A traced number passes.
+    """
+    scalar = jnp.asarray(number, dtype)
+    if scalar.ndim:
+        raise ValueError(f"{name} must be a scalar, got shape {scalar.shape}; use jax.vmap")
+    if not isinstance(number, Tracer):
+        concrete = np.asarray(number).astype(dtype)
+        low_enough = concrete >= (jnp.finfo(dtype).tiny if positive else 0)
+        if not (low_enough and concrete <= high and np.isfinite(concrete)):  # NaN fails
+            interval = f"{'(' if positive else '['}0, {high:g}{')' if np.isinf(high) else ']'}"
+            raise ValueError(f"{name} must lie in {interval}, got {number}")
+    return scalar
+
+
+def check_batch_size(batch_size: int | None) -> None:
+    """Raises ValueError unless the batch size is None or at least one."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def check_logits(logits: Mapping[str, ArrayLike]) -> dict[str, jax.Array]:
@@ -52,13 +69,16 @@ def check_class_prior(class_prior: ArrayLike, num_classes: int, dtype: Any) -> j
         raise ValueError(
             f"class_prior must have shape ({num_classes},), one entry a class, got {prior.shape}"
         )
-    concrete = concrete_or_none(class_prior)
-    if concrete is not None and not np.all((concrete > 0) & np.isfinite(concrete)):
-        raise ValueError(f"class_prior must be positive and finite, got {concrete}")
+    if not isinstance(class_prior, Tracer):
+        concrete = np.asarray(class_prior).astype(dtype)
+        if not np.all((concrete >= jnp.finfo(dtype).tiny) & np.isfinite(concrete)):
+            raise ValueError(f"class_prior must be positive and finite, got {class_prior}")
     return prior.astype(dtype)
 
 
-def check_modalities(argument: str, names: str | tuple[str, ...], known: Mapping[str, Any]):
+def check_modalities(
+    argument: str, names: str | tuple[str, ...], known: Mapping[str, Any]
+) -> tuple[str, ...]:
     """Returns `names` as a tuple; raises ValueError when one of them is not a key of `known`."""
     names = (names,) if isinstance(names, str) else tuple(names)
     for name in names:
@@ -67,8 +87,3 @@ def check_modalities(argument: str, names: str | tuple[str, ...], known: Mapping
     if len(set(names)) < len(names):
         raise ValueError(f"{argument} names a modality twice: {names}")
     return names
-
-
-def concrete_or_none(array: ArrayLike) -> np.ndarray[Any, Any] | None:
-    """The value as NumPy, or None while it is being traced."""
-    return None if isinstance(array, Tracer) else np.asarray(array)

@@ -3,6 +3,10 @@
 An attack sees one function from inputs to log-probabilities and differentiates it: given a fused
 prediction it goes through the fusion rule, solve included. All are pure and work under `jax.jit`;
 budgets may be traced, so one compiled attack serves every epsilon.
+
+A prediction that is saturated in its dtype (p(label) = 1 after rounding) has a gradient of exactly
+zero: there the attack fails without the prediction being robust. An accuracy under such an attack
+that exceeds the one under a transferred attack is a sign of it; the worse of both counts.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_in_interval, check_modalities
+from jacfuse_jax._checks import check_floating, check_modalities, check_scalar
 
 LogProbFn = Callable[[dict[str, Any]], jax.Array]
 Norm = Literal["linf", "l2"]
@@ -24,7 +28,7 @@ class _Budget(NamedTuple):
 
     clean: dict[str, jax.Array]
     epsilon: dict[str, jax.Array]
-    valid_range: dict[str, tuple[ArrayLike, ArrayLike]]
+    valid_range: dict[str, tuple[jax.Array, jax.Array]]
 
 
 def fgm(
@@ -54,7 +58,8 @@ def fgm(
       The inputs with the named modalities perturbed.
 
     Raises:
-      ValueError: unknown norm or modality, or a negative epsilon.
+      TypeError: a perturbed modality is not float32 or float64.
+      ValueError: unknown norm or modality, or an epsilon that is not a finite scalar >= 0.
 
     References:
       Goodfellow, Shlens, Szegedy, "Explaining and Harnessing Adversarial Examples", 2015.
@@ -100,7 +105,9 @@ def pgd(
       The inputs with the named modalities perturbed.
 
     Raises:
-      ValueError: unknown norm or modality, a negative epsilon, or num_steps < 1.
+      TypeError: a perturbed modality is not float32 or float64.
+      ValueError: unknown norm or modality, an epsilon that is not a finite scalar >= 0, or
+        num_steps < 1.
 
     References:
       Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards Deep Learning Models Resistant to
@@ -146,11 +153,15 @@ def _make_budget(
     valid_range = valid_range or {}
     names = check_modalities("epsilon", tuple(epsilon), inputs)
     check_modalities("valid_range", tuple(valid_range), inputs)
+    budget = _Budget({}, {}, {})
     for name in names:
-        check_in_interval(f"epsilon[{name!r}]", epsilon[name], low=0, high=float("inf"))
-    clean = {name: jnp.asarray(inputs[name]) for name in names}
-    radii = {name: jnp.asarray(epsilon[name], clean[name].dtype) for name in names}
-    return _Budget(clean, radii, {n: valid_range[n] for n in names if n in valid_range})
+        clean = budget.clean[name] = jnp.asarray(inputs[name])
+        check_floating(f"inputs[{name!r}]", clean)
+        budget.epsilon[name] = check_scalar(f"epsilon[{name!r}]", epsilon[name], clean.dtype)
+        if name in valid_range:
+            low, high = (jnp.asarray(bound, clean.dtype) for bound in valid_range[name])
+            budget.valid_range[name] = (low, high)
+    return budget
 
 
 def _summed_loss(

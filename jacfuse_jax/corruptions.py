@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_floating, check_in_interval
+from jacfuse_jax._checks import check_floating, check_scalar
 
 # The parameter of each corruption at severities 1 to 5.
 GAUSSIAN_NOISE_STDDEV = (0.1, 0.2, 0.4, 0.6, 0.8)
@@ -32,13 +32,16 @@ def gaussian_noise(
 
     Raises:
       TypeError: not float32 or float64.
-      ValueError: stddev is negative.
+      ValueError: stddev is not a finite scalar >= 0.
     """
     x = jnp.asarray(x)
     check_floating("x", x)
-    check_in_interval("stddev", stddev, low=0, high=float("inf"))
-    noisy = x + jnp.asarray(stddev, x.dtype) * jax.random.normal(key, x.shape, x.dtype)
-    return noisy if valid_range is None else jnp.clip(noisy, *valid_range)
+    stddev = check_scalar("stddev", stddev, x.dtype)
+    noisy = x + stddev * jax.random.normal(key, x.shape, x.dtype)
+    if valid_range is None:
+        return noisy
+    low, high = (jnp.asarray(bound, x.dtype) for bound in valid_range)
+    return jnp.clip(noisy, low, high)
 
 
 def missing(
@@ -61,6 +64,6 @@ def missing(
     """
     x = jnp.asarray(x)
     check_floating("x", x)
-    check_in_interval("fraction", fraction, low=0, high=1)
-    is_missing = jax.random.uniform(key, x.shape, x.dtype) < jnp.asarray(fraction, x.dtype)
+    fraction = check_scalar("fraction", fraction, x.dtype, high=1)
+    is_missing = jax.random.uniform(key, x.shape, x.dtype) < fraction
     return jnp.where(is_missing, jnp.asarray(fill_value, x.dtype), x)

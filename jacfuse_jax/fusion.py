@@ -13,12 +13,13 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import (
     check_class_prior,
-    check_in_interval,
     check_logits,
     check_modalities,
+    check_scalar,
 )
 from jacfuse_jax.linalg.gram import (
     GramSpectrum,
+    apply_recalibration,
     check_spectrum,
     map_samples,
     recalibrated_eigenvectors,
@@ -117,8 +118,7 @@ def scaled_fusion(
     num_classes, dtype = _classes_and_dtype(arrays)
     log_prior = jnp.log(check_class_prior(class_prior, num_classes, dtype))
     names = check_modalities("perturbed", perturbed, arrays)
-    check_in_interval("scale", scale, low=0, high=1)
-    scale = jnp.asarray(scale, dtype)
+    scale = check_scalar("scale", scale, dtype, high=1)
     log_ratios = (
         (scale if name in names else 1) * (jax.nn.log_softmax(z) - log_prior)
         for name, z in arrays.items()
@@ -148,10 +148,14 @@ def robust_fusion(
     is frozen at the statistical fusion p; further iterations freeze it at the previous p'. Solved
     in O(K^2) a sample, see `linalg.recalibrate`.
 
-    gamma = 1 is statistical fusion; as gamma -> 0 the modality is dropped. What it does not do:
-    where p is saturated, J and with it the recalibration vanish, also when p is saturated on a
-    wrong class by a strong attack. Unlike in statistical fusion, a constant added to all entries
-    of z_m changes the result, since R_m need not map constants to constants.
+    gamma = 1 is statistical fusion. As gamma -> 0, R_m tends to averaging over classes where p is
+    not saturated and G_m is invertible: modality m says nothing any more, and what remains is
+    softmax(sum of the other z - (M - 1) log prior). Components of z_m in the null space of G_m,
+    which no change of the features can reach, stay as they are.
+
+    Where p is saturated, J and with it the recalibration vanish, also when a strong attack has
+    saturated p on a wrong class. Unlike in statistical fusion, a constant added to all entries of
+    z_m changes the result, since R_m need not map constants to constants.
 
     Args:
       logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
@@ -172,7 +176,8 @@ def robust_fusion(
     Raises:
       TypeError: an array is not float32 or float64.
       ValueError: shapes disagree, a modality is unknown or lacks a Gram spectrum, a prior is not
-        positive, gamma lies outside (0, 1], or num_iterations < 1.
+        positive, gamma lies outside (0, 1] in the dtype of the logits, num_iterations < 1, or
+        batch_size < 1.
 
     References:
       Gao, Ren, Xue, Li, Zhao, "Training-Free Robust Multimodal Learning via Sample-Wise Jacobian
@@ -185,12 +190,9 @@ def robust_fusion(
     check_modalities("perturbed", names, grams)
     shape = next(iter(arrays.values())).shape
     spectra = [check_spectrum(f"grams[{name!r}]", grams[name], shape, dtype) for name in names]
-    check_in_interval("gamma", gamma, low=0, high=1, low_open=True)
+    gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
     if num_iterations < 1:
         raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
-    gamma = jnp.asarray(gamma, dtype)
-    if gamma.ndim:
-        raise ValueError(f"gamma must be a scalar, got shape {gamma.shape}; use jax.vmap")
     strength = jnp.where((gamma > 0) & (gamma <= 1), (1 - gamma) / gamma, jnp.nan)
 
     def fuse_sample(sample: dict[str, jax.Array], *spectra: GramSpectrum) -> FusedOutput:
@@ -199,8 +201,7 @@ def robust_fusion(
             recalibrated = [recalibrated_eigenvectors(probs, s, strength) for s in spectra]
             fused = dict(sample)
             for name, spectrum, columns in zip(names, spectra, recalibrated, strict=True):
-                vt_z = jnp.matmul(sample[name], spectrum.eigenvectors, precision=_HIGHEST)
-                fused[name] = jnp.matmul(columns, vt_z, precision=_HIGHEST)
+                fused[name] = apply_recalibration(columns, spectrum, sample[name])
             return _fuse(fused, log_prior), recalibrated
 
         log_probs = _fuse(sample, log_prior)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_floating
+from jacfuse_jax._checks import check_batch_size, check_floating
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -35,10 +35,11 @@ def per_sample_jacobian(
       arrays where `x` is one.
 
     Raises:
-      ValueError: unknown mode.
+      ValueError: unknown mode, or batch_size < 1.
     """
     if mode not in ("forward", "reverse"):
         raise ValueError(f"mode must be 'forward' or 'reverse', got {mode!r}")
+    check_batch_size(batch_size)
     jacobian_fn = jax.jacfwd(fn) if mode == "forward" else jax.jacrev(fn)
     if batch_size is None:
         return jax.vmap(jacobian_fn)(x)

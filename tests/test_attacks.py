@@ -69,10 +69,12 @@ class TestEveryAttack:
             np.testing.assert_array_less(norms, radius * (1 + 1e-12))
             assert norms.max() > 0.9 * radius
 
-    def test_respects_the_valid_range(self, attack, norm):
-        model = Classifiers()
-        ranges = {"image": (0.0, 1.0)}
+    @pytest.mark.parametrize("bounds", [(0.0, 1.0), (np.zeros((2, 4)), np.ones((2, 4)))])
+    def test_respects_the_valid_range(self, attack, norm, bounds, dtype):
+        model = Classifiers(dtype)
+        ranges = {"image": bounds}
         adversarial = run(attack, model, epsilon={"image": 5.0}, norm=norm, valid_range=ranges)
+        assert adversarial["image"].dtype == dtype
         assert adversarial["image"].min() >= 0
         assert adversarial["image"].max() <= 1
 
@@ -228,8 +230,16 @@ def test_misuse():
         run(attacks.fgm, model, epsilon={"image": 0.1}, norm="l7")
     with pytest.raises(ValueError, match="epsilon names 'smell', but the modalities are"):
         run(attacks.fgm, model, epsilon={"smell": 0.1})
-    with pytest.raises(ValueError, match=r"epsilon\['image'\] must lie in \[0, inf\], got -0.1"):
+    with pytest.raises(ValueError, match=r"epsilon\['image'\] must lie in \[0, inf\), got -0.1"):
         run(attacks.pgd, model, epsilon={"image": -0.1})
+    with pytest.raises(ValueError, match=r"epsilon\['image'\] must lie in \[0, inf\), got inf"):
+        run(attacks.fgm, model, epsilon={"image": np.inf})
+    with pytest.raises(ValueError, match=r"epsilon\['image'\] must be a scalar, got shape \(6,\)"):
+        run(attacks.fgm, model, epsilon={"image": np.ones(6)})
+    model.inputs["image"] = (255 * model.inputs["image"]).astype(np.uint8)
+    with pytest.raises(TypeError, match=r"inputs\['image'\] must be float32 or float64, got uint8"):
+        run(attacks.fgm, model, epsilon={"image": 0.1})
+    model = Classifiers()
     with pytest.raises(ValueError, match="valid_range names 'smell'"):
         run(attacks.fgm, model, epsilon={"image": 0.1}, valid_range={"smell": (0, 1)})
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):

@@ -18,7 +18,9 @@ def test_noise_has_the_stated_distribution(dtype):
 
 def test_noise_stays_in_the_valid_range(dtype):
     x = np.random.default_rng(0).uniform(size=(4, 50)).astype(dtype)
-    noisy = corruptions.gaussian_noise(KEY, x, stddev=2.0, valid_range=(0.0, 1.0))
+    noisy = corruptions.gaussian_noise(
+        KEY, x, stddev=2.0, valid_range=(np.zeros(50), np.float64(1.0))
+    )
     assert noisy.dtype == dtype
     assert noisy.min() == 0
     assert noisy.max() == 1
@@ -65,7 +67,7 @@ def test_severities_are_graded():
 
 def test_misuse():
     x = np.ones((2, 3))
-    with pytest.raises(ValueError, match=r"stddev must lie in \[0, inf\], got -1"):
+    with pytest.raises(ValueError, match=r"stddev must lie in \[0, inf\), got -1"):
         corruptions.gaussian_noise(KEY, x, stddev=-1.0)
     with pytest.raises(ValueError, match=r"fraction must lie in \[0, 1\], got 1.5"):
         corruptions.missing(KEY, x, fraction=1.5)

@@ -8,7 +8,12 @@ import scipy.special
 from jax.test_util import check_grads
 
 from jacfuse_jax import fusion
-from jacfuse_jax.linalg import GramSpectrum, gram_spectrum, spectrum_from_kernel
+from jacfuse_jax.linalg import (
+    GramSpectrum,
+    gram_spectrum,
+    recalibration_matrix,
+    spectrum_from_kernel,
+)
 from tests import reference
 
 
@@ -137,14 +142,23 @@ class TestRobust:
             problem.robust(gamma=1.0).log_probs, statistical, atol=tolerance(dtype)
         )
 
-    def test_gamma_to_zero_drops_the_modality(self):
+    def test_gamma_to_zero_silences_the_modality(self):
         problem = Problem(logit_scale=1.0)
-        rest = {m: z for m, z in problem.logits.items() if m != "image"}
-        # Its R tends to averaging, so its logits tend to a constant; the prior is still divided out
-        # M - 1 times.
-        constant = {**rest, "image": np.zeros_like(rest["audio"])}
-        dropped = fusion.statistical_fusion(constant, problem.prior)
-        np.testing.assert_allclose(problem.robust(gamma=1e-14).log_probs, dropped, atol=1e-6)
+        total = problem.logits["audio"] + problem.logits["video"] - 2 * np.log(problem.prior)
+        expected = jax.nn.log_softmax(total)
+        for gamma in (1e-14, 1e-300):
+            np.testing.assert_allclose(problem.robust(gamma=gamma).log_probs, expected, atol=1e-6)
+
+    def test_gamma_to_zero_keeps_what_the_features_cannot_reach(self):
+        problem = Problem(logit_scale=1.0)
+        kernel = np.random.default_rng(0).normal(size=(2, 5))
+        problem.spectra["image"] = spectrum_from_kernel(kernel)
+        rows = np.linalg.qr(kernel.T)[0]  # a basis of the range of G
+        z = problem.logits["image"]
+        unreachable = z - z @ rows @ rows.T
+        total = problem.logits["audio"] + problem.logits["video"] - 2 * np.log(problem.prior)
+        expected = jax.nn.log_softmax(total + unreachable)
+        np.testing.assert_allclose(problem.robust(gamma=1e-14).log_probs, expected, atol=1e-6)
 
     def test_certain_predictions_are_left_alone(self, dtype):
         problem = Problem(dtype=dtype)
@@ -162,7 +176,7 @@ class TestRobust:
         norms = []
         for gamma in (0.9, 0.5, 0.1, 0.01):
             strength = (1 - gamma) / gamma
-            R = reference.recalibration_matrix(probs[0], problem.grams["image"], strength)
+            R = recalibration_matrix(probs[0], problem.spectra["image"], strength)
             J = reference.softmax_jacobian(np.asarray(probs[0]))
             norms.append(np.trace(J @ R @ problem.grams["image"] @ R.T @ J))
         assert (np.diff(norms) < 0).all()
@@ -318,11 +332,19 @@ class TestMisuse:
         for gamma in (0.0, -1.0, 1.5, float("nan")):
             with pytest.raises(ValueError, match=rf"gamma must lie in \(0, 1\], got {gamma}"):
                 problem.robust(gamma=gamma)
+            with pytest.raises(ValueError, match=r"gamma must lie in \(0, 1\]"):
+                jax.jit(lambda gamma=gamma: problem.robust(gamma=gamma))()
         with pytest.raises(ValueError, match=r"scale must lie in \[0, 1\], got 2"):
             fusion.scaled_fusion(problem.logits, problem.prior, perturbed="image", scale=2.0)
+        with pytest.raises(ValueError, match=r"gamma must lie in \(0, 1\], got 1e-40"):
+            Problem(dtype="float32").robust(gamma=1e-40)
+        with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+            problem.robust(batch_size=0)
+        with pytest.raises(ValueError, match=r"scale must be a scalar, got shape \(2,\)"):
+            fusion.scaled_fusion(problem.logits, problem.prior, perturbed="image", scale=np.ones(2))
         with pytest.raises(ValueError, match="num_iterations must be at least 1, got 0"):
             problem.robust(num_iterations=0)
-        for bad in (0.0, -0.1, np.nan):
+        for bad in (0.0, -0.1, np.nan, 1e-320):
             prior = problem.prior.copy()
             prior[1] = bad
             with pytest.raises(ValueError, match="class_prior must be positive and finite"):

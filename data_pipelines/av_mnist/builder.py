@@ -141,7 +141,9 @@ def _downloaded_data(config: AvMnistConfig, dl_manager: tfds.download.DownloadMa
         problem = str(error)
         for name, path in paths.items():
             path.unlink()
-            path.with_name(path.name + ".INFO").unlink()  # else TFDS insists on the same bytes
+            path.with_name(path.name + ".INFO").unlink(
+                missing_ok=True
+            )  # else TFDS insists on the same bytes
             problem = problem.replace(str(path), urls[name])
         raise DataError(f"{problem} (the downloads are removed: run again to fetch them)") from None
 

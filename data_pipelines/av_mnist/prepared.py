@@ -58,7 +58,7 @@ def prepare(
             return
         # Nobody else is at work while the lock is held, so these are remains of a killed process.
         for remains in [*folder.parent.glob("incomplete.*"), *downloads.rglob("*.tmp.*")]:
-            shutil.rmtree(remains)
+            shutil.rmtree(remains) if remains.is_dir() else remains.unlink()
         if manual_dir is not None:
             manual_paths(config.sources, Path(manual_dir))
         # What is printed here is that all sizes are unknown; progress bars go to stderr.
@@ -96,8 +96,8 @@ def read_split(
       DataError: what was prepared cannot be read any more.
     """
     # Pictures are decoded here, since every recording serves many rows.
-    builder = _builder(data_dir, config)
     try:
+        builder = _builder(data_dir, config)
         source = builder.as_data_source(split, decoders={"audio": tfds.decode.SkipDecoding()})
         positions = range(len(source) if num_examples is None else num_examples)
         rows: list[dict[str, Any]] = [
@@ -105,8 +105,8 @@ def read_split(
         ]
     except Exception as error:  # array_record and protobuf raise types of their own
         raise DataError(
-            f"{builder.data_dir}: split {split} is damaged ({type(error).__name__}); remove the"
-            " folder, and it is prepared again"
+            f"--data_dir={data_dir}: split {split} of {config.name} is damaged "
+            f"({type(error).__name__}); remove its folder av_mnist, and it is prepared again"
         ) from error
     return {
         "image": np.stack([row["image"] for row in rows]),

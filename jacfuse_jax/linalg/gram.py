@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_floating
+from jacfuse_jax._checks import check_batch_size, check_floating, check_scalar
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Entries of the K x K arrays of one chunk. On CPU they then stay in cache: at K = 309, 8 samples at
@@ -55,6 +55,9 @@ def gram_spectrum(gram: ArrayLike) -> GramSpectrum:
     K eps ||G|| is set to zero, and small eigenvalues above that have few correct digits, which
     shows in a recalibration once strength * eps * ||G|| is not small. Where the matrix comes from a
     kernel, prefer `spectrum_from_kernel`, which knows them to eps sqrt(||G|| g_j).
+
+    Derivatives through the decomposition are NaN where eigenvalues repeat: differentiate with
+    respect to the spectrum, or hold it constant.
 
     Args:
       gram: (K, K) or (B, K, K), symmetric positive semi-definite, float32 or float64. Only its
@@ -83,7 +86,8 @@ def spectrum_from_kernel(kernel: ArrayLike) -> GramSpectrum:
     """Spectrum of G = W^T W from the singular values of W, without forming G.
 
     With W = U diag(sigma) V^T, g = sigma^2: an eigenvalue is known to eps sqrt(||G|| g_j) instead
-    of eps ||G||. When K > H, the K - H eigenvalues that must vanish are exact zeros.
+    of eps ||G||. When K > H, the K - H eigenvalues that must vanish are exact zeros. Derivatives
+    through the decomposition are NaN where singular values repeat: hold the spectrum constant.
 
     Args:
       kernel: W, (H, K), the kernel of the last linear layer, z = W^T h + b; float32 or float64.
@@ -120,8 +124,8 @@ def recalibrate(
     """Applies the recalibration, R z, where c J^2 R G + R = I and J = diag(p) - p p^T.
 
     O(K^2) operations a sample and no decomposition; memory grows with the chunk, not with B K^2.
-    Relative error of a few eps for strength * eigenvalues up to about 1 / tiny of the dtype (1e37
-    in float32); derivatives need the square of that number to be representable (1e18 in float32).
+    The error is a few eps of the largest entry of z and R z. Derivatives need the square of
+    strength * eigenvalues to be representable: up to 1e18 in float32.
 
     Args:
       logits: z, (B, K) or (K,), float32 or float64.
@@ -136,7 +140,7 @@ def recalibrate(
 
     Raises:
       TypeError: an array is not float32 or float64.
-      ValueError: shapes disagree.
+      ValueError: shapes disagree, strength is negative or not finite, or batch_size < 1.
 
     References:
       Derived here; the objective is that of Gao et al., "Training-Free Robust Multimodal Learning
@@ -145,11 +149,11 @@ def recalibrate(
     logits = jnp.asarray(logits)
     probs, spectrum, strength = _check_system(logits, probs, spectrum, strength)
 
-    def recalibrate_sample(sample: tuple[jax.Array, jax.Array], spectrum: GramSpectrum):
+    def recalibrate_sample(
+        sample: tuple[jax.Array, jax.Array], spectrum: GramSpectrum
+    ) -> jax.Array:
         z, p = sample
-        vt_z = jnp.matmul(z, spectrum.eigenvectors, precision=_HIGHEST)
-        recalibrated = recalibrated_eigenvectors(p, spectrum, strength)
-        return jnp.matmul(recalibrated, vt_z, precision=_HIGHEST)
+        return apply_recalibration(recalibrated_eigenvectors(p, spectrum, strength), spectrum, z)
 
     return map_samples(recalibrate_sample, (logits, probs), spectrum, batch_size=batch_size)
 
@@ -164,7 +168,7 @@ def recalibration_matrix(
     """The recalibration matrix R itself, c J^2 R G + R = I, one per sample.
 
     Costs O(K^3) a sample and B K^2 memory, since R = Y V^T is formed; `recalibrate` applies R
-    without that. Its columns sum to one exactly in exact arithmetic, since J 1 = 0.
+    without that. Its columns sum to one, since J 1 = 0.
 
     Args:
       probs: p, (B, K) or (K,), float32 or float64; rows sum to one.
@@ -194,7 +198,10 @@ def recalibrated_eigenvectors(
 ) -> jax.Array:
     """Y = R V of one sample, (K, K): column j is (I + c g_j J^2)^-1 v_j. See the module's text."""
     p, q = probs, probs**2
-    s, V = strength * spectrum.eigenvalues, spectrum.eigenvectors
+    # Where s would overflow, the limit of large s is reached to far below rounding.
+    info = jnp.finfo(probs.dtype)
+    s = jnp.minimum(strength * spectrum.eigenvalues, info.max * info.eps)
+    V = spectrum.eigenvectors
     E = 1 / (1 + q[:, None] * s)
     pq = jnp.stack([p, q])
     e, a = jnp.matmul(pq, E, precision=_HIGHEST)
@@ -205,6 +212,14 @@ def recalibrated_eigenvectors(
     x = (b * u - e * s_w) / d
     y = -(b * s_w + s_e * u) / d
     return E * (V - p[:, None] * x - q[:, None] * y)
+
+
+def apply_recalibration(
+    recalibrated: jax.Array, spectrum: GramSpectrum, logits: jax.Array
+) -> jax.Array:
+    """R z = Y V^T z of one sample, (K,), from the columns Y of `recalibrated_eigenvectors`."""
+    vt_z = jnp.matmul(logits, spectrum.eigenvectors, precision=_HIGHEST)
+    return jnp.matmul(recalibrated, vt_z, precision=_HIGHEST)
 
 
 def map_samples(
@@ -218,6 +233,7 @@ def map_samples(
     Leaves of `samples` are (K,) for one sample or (B, K); spectra are shared or per sample. The
     body is rematerialised, so reverse mode keeps no K x K array either.
     """
+    check_batch_size(batch_size)
     first = jax.tree.leaves(samples)[0]
     if first.ndim == 1:
         return sample_fn(samples, *spectra)
@@ -253,9 +269,7 @@ def _check_system(
             f"logits and probs must both be (B, K) or (K,), got {logits.shape} and {probs.shape}"
         )
     spectrum = check_spectrum("spectrum", spectrum, logits.shape, logits.dtype)
-    strength = jnp.asarray(strength, logits.dtype)
-    if strength.ndim:
-        raise ValueError(f"strength must be a scalar, got shape {strength.shape}; use jax.vmap")
+    strength = check_scalar("strength", strength, logits.dtype)
     return probs.astype(logits.dtype), spectrum, strength
 
 

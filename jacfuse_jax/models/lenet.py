@@ -1,8 +1,10 @@
 """A LeNet for small images and spectrograms."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jacfuse_jax.models.unimodal import UnimodalOutput
@@ -23,36 +25,52 @@ class LeNet(nnx.Module):
         *,
         channels: Sequence[int] = (6, 16),
         kernel_size: int = 5,
-        stem_stride: int = 1,
+        patch_size: int = 1,
         hidden_sizes: Sequence[int] = (120, 84),
         rngs: nnx.Rngs,
     ):
         """Builds the layers.
 
         Args:
-          input_shape: (height, width, channels) of one input. Each convolution halves height and
-            width, rounding up, the first one after its stride.
+          input_shape: (height, width, channels) of one input. Each convolution is followed by
+            pooling that halves height and width, rounding up.
           num_classes: K.
-          channels: of the convolutions, in order.
-          kernel_size: of the convolutions.
-          stem_stride: stride of the first convolution; 4 suits spectrograms of 112 x 112.
+          channels: of the convolutions, in order; with patches, the first is of the patches.
+          kernel_size: of the convolutions, odd.
+          patch_size: above 1, the input is first cut into patches of this height and width, which
+            must divide the input's, and a dense layer maps every patch to `channels[0]`. 4 suits
+            spectrograms of 112 x 112.
           hidden_sizes: of the dense layers; the last is H, the number of features.
           rngs: source of the initial parameters.
 
         Raises:
-          ValueError: a size is not positive.
+          ValueError: a size is not positive, the kernel size is even, or patches do not fit.
         """
-        sizes = (*input_shape, num_classes, *channels, kernel_size, stem_stride, *hidden_sizes)
+        sizes = (*input_shape, num_classes, *channels, kernel_size, patch_size, *hidden_sizes)
         if min(sizes) < 1 or not channels or not hidden_sizes:
             raise ValueError(f"all sizes must be positive, got {sizes}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         height, width, in_channels = input_shape
+        if height % patch_size or width % patch_size:
+            raise ValueError(f"patch_size must divide {height} and {width}, got {patch_size}")
+        self.patch_size = patch_size
+        self.patches = nnx.List([])
+        if patch_size > 1:
+            self.patches.append(nnx.Linear(patch_size**2 * in_channels, channels[0], rngs=rngs))
+            height, width, in_channels = height // patch_size, width // patch_size, channels[0]
+            channels = channels[1:]
         self.convolutions = nnx.List([])
-        for index, out_channels in enumerate(channels):
-            stride = stem_stride if index == 0 else 1
+        for out_channels in channels:
             self.convolutions.append(
-                nnx.Conv(in_channels, out_channels, (kernel_size, kernel_size), stride, rngs=rngs)
+                nnx.Conv(
+                    in_channels,
+                    out_channels,
+                    (kernel_size, kernel_size),
+                    conv_general_dilated=_convolve,
+                    rngs=rngs,
+                )
             )
-            height, width = -(-height // stride), -(-width // stride)
             height, width, in_channels = -(-height // 2), -(-width // 2), out_channels
         in_features = height * width * in_channels
         self.hidden = nnx.List([])
@@ -70,6 +88,8 @@ class LeNet(nnx.Module):
         Returns:
           `UnimodalOutput(logits (B, K), features (B, H))`.
         """
+        for layer in self.patches:
+            x = nnx.relu(layer(_cut_into_patches(x, self.patch_size)))
         for convolution in self.convolutions:
             x = _max_pool(nnx.relu(convolution(x)))
         x = x.reshape(x.shape[0], -1)
@@ -78,10 +98,29 @@ class LeNet(nnx.Module):
         return UnimodalOutput(logits=self.head(x), features=x)
 
 
+def _convolve(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    """Convolution with stride 1 and zero padding, as one matrix product; ignores other options."""
+    # The derivative of `jax.lax.conv_general_dilated` in its input runs without an optimised kernel
+    # inside loops on CPU: there it took 5 to 10 times as long, and attacks are such loops.
+    del args, kwargs
+    height, width = x.shape[1:3]
+    size = kernel.shape[0]
+    padded = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _cut_into_patches(x: jax.Array, size: int) -> jax.Array:
+    """(B, H, W, C) to (B, H / size, W / size, size^2 C)."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, channels)
+    return x.swapaxes(2, 3).reshape(batch, height // size, width // size, -1)
+
+
 def _max_pool(x: jax.Array) -> jax.Array:
     """Non-overlapping 2 x 2 max-pooling; odd sizes are padded by repeating the edge."""
     # By reshaping: the derivative of a windowed reduction is about twice as slow on CPU.
     batch, height, width, channels = x.shape
     if height % 2 or width % 2:
-        x = jax.numpy.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     return x.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels).max(axis=(2, 4))

@@ -41,7 +41,8 @@ def fit(
       checkpoint_dir: folder of this classifier's checkpoints; only the latest is kept.
 
     Raises:
-      CheckpointError: a checkpoint there is damaged or belongs to another architecture.
+      CheckpointError: a checkpoint there is damaged, belongs to another architecture, or is of
+        more epochs than asked for.
     """
     state = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
     options = ocp.CheckpointManagerOptions(
@@ -51,6 +52,11 @@ def fit(
     handler = ocp.StandardCheckpointHandler()
     with ocp.CheckpointManager(directory, options=options, item_handlers=handler) as manager:
         first_epoch = manager.latest_step() or 0
+        if first_epoch > num_epochs:
+            raise CheckpointError(
+                f"checkpoint {directory / str(first_epoch)} is of {first_epoch} epochs, more than "
+                f"the {num_epochs} asked for; use another folder"
+            )
         if first_epoch:
             _restore(manager, first_epoch, model, state)
         for epoch in range(first_epoch, num_epochs):

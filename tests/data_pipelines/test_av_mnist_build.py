@@ -269,7 +269,11 @@ def test_damaged_prepared_data_is_named(damage: Any, manual_dir: Path, tmp_path:
     prepare(tmp_path, manual_dir, tiny_config(), progress=False)
     (file,) = tmp_path.rglob("*train.array_record*")
     damage(file)
-    with pytest.raises(DataError, match=f"{file.parent}: split train is damaged .* remove the"):
+    with pytest.raises(DataError, match=f"--data_dir={tmp_path}: split train of tiny is damaged"):
         read_split(tmp_path, "train", config=tiny_config(), progress=False)
     test = read_split(tmp_path, "test", config=tiny_config(), progress=False)
     assert len(test["label"]) == 20
+    (info,) = tmp_path.rglob("dataset_info.json")
+    _truncate(info)
+    with pytest.raises(DataError, match="is damaged"):
+        read_split(tmp_path, "test", config=tiny_config(), progress=False)

@@ -33,6 +33,7 @@ def error_of(*arguments):
         ("--gammas=1.5", "--gammas: '1.5' is not a number in (0, 1]"),
         ("--gammas=small", "--gammas: 'small' is not a number in (0, 1]"),
         ("--gammas=", "--gammas is empty; give numbers in (0, 1]"),
+        ("--gammas=1e-50", "--gammas: '1e-50' is not a number in (0, 1]"),
         ("--scales=-1", "--scales: '-1' is not a number in [0, 1]"),
         ("--num_train=9999", "--num_train=9999: choose between 1 and the 1097 rows"),
         ("--num_eval=9999", "--num_eval=9999: choose between 1 and the 500 rows"),
@@ -75,10 +76,11 @@ class TestWorkdir:
         message = error_of(f"--workdir={tmp_path}")
         assert f"{tmp_path}/config.json is not a config of this program" in message
 
-    def test_with_checkpoints_of_unknown_origin(self, tmp_path):
-        (tmp_path / "checkpoints").mkdir()
+    @pytest.mark.parametrize("name", ["checkpoints", "figures", "results.csv"])
+    def test_with_results_of_unknown_origin(self, name, tmp_path):
+        (tmp_path / name).mkdir()
         message = error_of(f"--workdir={tmp_path}")
-        assert f"{tmp_path}/config.json is missing beside checkpoints" in message
+        assert f"{tmp_path}/config.json is missing beside {name}" in message
 
     def test_that_is_a_file(self, tmp_path):
         (tmp_path / "file").write_text("")
@@ -91,6 +93,7 @@ class TestWorkdir:
     [
         ("--dataset=imagenet", "flag --dataset=imagenet: value should be one of <"),
         ("--batch_size=0", "flag --batch_size=0: 0 is not a positive integer"),
+        ("--seed=99999999999999999999999", "flag --seed=99999999999999999999999: "),
         ("--gammas=7", "error: --gammas: '7' is not a number in (0, 1]"),
     ],
 )

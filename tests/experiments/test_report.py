@@ -52,9 +52,9 @@ def test_table_averages_over_severities_and_tells_transfer_from_adaptive():
     lines = report.make_table(ROWS).splitlines()
     assert lines[0] == "digits, upper perturbed (accuracy in %, mean over severities)"
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
-    assert cells[0] == ["method", "clean", "fgm, transfer", "fgm, adaptive"]
-    assert cells[2] == ["mean", "75.0", "37.5", "0.0"]
-    assert cells[3] == ["robust γ=1e-06", "100.0", "", ""]
+    assert cells[0] == ["method", "clean", "fgm, transfer", "fgm, adaptive", "worst attack"]
+    assert cells[2] == ["mean", "75.0", "37.5", "0.0", "12.5"]
+    assert cells[3] == ["robust γ=1e-06", "100.0", "", "", ""]
 
 
 def test_figures_are_drawn_for_perturbed_modalities_with_perturbations(tmp_path):

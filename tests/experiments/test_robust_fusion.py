@@ -1,5 +1,6 @@
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,16 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_results(uninte
             any(checkpoints.glob(f"{modality}/{step}.*tmp*")) or step_exists(modality, step)()
         )
 
+    def seconds_after(condition, seconds):
+        times = []
+
+        def waited():
+            if condition() and not times:
+                times.append(time.monotonic() + seconds)
+            return bool(times) and time.monotonic() > times[0]
+
+        return waited
+
     moments = [
         (workdir / "config.json").exists,
         save_begun("upper", 1),
@@ -147,6 +158,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_results(uninte
         step_exists("upper", 3),
         save_begun("lower", 2),
         step_exists("lower", 3),
+        seconds_after(step_exists("lower", 3), 3.0),  # in the middle of the evaluation
     ]
     for moment in moments:
         runs.kill_when(moment, workdir, *QUICK)
@@ -193,7 +205,7 @@ def test_real_audio_visual_digits(tmp_path):
         "--num_attack=100",
         "--attack_steps=5",
         "--perturbed=image",
-        "--perturbations=clean,pgd",
+        "--perturbations=clean,fgm,pgd",
         "--gammas=0.01",
         "--scales=0.2",
     )
@@ -204,9 +216,11 @@ def test_real_audio_visual_digits(tmp_path):
     assert accuracy["unimodal:image"] > 0.5
     assert accuracy["unimodal:audio"] > 0.75
     assert accuracy["statistical"] > accuracy["unimodal:audio"]
-    transferred = {
-        row["method"]: float(row["accuracy"])
-        for row in rows
-        if row["severity"] == "3" and row["attack_target"] == "unimodal:image"
-    }
-    assert transferred["robust"] > transferred["statistical"]
+    for attack in ("fgm", "pgd"):
+        transferred = {
+            row["method"]: float(row["accuracy"])
+            for row in rows
+            if (row["perturbation"], row["severity"]) == (attack, "3")
+            and row["attack_target"] == "unimodal:image"
+        }
+        assert transferred["robust"] > transferred["statistical"]

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +54,7 @@ def test_matches_scipys_solution_of_the_sylvester_form(num_classes):
     rng = np.random.default_rng(num_classes)
     kernel = random_kernel(rng, num_classes + 3, num_classes)
     spectrum = spectrum_from_kernel(kernel)
-    few = num_classes > 100  # SciPy takes a second a sample there
+    few = num_classes > 100  # SciPy takes a second a sample there; see the eigenbases below
     for gamma in (0.9, 1e-3) if few else GAMMAS[:-1]:
         for scale in (5.0,) if few else LOGIT_SCALES:
             logits, probs = random_system(rng, num_classes, scale, 2 if few else 4)
@@ -122,8 +124,8 @@ def test_float32_agrees_with_float64_for_the_same_spectrum(num_classes, singular
 def test_large_problem_matches_the_two_eigenbases():
     rng = np.random.default_rng(0)
     kernel = random_kernel(rng, 100, 309)
-    logits, probs = random_system(rng, 309, 3.0, 2)
-    for gamma in (0.5, 1e-6):
+    for gamma, scale in itertools.product(GAMMAS, LOGIT_SCALES):
+        logits, probs = random_system(rng, 309, scale, 2)
         strength = strength_of(gamma)
         R = [reference.recalibration_matrix_by_eigh(p, kernel.T @ kernel, strength) for p in probs]
         expected = np.einsum("bij,bj->bi", np.stack(R), logits)
@@ -145,7 +147,7 @@ def test_limits(dtype):
     np.testing.assert_allclose(dropped, np.full((2, 5, 5), 0.2), atol=max(1e-6, tolerance))
 
 
-@pytest.mark.parametrize("strength", [1e-30, 1e20, 1e30])
+@pytest.mark.parametrize("strength", [1e-30, 1e20, 1e30, 3e38])
 def test_extreme_strengths_stay_finite_and_keep_the_column_sums(strength, dtype):
     rng = np.random.default_rng(1)
     spectrum = spectrum_from_kernel(rng.normal(size=(12, 5)).astype(dtype))
@@ -276,6 +278,11 @@ class TestMisuse:
             recalibrate(z[:, :2], z[:, :2], spectrum, 1.0)
         with pytest.raises(ValueError, match=r"strength must be a scalar, got shape \(4,\)"):
             recalibrate(z, z, spectrum, np.ones(4))
+        for strength in (-1.0, np.nan, np.inf):
+            with pytest.raises(ValueError, match=r"strength must lie in \[0, inf\)"):
+                recalibrate(z, z, spectrum, strength)
+        with pytest.raises(ValueError, match="batch_size must be at least 1, got -1"):
+            recalibrate(z, z, spectrum, 1.0, batch_size=-1)
         with pytest.raises(ValueError, match=r"gram must have shape .* got \(3, 2\)"):
             gram_spectrum(np.ones((3, 2)))
         with pytest.raises(ValueError, match=r"kernel must have shape \(H, K\), got \(3,\)"):

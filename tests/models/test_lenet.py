@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jacfuse_jax.models import LeNet
+from jacfuse_jax.models import LeNet, lenet
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,7 @@ from jacfuse_jax.models import LeNet
     [
         ((28, 28, 1), {}),
         ((4, 8, 1), {"channels": (16, 32), "kernel_size": 3, "hidden_sizes": (64, 32)}),
-        ((112, 112, 1), {"channels": (8, 16, 32), "stem_stride": 4}),
+        ((112, 112, 1), {"channels": (8, 16, 32), "kernel_size": 3, "patch_size": 4}),
         ((27, 5, 3), {"channels": (4, 4, 4, 4)}),
     ],
 )
@@ -30,6 +30,25 @@ def test_logits_are_the_head_of_the_features():
     assert model.head.bias is not None
     kernel, bias = model.head.kernel[...], model.head.bias[...]
     np.testing.assert_allclose(output.logits, output.features @ kernel + bias, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "kernel_size"), [((8, 6, 2), 3), ((5, 9, 1), 5)])
+def test_convolution_is_flaxs_own_with_padding(shape, kernel_size):
+    model = LeNet(shape, 2, channels=(4,), kernel_size=kernel_size, rngs=nnx.Rngs(0))
+    ours = model.convolutions[0]
+    theirs = nnx.Conv(shape[2], 4, (kernel_size, kernel_size), padding="SAME", rngs=nnx.Rngs(0))
+    theirs.kernel, theirs.bias = ours.kernel, ours.bias
+    x = jax.random.normal(jax.random.key(0), (3, *shape), jnp.float32)
+    np.testing.assert_allclose(ours(x), theirs(x), atol=1e-5)
+
+
+def test_patches_are_cut_in_order():
+    x = np.random.default_rng(0).normal(size=(2, 4, 6, 3))
+    patches = lenet._cut_into_patches(jnp.asarray(x), 2)
+    assert patches.shape == (2, 2, 3, 12)
+    for i, j in np.ndindex(2, 3):
+        expected = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(2, -1)
+        np.testing.assert_array_equal(patches[:, i, j], expected)
 
 
 def test_pooling_takes_the_maximum_of_every_two_by_two_block():
@@ -53,3 +72,7 @@ def test_bad_sizes_are_refused():
         LeNet((0, 8, 1), 3, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="all sizes must be positive"):
         LeNet((8, 8, 1), 3, hidden_sizes=(), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="kernel_size must be odd, got 4"):
+        LeNet((8, 8, 1), 3, kernel_size=4, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="patch_size must divide 8 and 9, got 4"):
+        LeNet((8, 9, 1), 3, patch_size=4, rngs=nnx.Rngs(0))

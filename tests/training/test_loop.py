@@ -109,6 +109,12 @@ def test_foreign_checkpoint_is_named(tmp_path):
         fit(tmp_path, 2, model=make_model(num_classes=3))
 
 
+def test_checkpoint_of_a_longer_training_is_refused(tmp_path):
+    fit(tmp_path, 3)
+    with pytest.raises(training.CheckpointError, match="is of 3 epochs, more than the 2 asked for"):
+        fit(tmp_path, 2)
+
+
 # The reads that orbax has under way when one of them fails end with complaints in its threads.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_checkpoint_is_named(tmp_path):

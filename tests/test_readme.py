@@ -1,0 +1,12 @@
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_examples_run(capsys):
+    examples = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(compile(example, str(README), "exec"), {})
+    assert capsys.readouterr().out
