@@ -19,7 +19,7 @@ demo: $(STAMP)
 	$(BIN)/python -m experiments.robust_fusion --dataset=digits --workdir=runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

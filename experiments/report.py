@@ -63,7 +63,7 @@ def write_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
         for axis, column in zip(axes.flat, columns, strict=False):
             for method, style in _styles(chosen).items():
                 curve = _curve(chosen, method, column)
-                if curve:
+                if len(curve) > 1:
                     axis.plot(*zip(*curve, strict=True), label=method.label, **style)
             axis.set(title=column, xlabel="severity", ylim=(-0.02, 1.02), xticks=range(6))
             axis.grid(alpha=0.3)

@@ -176,7 +176,7 @@ def main(argv: list[str]) -> None:
     """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; all settings are --flags")
-    if flags.FLAGS["verbosity"].using_default_value:
+    if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax reports every step of a save
     mpl.use("Agg")
     try:

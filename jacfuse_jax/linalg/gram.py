@@ -76,10 +76,10 @@ def gram_spectrum(gram: ArrayLike) -> GramSpectrum:
     if gram.ndim not in (2, 3) or gram.shape[-1] != gram.shape[-2]:
         raise ValueError(f"gram must have shape (K, K) or (B, K, K), got {gram.shape}")
     eigenvalues, eigenvectors = jnp.linalg.eigh((gram + jnp.swapaxes(gram, -1, -2)) / 2)
-    rounding = (
-        gram.shape[-1] * jnp.finfo(gram.dtype).eps * jnp.abs(eigenvalues).max(-1, keepdims=True)
-    )
-    return GramSpectrum(eigenvalues * (eigenvalues >= rounding), eigenvectors)
+    norm = jnp.abs(eigenvalues).max(axis=-1, keepdims=True)
+    rounding = gram.shape[-1] * jnp.finfo(gram.dtype).eps * norm
+    kept = jax.lax.select(eigenvalues < rounding, jnp.zeros_like(eigenvalues), eigenvalues)
+    return GramSpectrum(kept, eigenvectors)
 
 
 def spectrum_from_kernel(kernel: ArrayLike) -> GramSpectrum:

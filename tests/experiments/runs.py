@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[2]
 # Seconds, not minutes: few rows, epochs and steps.
 SMALL = (
     "--dataset=digits",
-    "--num_train=400",
+    "--num_train=1000",
     "--num_epochs=3",
+    "--batch_size=32",
     "--num_eval=60",
     "--num_attack=40",
     "--attack_steps=3",

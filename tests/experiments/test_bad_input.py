@@ -102,3 +102,4 @@ def test_the_binary_ends_without_a_traceback(argument, expected, tmp_path):
     assert code == 1
     assert expected in stderr
     assert "Traceback" not in stdout + stderr
+    assert sum(not line.startswith(("Pass --help", " ")) for line in stderr.splitlines()) <= 2

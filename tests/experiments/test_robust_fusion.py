@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -96,7 +97,9 @@ class TestFinishedRun:
         for path in ("results.csv", "config.json", *(f"figures/{name}" for name in figures)):
             assert f"wrote {workdir / path}" in stdout
             assert (workdir / path).exists()
-        assert "train upper" in stderr  # the progress bars
+        assert "train upper" in stderr  # the progress bars, and nothing else
+        lines = re.split(r"[\r\n]+", stderr)
+        assert not [line for line in lines if line.strip() and "|" not in line]
         for name in figures:
             with Image.open(workdir / "figures" / name) as image:
                 image.load()
