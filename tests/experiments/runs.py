@@ -30,6 +30,8 @@ def start(workdir: Path, *flags: str) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A parent that ignores Ctrl-C, as background jobs do, would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -40,15 +42,21 @@ def run(workdir: Path, *flags: str) -> tuple[int, str, str]:
     return process.returncode, stdout, stderr
 
 
-def kill_when(condition: Callable[[], bool], workdir: Path, *flags: str) -> None:
-    """Starts a run and kills it as soon as the condition holds; it must not have finished."""
+def stop_when(
+    condition: Callable[[], bool], workdir: Path, *flags: str, sent: int = signal.SIGKILL
+) -> tuple[int, str]:
+    """Starts a run and sends it a signal as soon as the condition holds; it must still run then.
+
+    Returns:
+      Exit code and standard error.
+    """
     process = start(workdir, *flags)
     while not condition():
         assert process.poll() is None, process.communicate()[1][-2000:]
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.send_signal(sent)
+    _, stderr = process.communicate()
+    return process.returncode, stderr
 
 
 def read_rows(workdir: Path) -> list[dict[str, str]]:

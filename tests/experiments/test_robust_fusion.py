@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import signal
 import time
 from pathlib import Path
 
@@ -164,7 +165,8 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_results(uninte
         seconds_after(step_exists("lower", 3), 3.0),  # in the middle of the evaluation
     ]
     for moment in moments:
-        runs.kill_when(moment, workdir, *QUICK)
+        code, _ = runs.stop_when(moment, workdir, *QUICK)
+        assert code == -signal.SIGKILL
         assert not (workdir / "results.csv").exists()
     trained = (checkpoints / "upper" / "3").stat().st_mtime_ns
     code, _, stderr = runs.run(workdir, *QUICK)
@@ -178,10 +180,19 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_results(uninte
 
 
 @pytest.mark.slow
+def test_interrupted_from_the_keyboard_ends_in_one_line(tmp_path):
+    begun = (tmp_path / "run" / "checkpoints" / "upper" / "1").exists
+    code, stderr = runs.stop_when(begun, tmp_path / "run", *QUICK, sent=signal.SIGINT)
+    assert code == 130
+    assert stderr.splitlines()[-1] == "interrupted; the same command carries on"
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
 def test_damaged_checkpoint_ends_in_one_line(tmp_path):
     workdir = tmp_path / "run"
     checkpoint = workdir / "checkpoints" / "upper" / "3"
-    runs.kill_when((checkpoint / "_CHECKPOINT_METADATA").exists, workdir, *QUICK)
+    runs.stop_when((checkpoint / "_CHECKPOINT_METADATA").exists, workdir, *QUICK)
     for path in checkpoint.rglob("d/*"):
         os.truncate(path, path.stat().st_size // 2)
     code, _, stderr = runs.run(workdir, *QUICK)
