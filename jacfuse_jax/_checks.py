@@ -40,6 +40,15 @@ def check_scalar(
     return scalar
 
 
+def check_kernel(kernel: ArrayLike) -> jax.Array:
+    """Returns the kernel of a linear layer as an array; raises unless it is a floating (H, K)."""
+    array = jnp.asarray(kernel)
+    check_floating("kernel", array)
+    if array.ndim != 2:
+        raise ValueError(f"kernel must have shape (H, K), got {array.shape}")
+    return array
+
+
 def check_batch_size(batch_size: int | None) -> None:
     """Raises ValueError unless the batch size is None or at least one."""
     if batch_size is not None and batch_size < 1:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_batch_size, check_floating
+from jacfuse_jax._checks import check_batch_size, check_floating, check_kernel
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -113,10 +113,7 @@ def gram_from_head(kernel: ArrayLike) -> jax.Array:
       TypeError: not float32 or float64.
       ValueError: not a matrix.
     """
-    kernel = jnp.asarray(kernel)
-    check_floating("kernel", kernel)
-    if kernel.ndim != 2:
-        raise ValueError(f"kernel must have shape (H, K), got {kernel.shape}")
+    kernel = check_kernel(kernel)
     return jnp.matmul(kernel.T, kernel, precision=_HIGHEST)
 
 

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_batch_size, check_floating, check_scalar
+from jacfuse_jax._checks import check_batch_size, check_floating, check_kernel, check_scalar
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Entries of the K x K arrays of one chunk. On CPU they then stay in cache: at K = 309, 8 samples at
@@ -99,10 +99,7 @@ def spectrum_from_kernel(kernel: ArrayLike) -> GramSpectrum:
       TypeError: not float32 or float64.
       ValueError: not a matrix.
     """
-    kernel = jnp.asarray(kernel)
-    check_floating("kernel", kernel)
-    if kernel.ndim != 2:
-        raise ValueError(f"kernel must have shape (H, K), got {kernel.shape}")
+    kernel = check_kernel(kernel)
     num_features, num_classes = kernel.shape
     # Zero rows change no singular value and make V^T square without a (H, H) factor U.
     missing_rows = max(num_classes - num_features, 0)
