@@ -188,6 +188,7 @@ def test_interrupted_from_the_keyboard_ends_in_one_line(tmp_path):
     assert "Traceback" not in stderr
 
 
+# In a process of its own also because orbax's threads complain long after the error was raised.
 @pytest.mark.slow
 def test_damaged_checkpoint_ends_in_one_line(tmp_path):
     workdir = tmp_path / "run"
