@@ -162,7 +162,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_results(uninte
         step_exists("upper", 3),
         save_begun("lower", 2),
         step_exists("lower", 3),
-        seconds_after(step_exists("lower", 3), 3.0),  # in the middle of the evaluation
+        seconds_after(step_exists("lower", 3), 1.0),  # in the middle of the evaluation
     ]
     for moment in moments:
         code, _ = runs.stop_when(moment, workdir, *QUICK)
