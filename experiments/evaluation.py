@@ -1,7 +1,6 @@
 """Evaluation of every perturbation, severity and method on the test split."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,9 @@ from jacfuse_jax import metrics
 PERTURBATIONS = ("clean", *STRENGTHS)
 
 Logits = dict[str, NDArray[Any]]
+
+# One compilation serves all parameters of a rule.
+_fuse_jitted = jax.jit(fuse, static_argnames=("rule", "perturbed"))
 
 
 class Row(NamedTuple):
@@ -100,8 +102,14 @@ def evaluate(
         for scenario in scenarios:
             labels = test["label"][: len(scenario.logits[perturbed])]
             for method in scenario.methods:
-                fused = _fuse(method, scenario.logits, evidence, perturbed)
-                rows.append(_row(config, perturbed, scenario, method, fused, labels))
+                log_probs = _fuse_jitted(
+                    method.rule,
+                    scenario.logits,
+                    evidence,
+                    perturbed=perturbed,
+                    parameter=method.parameter,
+                )
+                rows.append(_row(config, perturbed, scenario, method, log_probs, labels))
     return rows
 
 
@@ -147,18 +155,6 @@ def _scenarios(
             methods if target == own else [target],
             {**trusted, perturbed: logits},
         )
-
-
-@partial(jax.jit, static_argnames=("rule", "perturbed"))
-def _fuse_jitted(
-    rule: str, logits: Logits, evidence: Evidence, perturbed: str, parameter: float | None
-) -> jax.Array:
-    return fuse(rule, logits, evidence, perturbed=perturbed, parameter=parameter)
-
-
-def _fuse(method: Method, logits: Logits, evidence: Evidence, perturbed: str) -> jax.Array:
-    """Log-probabilities of a method; one compilation serves all its parameters."""
-    return _fuse_jitted(method.rule, logits, evidence, perturbed, method.parameter)
 
 
 def _row(

@@ -135,7 +135,9 @@ def config_from_flags() -> Config:
     )
 
 
-def _choices(flag: str, names: list[str] | tuple[str, ...], known: tuple[str, ...]):
+def _choices(
+    flag: str, names: list[str] | tuple[str, ...], known: tuple[str, ...]
+) -> tuple[str, ...]:
     """The names without repetition; raises where one is unknown or there is none."""
     for name in names:
         if name not in known:

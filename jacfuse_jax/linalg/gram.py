@@ -178,7 +178,7 @@ def recalibration_matrix(
 
     Raises:
       TypeError: an array is not float32 or float64.
-      ValueError: shapes disagree.
+      ValueError: shapes disagree, strength is negative or not finite, or batch_size < 1.
     """
     probs = jnp.asarray(probs)
     probs, spectrum, strength = _check_system(probs, probs, spectrum, strength)

@@ -2,18 +2,24 @@
 
 import gzip
 import io
+import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 from numpy.typing import NDArray
 
 from data_pipelines.av_mnist import AvMnistConfig
 from data_pipelines.av_mnist.sources import PUBLISHED, Sources
 
+needs_published_files = pytest.mark.skipif(
+    "JACFUSE_TEST_DATA" not in os.environ,
+    reason="JACFUSE_TEST_DATA names no folder with mnist/*.gz and fsdd/*.tar.gz",
+)
 UNCHECKED = Sources(*(source._replace(sha256=None) for source in PUBLISHED))
 TINY: dict[str, Any] = {"num_train": 60, "num_validation": 20, "num_test": 20, "sources": UNCHECKED}
 TAR = "fsdd/spoken.tar.gz"

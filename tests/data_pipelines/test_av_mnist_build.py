@@ -180,6 +180,7 @@ def test_two_processes_may_prepare_at_once(built: Splits, manual_dir: Path, tmp_
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
+    # Silent; the base class chose the parameters' names.
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ARG002
         return
 

@@ -14,11 +14,9 @@ from data_pipelines.av_mnist import prepare, read_split
 from data_pipelines.av_mnist.energy import fit_subspace
 from data_pipelines.av_mnist.sources import PUBLISHED, RawData, manual_paths, read_sources
 from data_pipelines.av_mnist.spectrogram import log_spectrogram
+from tests.data_pipelines.raw_files import needs_published_files
 
-pytestmark = pytest.mark.skipif(
-    "JACFUSE_TEST_DATA" not in os.environ,
-    reason="JACFUSE_TEST_DATA names no folder with mnist/*.gz and fsdd/*.tar.gz",
-)
+pytestmark = needs_published_files
 Columns = dict[str, NDArray[Any]]
 
 

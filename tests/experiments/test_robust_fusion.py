@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data_pipelines.raw_files import needs_published_files
 from tests.experiments import runs
 
 COLUMNS = [
@@ -203,10 +204,7 @@ def test_damaged_checkpoint_ends_in_one_line(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "JACFUSE_TEST_DATA" not in os.environ,
-    reason="JACFUSE_TEST_DATA does not name a folder with the raw files of MNIST and FSDD",
-)
+@needs_published_files
 def test_real_audio_visual_digits(tmp_path):
     workdir = tmp_path / "run"
     code, _, stderr = runs.run(
