@@ -40,12 +40,39 @@ def check_scalar(
     return scalar
 
 
+def check_choice(name: str, choice: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError unless the choice is a known one."""
+    if choice not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {choice!r}")
+
+
 def check_kernel(kernel: ArrayLike) -> jax.Array:
     """Returns the kernel of a linear layer as an array; raises unless it is a floating (H, K)."""
     array = jnp.asarray(kernel)
     check_floating("kernel", array)
     if array.ndim != 2:
         raise ValueError(f"kernel must have shape (H, K), got {array.shape}")
+    return array
+
+
+def check_matrices(name: str, matrices: ArrayLike) -> jax.Array:
+    """Returns matrices (..., m, n), real or complex; raises on other shapes and dtypes."""
+    array = jnp.asarray(matrices)
+    if array.dtype not in (jnp.float32, jnp.float64, jnp.complex64, jnp.complex128):
+        raise TypeError(
+            f"{name} must be float32, float64, complex64 or complex128, got {array.dtype}; cast it "
+            "first"
+        )
+    if array.ndim < 2 or 0 in array.shape[-2:]:
+        raise ValueError(f"{name} must have shape (..., m, n) with m, n >= 1, got {array.shape}")
+    return array
+
+
+def check_square(name: str, matrices: ArrayLike) -> jax.Array:
+    """Returns matrices (..., n, n), real or complex; raises on other shapes and dtypes."""
+    array = check_matrices(name, matrices)
+    if array.shape[-1] != array.shape[-2]:
+        raise ValueError(f"{name} must have shape (..., n, n), got {array.shape}")
     return array
 
 

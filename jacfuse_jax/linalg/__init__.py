@@ -1,5 +1,6 @@
-"""Linear algebra: the K x K systems of a recalibration."""
+"""Linear algebra: Schur forms, Sylvester equations, the K x K systems of a recalibration."""
 
+from jacfuse_jax.linalg._equations import SylvesterInfo
 from jacfuse_jax.linalg.gram import (
     GramSpectrum,
     gram_spectrum,
@@ -7,11 +8,18 @@ from jacfuse_jax.linalg.gram import (
     recalibration_matrix,
     spectrum_from_kernel,
 )
+from jacfuse_jax.linalg.schur import SchurInfo, schur
+from jacfuse_jax.linalg.sylvester import solve_generalized, solve_sylvester
 
 __all__ = [
     "GramSpectrum",
+    "SchurInfo",
+    "SylvesterInfo",
     "gram_spectrum",
     "recalibrate",
     "recalibration_matrix",
+    "schur",
+    "solve_generalized",
+    "solve_sylvester",
     "spectrum_from_kernel",
 ]

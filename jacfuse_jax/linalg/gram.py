@@ -222,36 +222,47 @@ def apply_recalibration(
 def map_samples(
     sample_fn: Callable[..., Any],
     samples: Any,
-    *spectra: GramSpectrum,
+    *grams: GramSpectrum | jax.Array,
     batch_size: int | None = None,
 ) -> Any:
-    """Applies `sample_fn(sample, *spectra)` to every sample, a chunk at a time.
+    """Applies `sample_fn(sample, *grams)` to every sample, a chunk at a time.
 
-    Leaves of `samples` are (K,) for one sample or (B, K); spectra are shared or per sample. The
-    body is rematerialised, so reverse mode keeps no K x K array either.
+    Leaves of `samples` are (K,) for one sample or (B, K); Gram matrices, or their spectra, are
+    shared (K, K) or per sample (B, K, K). The body is rematerialised, so reverse mode keeps no
+    K x K array either.
     """
     check_batch_size(batch_size)
     first = jax.tree.leaves(samples)[0]
     if first.ndim == 1:
-        return sample_fn(samples, *spectra)
-    per_sample = [spectrum.eigenvalues.ndim == 2 for spectrum in spectra]
-    mapped = [spectrum for spectrum, own in zip(spectra, per_sample, strict=True) if own]
+        return sample_fn(samples, *grams)
+    per_sample = [jax.tree.leaves(gram)[-1].ndim == 3 for gram in grams]
+    mapped = [gram for gram, own in zip(grams, per_sample, strict=True) if own]
 
     @jax.checkpoint
-    def body(args: tuple[Any, list[GramSpectrum]]) -> Any:
-        sample, own_spectra = args
-        own = iter(own_spectra)
+    def body(args: tuple[Any, list[Any]]) -> Any:
+        sample, own_grams = args
+        own = iter(own_grams)
         return sample_fn(
             sample,
             *(
                 next(own) if is_own else shared
-                for shared, is_own in zip(spectra, per_sample, strict=True)
+                for shared, is_own in zip(grams, per_sample, strict=True)
             ),
         )
 
     if batch_size is None:
-        batch_size = max(1, _CHUNK_ENTRIES // first.shape[-1] ** 2)
+        batch_size = _chunk_size(*first.shape)
     return jax.lax.map(body, (samples, mapped), batch_size=batch_size)
+
+
+def _chunk_size(batch: int, num_classes: int) -> int:
+    """Samples that fill about 2^20 matrix entries; a divisor of the batch where one is near.
+
+    A last, smaller chunk would make `jax.lax.map` copy inputs and outputs.
+    """
+    largest = max(1, _CHUNK_ENTRIES // num_classes**2)
+    sizes = range(min(largest, max(batch, 1)), largest // 2, -1)
+    return next((size for size in sizes if batch % size == 0), largest)
 
 
 def _check_system(
@@ -268,6 +279,22 @@ def _check_system(
     spectrum = check_spectrum("spectrum", spectrum, logits.shape, logits.dtype)
     strength = check_scalar("strength", strength, logits.dtype)
     return probs.astype(logits.dtype), spectrum, strength
+
+
+def check_gram(
+    name: str, gram: GramSpectrum | ArrayLike, logits_shape: tuple[int, ...], dtype: Any
+) -> jax.Array:
+    """Returns the Gram matrix, or that of the spectrum, in `dtype`; raises as `check_spectrum`."""
+    if isinstance(gram, GramSpectrum):
+        g, V = check_spectrum(name, gram, logits_shape, dtype)
+        return jnp.matmul(V * g[..., None, :], jnp.swapaxes(V, -1, -2), precision=_HIGHEST)
+    array = jnp.asarray(gram)
+    check_floating(name, array)
+    num_classes = logits_shape[-1]
+    shared, own = (num_classes, num_classes), (*logits_shape, num_classes)
+    if array.shape not in (shared, own):
+        raise ValueError(f"{name} must have shape {shared}, or {own} per sample, got {array.shape}")
+    return array.astype(dtype)
 
 
 def check_spectrum(

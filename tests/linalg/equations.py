@@ -1,0 +1,81 @@
+"""Sylvester and generalized equations to solve, and what their solutions are held against."""
+
+import functools
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+
+from jacfuse_jax.linalg import solve_generalized, solve_sylvester
+from tests.linalg.matrices import (
+    norms,
+    random_entries,
+)
+
+SOLVERS = {"sylvester": solve_sylvester, "generalized": solve_generalized}
+FORMS = tuple(SOLVERS)
+METHODS = ("bartels_stewart", "eigh", "auto")
+REAL = ("float32", "float64")
+# Compiling takes longer than solving: "auto", which holds both other methods, occurs once.
+SOLVED = [
+    *itertools.product(FORMS, ("bartels_stewart", "eigh"), REAL),
+    ("sylvester", "auto", "float32"),
+]
+
+
+def adjoint(matrices):
+    return matrices.conj().swapaxes(-1, -2)
+
+
+def hermitian(matrices):
+    return (matrices + adjoint(matrices)) / 2
+
+
+def apply_equation(form, a, b, x):
+    """L(X)."""
+    return a @ x + x @ b if form == "sylvester" else a @ x @ b + x
+
+
+def kronecker_matrices(form, a, b):
+    """L as matrices (..., m n, m n) that act on X row by row."""
+    m, n = a.shape[-1], b.shape[-1]
+
+    def kronecker(p, q):
+        return jnp.einsum("...ij,...kl->...ikjl", p, q).reshape(*p.shape[:-2], m * n, m * n)
+
+    b = b.swapaxes(-1, -2)
+    if form == "sylvester":
+        return kronecker(a, jnp.eye(n)) + kronecker(jnp.eye(m) + 0 * a, b)
+    return kronecker(a, b) + jnp.eye(m * n)
+
+
+def solve_densely(form, a, b, c):
+    """X of one equation, from its m n x m n system."""
+    return jnp.linalg.solve(kronecker_matrices(form, a, b), c.ravel()).reshape(c.shape)
+
+
+def relative_norm(form, a, b):
+    """||L|| in the sense of `SylvesterInfo`."""
+    return norms(a) + norms(b) if form == "sylvester" else norms(a) * norms(b) + 1
+
+
+def well_separated(form, m, n, dtype, batch, rng):
+    """A, B, X, C in double precision with C = L(X) and eigenvalues of A and B about one.
+
+    A, B and X are exact in the dtype.
+    """
+    wide = np.result_type(dtype, np.float64)
+    a, b = (random_entries((*batch, k, k), wide, rng) / (4 * k**0.5) + np.eye(k) for k in (m, n))
+    x = random_entries((*batch, m, n), wide, rng)
+    a, b, x = (array.astype(dtype).astype(wide) for array in (a, b, x))
+    return a, b, x, apply_equation(form, a, b, x)
+
+
+def nine_equations(form, dtype):
+    """A (9, 4, 4) and B (9, 3, 3), Hermitian, and C of the dtype: most tests share this shape."""
+    a, b, _, c = well_separated(form, 4, 3, dtype, (9,), np.random.default_rng(9))
+    return [array.astype(dtype) for array in (hermitian(a), hermitian(b), c)]
+
+
+def solve_fully(form, method="bartels_stewart"):
+    return functools.partial(SOLVERS[form], method=method, full_output=True)
