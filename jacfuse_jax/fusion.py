@@ -5,26 +5,32 @@ sample. They work under `jax.jit`, `jax.vmap` and `jax.grad`; modality names are
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import (
+    check_choice,
     check_class_prior,
     check_logits,
     check_modalities,
     check_scalar,
 )
+from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg.gram import (
     GramSpectrum,
     apply_recalibration,
+    check_gram,
     check_spectrum,
+    gram_spectrum,
     map_samples,
     recalibrated_eigenvectors,
 )
+from jacfuse_jax.linalg.sylvester import solve_generalized
 
+Solver = Literal["closed_form", "eigh", "bartels_stewart"]
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -128,13 +134,14 @@ def scaled_fusion(
 
 def robust_fusion(
     logits: Mapping[str, ArrayLike],
-    grams: Mapping[str, GramSpectrum],
+    grams: Mapping[str, GramSpectrum | ArrayLike],
     class_prior: ArrayLike,
     *,
     perturbed: str | tuple[str, ...],
     gamma: ArrayLike,
     num_iterations: int = 1,
     atol: float = 1e-4,
+    solver: Solver = "closed_form",
     batch_size: int | None = None,
 ) -> FusedOutput:
     """Statistical fusion recalibrated per sample to lean less on the perturbed modalities.
@@ -145,8 +152,19 @@ def robust_fusion(
         (1 - gamma) ||J R W_m^T||_F^2 + gamma ||R - I||_F^2,    J = diag(p) - p p^T,
 
     the squared Frobenius norm of the fused prediction's Jacobian in the features of modality m. J
-    is frozen at the statistical fusion p; further iterations freeze it at the previous p'. Solved
-    in O(K^2) a sample, see `linalg.recalibrate`.
+    is frozen at the statistical fusion p; further iterations freeze it at the previous p'.
+
+    W_m^T stands for the Jacobian D of the logits: in the features of a linear head, or, with a Gram
+    matrix G_m = D D^T for every sample, of any head in any features or in the input itself (see
+    `jacobians.per_sample_jacobian` and `jacobians.gram_from_jacobian`).
+
+    Solvers of c J^2 R G + R = I, c = (1 - gamma) / gamma, which agree to rounding:
+      "closed_form": O(K^2) a sample from the spectrum of G, see `linalg.recalibrate`; the most
+        accurate, and the fastest by far where G is shared. A Gram matrix that is not given as a
+        spectrum is decomposed first; derivatives in it are NaN where its eigenvalues repeat.
+      "eigh", "bartels_stewart": `linalg.solve_generalized`, O(K^3) a sample, differentiable in
+        any G. c J^2 and G are then known to rounding only, so that R has an absolute error of about
+        eps c ||J||^2 ||G||: mind small gammas in float32.
 
     gamma = 1 is statistical fusion. As gamma -> 0, R_m tends to averaging over classes where p is
     not saturated and G_m is invertible: modality m says nothing any more, and what remains is
@@ -159,14 +177,16 @@ def robust_fusion(
 
     Args:
       logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
-      grams: {modality: spectrum of G_m = W_m^T W_m} for every perturbed modality, shared (K,),
-        (K, K) or per sample (B, K), (B, K, K); see `linalg.spectrum_from_kernel`.
+      grams: {modality: G_m} for every perturbed modality, each a spectrum with arrays (K,), (K, K)
+        for all samples or (B, K), (B, K, K) per sample, or a matrix (K, K) or (B, K, K). For
+        linear heads take `linalg.spectrum_from_kernel`.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities believed perturbed; static.
       gamma: in (0, 1], a scalar. It may be traced: one compiled function serves every gamma, and
         `jax.vmap` over it works. A traced gamma outside (0, 1] gives NaN.
       num_iterations: at least 1; static.
       atol: largest change of a probability that counts as converged.
+      solver: "closed_form", "eigh" or "bartels_stewart"; static.
       batch_size: samples solved at a time, at least 1; None: as in `linalg.recalibrate`.
 
     Returns:
@@ -176,8 +196,8 @@ def robust_fusion(
     Raises:
       TypeError: an array is not float32 or float64.
       ValueError: shapes disagree, a modality is unknown or lacks a Gram spectrum, a prior is not
-        positive, gamma lies outside (0, 1] in the dtype of the logits, num_iterations < 1, or
-        batch_size < 1.
+        positive, gamma lies outside (0, 1] in the dtype of the logits, num_iterations < 1,
+        batch_size < 1, or the solver is unknown.
 
     References:
       Gao, Ren, Xue, Li, Zhao, "Training-Free Robust Multimodal Learning via Sample-Wise Jacobian
@@ -189,20 +209,21 @@ def robust_fusion(
     names = check_modalities("perturbed", perturbed, arrays)
     check_modalities("perturbed", names, grams)
     shape = next(iter(arrays.values())).shape
-    spectra = [check_spectrum(f"grams[{name!r}]", grams[name], shape, dtype) for name in names]
+    check_choice("solver", solver, get_args(Solver))
+    checked = [_check_gram(f"grams[{name!r}]", grams[name], solver, shape, dtype) for name in names]
     gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
     if num_iterations < 1:
         raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
     strength = jnp.where((gamma > 0) & (gamma <= 1), (1 - gamma) / gamma, jnp.nan)
 
-    def fuse_sample(sample: dict[str, jax.Array], *spectra: GramSpectrum) -> FusedOutput:
-        def iterate(log_probs: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    def fuse_sample(sample: dict[str, jax.Array], *grams: GramSpectrum | jax.Array) -> FusedOutput:
+        def iterate(log_probs: jax.Array) -> tuple[jax.Array, list[_Recalibration]]:
             probs = jnp.exp(log_probs)
-            recalibrated = [recalibrated_eigenvectors(probs, s, strength) for s in spectra]
+            recalibrations = [_recalibration(probs, gram, strength, solver) for gram in grams]
             fused = dict(sample)
-            for name, spectrum, columns in zip(names, spectra, recalibrated, strict=True):
-                fused[name] = apply_recalibration(columns, spectrum, sample[name])
-            return _fuse(fused, log_prior), recalibrated
+            for name, recalibration in zip(names, recalibrations, strict=True):
+                fused[name] = recalibration.apply(sample[name])
+            return _fuse(fused, log_prior), recalibrations
 
         log_probs = _fuse(sample, log_prior)
         if num_iterations > 1:
@@ -211,13 +232,75 @@ def robust_fusion(
                 log_probs,
                 length=num_iterations - 1,
             )
-        final, recalibrated = iterate(log_probs)
+        final, recalibrations = iterate(log_probs)
         probs = jnp.exp(final)
-        squares = (_squared_norm(probs, y, s) for y, s in zip(recalibrated, spectra, strict=True))
+        squares = (recalibration.squared_norm(probs) for recalibration in recalibrations)
         change = jnp.abs(probs - jnp.exp(log_probs)).max()
         return FusedOutput(final, _sqrt(sum(squares, start=jnp.zeros((), dtype))), change <= atol)
 
-    return map_samples(fuse_sample, arrays, *spectra, batch_size=batch_size)
+    return map_samples(fuse_sample, arrays, *checked, batch_size=batch_size)
+
+
+class _ClosedForm(NamedTuple):
+    """R of one sample as its product Y = R V with the eigenvectors of G."""
+
+    columns: jax.Array
+    spectrum: GramSpectrum
+
+    def apply(self, logits: jax.Array) -> jax.Array:
+        """R z."""
+        return apply_recalibration(self.columns, self.spectrum, logits)
+
+    def squared_norm(self, probs: jax.Array) -> jax.Array:
+        """||J R G^(1/2)||_F^2 = sum_j g_j ||J y_j||^2."""
+        mean = jnp.matmul(probs, self.columns, precision=_HIGHEST)
+        j_columns = probs[:, None] * (self.columns - mean)
+        return jnp.sum(self.spectrum.eigenvalues * jnp.sum(j_columns**2, axis=0))
+
+
+class _Matrix(NamedTuple):
+    """R of one sample as a matrix, (K, K)."""
+
+    matrix: jax.Array
+    gram: jax.Array
+
+    def apply(self, logits: jax.Array) -> jax.Array:
+        """R z."""
+        return jnp.matmul(self.matrix, logits, precision=_HIGHEST)
+
+    def squared_norm(self, probs: jax.Array) -> jax.Array:
+        """||J R G^(1/2)||_F^2 = tr(J R G R^T J)."""
+        j_matrix = jnp.matmul(softmax_jacobian(probs), self.matrix, precision=_HIGHEST)
+        return jnp.sum(jnp.matmul(j_matrix, self.gram, precision=_HIGHEST) * j_matrix)
+
+
+_Recalibration = _ClosedForm | _Matrix
+
+
+def _recalibration(
+    probs: jax.Array, gram: GramSpectrum | jax.Array, strength: jax.Array, solver: Solver
+) -> _Recalibration:
+    """Solves c J^2 R G + R = I for one sample."""
+    if isinstance(gram, GramSpectrum):
+        return _ClosedForm(recalibrated_eigenvectors(probs, gram, strength), gram)
+    J = softmax_jacobian(probs)
+    A = strength * jnp.matmul(J, J, precision=_HIGHEST)
+    method = "eigh" if solver == "eigh" else "bartels_stewart"
+    return _Matrix(solve_generalized(A, gram, jnp.eye(len(A), dtype=A.dtype), method=method), gram)
+
+
+def _check_gram(
+    name: str,
+    gram: GramSpectrum | ArrayLike,
+    solver: Solver,
+    logits_shape: tuple[int, ...],
+    dtype: jnp.dtype,
+) -> GramSpectrum | jax.Array:
+    """Returns what the solver needs of a Gram matrix: its spectrum or the matrix."""
+    if solver == "closed_form" and isinstance(gram, GramSpectrum):
+        return check_spectrum(name, gram, logits_shape, dtype)
+    matrix = check_gram(name, gram, logits_shape, dtype)
+    return gram_spectrum(matrix) if solver == "closed_form" else matrix
 
 
 def _classes_and_dtype(logits: Mapping[str, jax.Array]) -> tuple[int, jnp.dtype]:
@@ -231,12 +314,6 @@ def _fuse(logits: Mapping[str, jax.Array], log_prior: jax.Array) -> jax.Array:
     # Normalising each modality first keeps the sum of large logits from losing digits.
     log_probs = sum(jax.nn.log_softmax(z) for z in logits.values())
     return jax.nn.log_softmax(log_probs - (len(logits) - 1) * log_prior)
-
-
-def _squared_norm(probs: jax.Array, columns: jax.Array, spectrum: GramSpectrum) -> jax.Array:
-    """||J R G^(1/2)||_F^2 = sum_j g_j ||J y_j||^2 of one sample, y_j the columns of R V."""
-    j_columns = probs[:, None] * (columns - jnp.matmul(probs, columns, precision=_HIGHEST))
-    return jnp.sum(spectrum.eigenvalues * jnp.sum(j_columns**2, axis=0))
 
 
 def _sqrt(x: jax.Array) -> jax.Array:

@@ -1,16 +1,30 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import export
 
 from jacfuse_jax import fusion
-from jacfuse_jax.linalg import GramSpectrum, recalibrate
+from jacfuse_jax.linalg import (
+    GramSpectrum,
+    recalibrate,
+    schur,
+    solve_generalized,
+    solve_sylvester,
+)
 
 LOGITS = jax.ShapeDtypeStruct((32, 10), jnp.float32)
 SPECTRUM = jax.eval_shape(
     lambda: GramSpectrum(jnp.ones(10, jnp.float32), jnp.eye(10, dtype=jnp.float32))
 )
 SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
+# A, B and C of equations, in one block and in several.
+EQUATIONS = [
+    [jax.ShapeDtypeStruct((4, *shape), jnp.float32) for shape in ((m, m), (n, n), (m, n))]
+    for m, n in ((10, 6), (70, 5))
+]
+PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def fuse(image, audio, spectrum, gamma):
@@ -29,8 +43,36 @@ def gradient(image, audio, spectrum, gamma):
 
 
 @pytest.mark.parametrize("fn", [recalibrate, fuse, gradient])
-@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_compiles_for_every_platform_without_library_calls(fn, platform):
-    exported = export.export(jax.jit(fn), platforms=[platform])(LOGITS, LOGITS, SPECTRUM, SCALAR)
+    module = lower(fn, platform, LOGITS, LOGITS, SPECTRUM, SCALAR)
+    assert "custom_call" not in module
+
+
+def lower(fn, platform, *args):
+    """The program as text."""
+    exported = export.export(jax.jit(fn), platforms=[platform])(*args)
     assert exported.platforms == (platform,)
-    assert "custom_call" not in exported.mlir_module()
+    return exported.mlir_module()
+
+
+@pytest.mark.parametrize("solve", [solve_sylvester, solve_generalized])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_schur_forms_and_equations_need_no_library_calls(solve, platform):
+    solve = functools.partial(solve, method="bartels_stewart", full_output=True)
+
+    def gradients(*arrays):
+        return jax.grad(lambda *abc: solve(*abc)[0].sum(), argnums=(0, 1, 2))(*arrays)
+
+    for arrays in EQUATIONS:
+        assert "custom_call" not in lower(schur, platform, arrays[0])
+        for fn in (solve, jax.vmap(gradients)):
+            assert "custom_call" not in lower(fn, platform, *arrays)
+
+
+@pytest.mark.parametrize("solve", [solve_sylvester, solve_generalized])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_eigendecompositions_are_library_calls(solve, platform):
+    # So that the checks above can fail.
+    solve = functools.partial(solve, method="eigh")
+    assert "custom_call" in lower(solve, platform, *EQUATIONS[0])
