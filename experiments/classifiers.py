@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from data_pipelines.batching import iterate_batches, num_batches
 from data_pipelines.datasets import MultimodalDataset
-from jacfuse_jax import training
+from jacfuse_jax import jacobians, training
 from jacfuse_jax.models import LeNet
 
 _LEARNING_RATE = 1e-3
@@ -89,6 +89,23 @@ def predict_logits(
     batches = iterate_batches({"inputs": inputs}, batch_size)
     logits = [np.asarray(predict(classifier.parameters, batch["inputs"])) for batch in batches]
     return np.concatenate(logits)[: len(inputs)]
+
+
+def input_grams(classifier: Classifier, parameters: Any, inputs: jax.Array) -> jax.Array:
+    """Gram matrices D D^T of the Jacobians D of the logits in the input, one per sample.
+
+    Args:
+      classifier: differentiated by `jax.jacrev`, since inputs outnumber classes.
+      parameters: of the classifier.
+      inputs: (B, H, W, C).
+
+    Returns:
+      (B, K, K).
+    """
+    jac = jacobians.per_sample_jacobian(
+        lambda x: classifier.logits_fn(parameters, x[None])[0], inputs, mode="reverse"
+    )
+    return jacobians.gram_from_jacobian(jac)
 
 
 def _make_batches(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class Config:
     methods: tuple[str, ...]
     gammas: tuple[float, ...]
     scales: tuple[float, ...]
+    jacobian: str
     num_train: int | None
     num_eval: int | None
     num_attack: int
@@ -39,6 +41,25 @@ class Config:
     num_epochs: int
     batch_size: int
     seed: int
+
+
+def choices(flag: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The names of a flag, each once.
+
+    Args:
+      flag: its name.
+      names: that were given.
+      known: to choose from.
+
+    Raises:
+      ConfigError: a name is unknown, or there is none.
+    """
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"--{flag}: unknown {name!r}; choose from {','.join(known)}")
+    if not names:
+        raise ConfigError(f"--{flag} is empty; choose from {','.join(known)}")
+    return tuple(dict.fromkeys(names))
 
 
 def check_workdir(config: Config) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
@@ -50,13 +51,14 @@ class Row(NamedTuple):
 
 
 class _Scenario(NamedTuple):
-    """Perturbed logits, and the methods to evaluate on them."""
+    """Perturbed logits and Gram matrices, and the methods to evaluate on them."""
 
     perturbation: str
     severity: int
     attack_target: str | None
     methods: list[Method]
     logits: Logits
+    evidence: Evidence
 
 
 def evaluate(
@@ -75,7 +77,7 @@ def evaluate(
       config: settings of the run.
       dataset: its test split is evaluated.
       classifiers: {modality: classifier}.
-      evidence: Gram spectra and class prior.
+      evidence: Gram matrices and class prior.
 
     Returns:
       One row each, in a fixed order.
@@ -97,15 +99,16 @@ def evaluate(
             perturbed=perturbed,
             attack_steps=config.attack_steps,
             batch_size=config.batch_size,
+            with_grams=config.jacobian == "input",
         )
-        scenarios = _scenarios(config, methods, perturb_fn, perturbed, test, clean_logits)
+        scenarios = _scenarios(config, methods, perturb_fn, perturbed, test, clean_logits, evidence)
         for scenario in scenarios:
             labels = test["label"][: len(scenario.logits[perturbed])]
             for method in scenario.methods:
                 log_probs = _fuse_jitted(
                     method.rule,
                     scenario.logits,
-                    evidence,
+                    scenario.evidence,
                     perturbed=perturbed,
                     parameter=method.parameter,
                 )
@@ -120,6 +123,7 @@ def _scenarios(
     perturbed: str,
     test: dict[str, NDArray[Any]],
     clean_logits: Logits,
+    evidence: Evidence,
 ) -> Iterator[_Scenario]:
     """Perturbs one modality in every way asked for, behind a progress bar."""
     own = Method(f"unimodal:{perturbed}", None)
@@ -133,13 +137,10 @@ def _scenarios(
     progress = tqdm(steps)
     for perturbation, severity, target in progress:
         progress.set_description(f"{perturbed} perturbed: {perturbation} {severity}")
-        if perturbation == "clean":
-            yield _Scenario(perturbation, 0, None, methods, clean_logits)
-            continue
         is_attack = perturbation in ATTACKS
         rows = slice(config.num_attack if is_attack else None)
         trusted = {name: z[rows] for name, z in clean_logits.items() if name != perturbed}
-        logits = perturb_fn(
+        logits, grams = perturb_fn(
             perturbation,
             severity,
             jax.random.key(config.seed),
@@ -154,6 +155,9 @@ def _scenarios(
             target.rule if is_attack else None,
             methods if target == own else [target],
             {**trusted, perturbed: logits},
+            evidence
+            if grams is None
+            else evidence._replace(grams={**evidence.grams, perturbed: jnp.asarray(grams)}),
         )
 
 

@@ -36,11 +36,12 @@ class Evidence(NamedTuple):
     """What fusion knows of the classifiers beside their logits.
 
     Attributes:
-      spectra: {modality: spectrum of the Gram matrix of its last linear layer}.
+      grams: {modality: Gram matrix of the Jacobian of its logits}: the spectrum of that of the
+        last linear layer, or a matrix for every sample, (B, K, K).
       class_prior: (K,), class frequencies of the training labels.
     """
 
-    spectra: dict[str, GramSpectrum]
+    grams: dict[str, GramSpectrum | jax.Array]
     class_prior: jax.Array
 
 
@@ -75,7 +76,7 @@ def fuse(
     Args:
       rule: as in `Method`; static.
       logits: {modality: (B, K)}.
-      evidence: spectra and prior.
+      evidence: Gram matrices and prior.
       perturbed: the modality that the rule believes perturbed; static.
       parameter: scale or gamma, traced or not; None for rules that have none.
 
@@ -85,7 +86,7 @@ def fuse(
     Raises:
       ValueError: unknown rule.
     """
-    spectra, class_prior = evidence
+    grams, class_prior = evidence
     if rule.startswith("unimodal:"):
         return jax.nn.log_softmax(logits[rule.removeprefix("unimodal:")])
     if rule == "mean":
@@ -95,7 +96,14 @@ def fuse(
     if rule == "scaled":
         return fusion.scaled_fusion(logits, class_prior, perturbed=perturbed, scale=parameter)
     if rule == "robust":
+        # Gram matrices per sample depend on the inputs, and attacks differentiate through them.
+        is_spectrum = isinstance(grams[perturbed], GramSpectrum)
         return fusion.robust_fusion(
-            logits, spectra, class_prior, perturbed=perturbed, gamma=parameter
+            logits,
+            grams,
+            class_prior,
+            perturbed=perturbed,
+            gamma=parameter,
+            solver="closed_form" if is_spectrum else "eigh",
         ).log_probs
     raise ValueError(f"unknown fusion rule {rule!r}")

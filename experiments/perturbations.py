@@ -1,15 +1,15 @@
-"""Perturbed inputs of one modality, as the logits that its classifier gives them."""
+"""Perturbed inputs of one modality, as fusion sees them: logits and, on request, Gram matrices."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.batching import iterate_batches
-from experiments.classifiers import Classifier
+from experiments.classifiers import Classifier, input_grams
 from experiments.methods import Evidence, Method, fuse
 from jacfuse_jax import attacks, corruptions
 
@@ -23,7 +23,20 @@ STRENGTHS: dict[str, tuple[float, ...]] = {
 }
 ATTACKS = ("fgm", "pgd")
 
-PerturbFn = Callable[..., NDArray[Any]]
+
+class Prediction(NamedTuple):
+    """What the classifier of the perturbed modality says of inputs.
+
+    Attributes:
+      logits: (N, K).
+      grams: (N, K, K), of the Jacobians of the logits in the input; None where nobody asked.
+    """
+
+    logits: NDArray[Any]
+    grams: NDArray[Any] | None
+
+
+PerturbFn = Callable[..., Prediction]
 
 
 def make_perturb_fn(
@@ -34,23 +47,26 @@ def make_perturb_fn(
     perturbed: str,
     attack_steps: int,
     batch_size: int,
+    with_grams: bool,
 ) -> PerturbFn:
     """Makes the function that perturbs inputs of one modality and classifies them.
 
     Args:
       classifier: of the perturbed modality.
-      evidence: Gram spectra and class prior, for attacks on fused predictions.
+      evidence: Gram matrices and class prior, for attacks on fused predictions.
       training_inputs: (N, H, W, C); their range bounds perturbed inputs, and their mean is what a
         missing entry reads.
       perturbed: name of the modality.
       attack_steps: of PGD.
       batch_size: samples at a time.
+      with_grams: whether the fusion regularises the Jacobian in the input, whose Gram matrices are
+        then returned; attacks on the fusion differentiate through them.
 
     Returns:
       perturb_fn(perturbation, severity, key, inputs (N, H, W, C), labels (N,), trusted_logits
-      {other modality: (N, K)}, target) -> logits (N, K) of the perturbed modality. `target` is the
-      method whose prediction an attack differentiates; corruptions ignore it. One compilation
-      serves all severities and all parameters of a method.
+      {other modality: (N, K)}, target) -> `Prediction` of the perturbed modality. `target` is the
+      method whose prediction an attack differentiates; corruptions ignore it, and "clean" leaves
+      the inputs as they are. One compilation serves all severities and all parameters of a method.
     """
     valid_range = (float(training_inputs.min()), float(training_inputs.max()))
     fill_value = training_inputs.mean(axis=0)
@@ -65,19 +81,28 @@ def make_perturb_fn(
         *,
         perturbation: str,
         rule: str,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array | None]:
         x = batch["inputs"]
-        trusted = {name: z for name, z in batch.items() if name in evidence.spectra}
+        trusted = {name: z for name, z in batch.items() if name in evidence.grams}
 
         def log_prob_fn(inputs: Mapping[str, jax.Array]) -> jax.Array:
             logits = {**trusted, perturbed: classifier.logits_fn(parameters, inputs[perturbed])}
-            return fuse(rule, logits, evidence, perturbed=perturbed, parameter=method_parameter)
+            grams = dict(evidence.grams)
+            if with_grams and rule == "robust":
+                grams[perturbed] = input_grams(classifier, parameters, inputs[perturbed])
+            return fuse(
+                rule,
+                logits,
+                evidence._replace(grams=grams),
+                perturbed=perturbed,
+                parameter=method_parameter,
+            )
 
         if perturbation == "gaussian_noise":
             x = corruptions.gaussian_noise(key, x, stddev=strength, valid_range=valid_range)
         elif perturbation == "missing":
             x = corruptions.missing(key, x, fraction=strength, fill_value=fill_value)
-        else:
+        elif perturbation in ATTACKS:
             attack = (
                 attacks.fgm
                 if perturbation == "fgm"
@@ -90,7 +115,8 @@ def make_perturb_fn(
                 epsilon={perturbed: strength},
                 valid_range={perturbed: valid_range},
             )[perturbed]
-        return classifier.logits_fn(parameters, x)
+        grams = input_grams(classifier, parameters, x) if with_grams else None
+        return classifier.logits_fn(parameters, x), grams
 
     def perturb(
         perturbation: str,
@@ -100,22 +126,24 @@ def make_perturb_fn(
         labels: NDArray[Any],
         trusted_logits: Mapping[str, NDArray[Any]],
         target: Method,
-    ) -> NDArray[Any]:
+    ) -> Prediction:
         arrays = {"inputs": inputs, "label": labels, **trusted_logits}
-        logits = [
-            np.asarray(
-                perturb_batch(
-                    classifier.parameters,
-                    {name: array for name, array in batch.items() if name != "mask"},
-                    jax.random.fold_in(key, index),
-                    STRENGTHS[perturbation][severity - 1],
-                    target.parameter,
-                    perturbation=perturbation,
-                    rule=target.rule if perturbation in ATTACKS else "",
-                )
+        batches = [
+            perturb_batch(
+                classifier.parameters,
+                {name: array for name, array in batch.items() if name != "mask"},
+                jax.random.fold_in(key, index),
+                0.0 if perturbation == "clean" else STRENGTHS[perturbation][severity - 1],
+                target.parameter,
+                perturbation=perturbation,
+                rule=target.rule if perturbation in ATTACKS else "",
             )
             for index, batch in enumerate(iterate_batches(arrays, batch_size))
         ]
-        return np.concatenate(logits)[: len(inputs)]
+        logits = np.concatenate([batch_logits for batch_logits, _ in batches])
+        grams = [batch_grams for _, batch_grams in batches if batch_grams is not None]
+        return Prediction(
+            logits[: len(inputs)], np.concatenate(grams)[: len(inputs)] if grams else None
+        )
 
     return perturb

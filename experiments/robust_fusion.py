@@ -26,7 +26,7 @@ from data_pipelines import datasets
 from data_pipelines.errors import DataError
 from experiments import report
 from experiments.classifiers import DEFAULT_NUM_EPOCHS, train_classifiers
-from experiments.config import Config, ConfigError, check_workdir, write_config
+from experiments.config import Config, ConfigError, check_workdir, choices, write_config
 from experiments.evaluation import PERTURBATIONS, Row, evaluate
 from experiments.methods import METHODS, Evidence
 from jacfuse_jax.linalg import spectrum_from_kernel
@@ -45,6 +45,13 @@ _PERTURBATIONS = flags.DEFINE_list(
 _METHODS = flags.DEFINE_list("methods", list(METHODS), f"Of {','.join(METHODS)}.")
 _GAMMAS = flags.DEFINE_list("gammas", ["0.5", "0.1", "0.01"], "Of robust fusion, in (0, 1].")
 _SCALES = flags.DEFINE_list("scales", ["0.5", "0.2", "0.1"], "Of scaled fusion, in [0, 1].")
+_JACOBIAN = flags.DEFINE_enum(
+    "jacobian",
+    "head",
+    ["head", "input"],
+    "What robust fusion regularises: the fused prediction's Jacobian in the features of the last "
+    "linear layer, or in the input of the perturbed modality (slower: a Jacobian a sample).",
+)
 _NUM_TRAIN = flags.DEFINE_integer("num_train", None, "Training rows; default all.", lower_bound=1)
 _NUM_EVAL = flags.DEFINE_integer("num_eval", None, "Test rows; default all.", lower_bound=1)
 _NUM_ATTACK = flags.DEFINE_integer("num_attack", 2000, "Test rows to attack.", lower_bound=1)
@@ -99,7 +106,7 @@ def run(config: Config) -> list[Row]:
         workdir=workdir,
     )
     evidence = Evidence(
-        spectra={name: spectrum_from_kernel(c.kernel) for name, c in classifiers.items()},
+        grams={name: spectrum_from_kernel(c.kernel) for name, c in classifiers.items()},
         class_prior=jnp.asarray(counts / counts.sum(), jnp.float32),
     )
     rows = evaluate(config, dataset, classifiers, evidence)
@@ -120,11 +127,12 @@ def config_from_flags() -> Config:
         workdir=str(Path(_WORKDIR.value).expanduser()),
         data_dir=str(Path(_DATA_DIR.value).expanduser()),
         manual_dir=_MANUAL_DIR.value and str(Path(_MANUAL_DIR.value).expanduser()),
-        perturbed=_choices("perturbed", modalities if chosen is None else chosen, modalities),
-        perturbations=_choices("perturbations", _PERTURBATIONS.value, PERTURBATIONS),
-        methods=_choices("methods", _METHODS.value, METHODS),
+        perturbed=choices("perturbed", modalities if chosen is None else chosen, modalities),
+        perturbations=choices("perturbations", _PERTURBATIONS.value, PERTURBATIONS),
+        methods=choices("methods", _METHODS.value, METHODS),
         gammas=_numbers("gammas", _GAMMAS.value, lambda x: _MIN_GAMMA <= x <= 1, "(0, 1]"),
         scales=_numbers("scales", _SCALES.value, lambda x: 0 <= x <= 1, "[0, 1]"),
+        jacobian=_JACOBIAN.value,
         num_train=_NUM_TRAIN.value,
         num_eval=_NUM_EVAL.value,
         num_attack=_NUM_ATTACK.value,
@@ -133,18 +141,6 @@ def config_from_flags() -> Config:
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
     )
-
-
-def _choices(
-    flag: str, names: list[str] | tuple[str, ...], known: tuple[str, ...]
-) -> tuple[str, ...]:
-    """The names without repetition; raises where one is unknown or there is none."""
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--{flag}: unknown {name!r}; choose from {','.join(known)}")
-    if not names:
-        raise ConfigError(f"--{flag} is empty; choose from {','.join(known)}")
-    return tuple(dict.fromkeys(names))
 
 
 def _numbers(

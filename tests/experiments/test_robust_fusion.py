@@ -121,6 +121,36 @@ class TestFinishedRun:
         assert not [path for path in finished[0].rglob("*") if "partial" in path.name]
 
 
+@pytest.mark.slow
+def test_input_jacobians_change_robust_fusion_and_nothing_else(finished, tmp_path):
+    code, _, stderr = runs.run(
+        tmp_path / "run",
+        *runs.SMALL,
+        "--jacobian=input",
+        "--perturbed=upper",
+        "--perturbations=clean,missing,fgm",
+        "--methods=statistical,robust",
+    )
+    assert code == 0, stderr[-3000:]
+
+    def likelihoods(workdir, method):
+        return {
+            (row["perturbation"], row["severity"], row["attack_target"], row["gamma"]): row["nll"]
+            for row in runs.read_rows(workdir)
+            if (row["perturbed"], row["method"]) == ("upper", method)
+        }
+
+    of_head = likelihoods(finished[0], "statistical")
+    of_input = likelihoods(tmp_path / "run", "statistical")
+    assert of_input.items() <= of_head.items()
+    of_head = likelihoods(finished[0], "robust")
+    of_input = likelihoods(tmp_path / "run", "robust")
+    assert len(of_input) == 2 + 10 + 2 * 10  # clean; missing; fgm on the classifier, on each method
+    assert all(np.isfinite(float(nll)) for nll in of_input.values())
+    differing = [key for key, nll in of_input.items() if nll != of_head[key]]
+    assert len(differing) > 0.9 * len(of_input)
+
+
 # Enough of the work to have all its stages.
 QUICK = (*runs.SMALL, "--perturbations=clean,missing,fgm", "--methods=statistical,robust")
 
