@@ -1,0 +1,254 @@
+r"""Speed and memory of the solvers against named peers, measured in the same run.
+
+For every number of classes K, batch size B and dtype: seconds to compile; median, shortest and
+longest of the repeats after a warm-up; ratio to the library's own method; rates; memory of the
+program. Prints a table and writes benchmark_<op>.csv and benchmark_<op>.png into --workdir.
+
+    python -m experiments.benchmark --op=solve_sylvester --num_classes=10 --batch_sizes=4096
+    python -m experiments.benchmark --op=solve_sylvester --num_classes=50 --batch_sizes=256
+    python -m experiments.benchmark --op=recalibrate --num_classes=10 --batch_sizes=65536
+    python -m experiments.benchmark --op=recalibrate --num_classes=309 --batch_sizes=256
+    python -m experiments.benchmark --op=recalibrate --num_classes=309 --batch_sizes=1000000 \
+        --methods=closed_form
+
+take one or two minutes each on two CPU cores, most of it in the peers; the last one takes six, in
+3.5 GiB of arrays.
+
+Methods that hold K x K arrays of every sample run on as many samples as fit into about 1 GiB, SciPy
+loops on 16 at most: the column `num_measured` tells how many. Times are then scaled to the batch,
+memory is not.
+"""
+
+import dataclasses
+import itertools
+import resource
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import matplotlib as mpl
+import numpy as np
+from absl import app, flags, logging
+from tqdm.auto import tqdm
+
+from experiments import timing
+from experiments.benchmark_report import Row, make_table, write_csv, write_figure
+from experiments.config import ConfigError, choices
+from experiments.operations import OPERATIONS, Method
+
+_DTYPES = ("float32", "float64")
+_MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+    """All flags, under their own names; see --help."""
+
+    op: str
+    num_classes: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    methods: tuple[str, ...]
+    num_repeats: int
+    yardstick_size: int
+    seed: int
+    workdir: str
+
+
+def run(config: BenchmarkConfig) -> list[Row]:
+    """Measures all methods at all sizes, prints the table and writes the files.
+
+    Args:
+      config: all settings. float64 is skipped unless JAX runs with x64.
+
+    Returns:
+      The rows of the CSV file.
+    """
+    workdir = Path(config.workdir)
+    workdir.mkdir(parents=True, exist_ok=True)  # fails now, not after the measurements
+    yardstick = timing.matmul_flop_per_s(config.yardstick_size, num_repeats=config.num_repeats)
+    sizes = list(itertools.product(config.dtypes, config.num_classes, config.batch_sizes))
+    rows: list[Row] = []
+    with tqdm(total=len(sizes) * len(config.methods)) as progress:
+        for size in sizes:
+            for row in _measure_methods(config, yardstick, *size):
+                rows.append(row)
+                progress.update()
+    paths = [workdir / f"benchmark_{config.op}.csv"]
+    write_csv(rows, paths[0])
+    if not all(row.skipped for row in rows):
+        paths.append(paths[0].with_suffix(".png"))
+        write_figure(rows, paths[1])
+    print(make_table(rows))
+    print(
+        f"\n{config.op} on {rows[0].device}, {config.num_repeats} repeats; times are scaled from "
+        f"num_measured samples to the batch\nyardstick: float32 matrix product, "
+        f"{yardstick / 1e9:.4g} GFLOP/s\n{_peak_memory()}"
+    )
+    for path in paths:
+        print(f"wrote {path}")
+    return rows
+
+
+def _measure_methods(
+    config: BenchmarkConfig, yardstick: float, dtype: str, num_classes: int, batch_size: int
+) -> Iterator[Row]:
+    """The rows of all methods at one size, on the same inputs."""
+    operation = OPERATIONS[config.op]
+    # The library's own method first: the others are compared with it.
+    methods = {name: m for name, m in operation.methods.items() if name in config.methods}
+    skipped = {name: _reason_to_skip(method, dtype) for name, method in methods.items()}
+    counts = {
+        name: method.num_measured(batch_size, num_classes, dtype)
+        for name, method in methods.items()
+        if not skipped[name]
+    }
+    # This generator draws without temporaries; JAX's default takes three times the array.
+    key = jax.random.key(config.seed, impl="rbg")
+    largest = max(counts.values(), default=0)
+    inputs = operation.make_inputs(key, largest, num_classes, dtype) if largest else None
+    own_s = None
+    for name, method in methods.items():
+        row = Row(
+            op=config.op,
+            device=jax.devices()[0].device_kind,
+            yardstick_gflop_per_s=yardstick / 1e9,
+            method=name,
+            num_classes=num_classes,
+            batch_size=batch_size,
+            dtype=dtype,
+            skipped=skipped[name],
+        )
+        if inputs is not None and name in counts:
+            measured = timing.measure(
+                method.fn,
+                inputs.take(counts[name], as_numpy=not method.is_compiled),
+                num_repeats=config.num_repeats,
+                is_compiled=method.is_compiled,
+            )
+            row = _with_measurement(row, measured, counts[name])
+            if name == next(iter(operation.methods)):
+                own_s = row.median_s
+            if row.median_s is not None and own_s is not None:
+                row = row._replace(ratio=row.median_s / own_s)
+        yield row
+
+
+def _with_measurement(row: Row, measured: timing.Timing, num_measured: int) -> Row:
+    """The row with its times, scaled to the batch, and what follows from them."""
+    operation = OPERATIONS[row.op]
+    batch_s = [s * row.batch_size / num_measured for s in measured.call_s]
+    median_s = statistics.median(batch_s)
+    gflop = row.batch_size * operation.num_flops(row.num_classes) / 1e9
+    num_entries = row.batch_size * operation.num_entries(row.num_classes)
+    peak_bytes = measured.peak_bytes
+    return row._replace(
+        num_measured=num_measured,
+        compile_s=measured.compile_s,
+        median_s=median_s,
+        min_s=min(batch_s),
+        max_s=max(batch_s),
+        us_per_sample=1e6 * median_s / row.batch_size,
+        gflop_per_s=gflop / median_s,
+        gb_per_s=num_entries * np.dtype(row.dtype).itemsize / 1e9 / median_s,
+        yardstick_ratio=median_s * row.yardstick_gflop_per_s / gflop,
+        peak_mib=None if peak_bytes is None else peak_bytes / _MIB,
+    )
+
+
+def _reason_to_skip(method: Method, dtype: str) -> str | None:
+    """Why the method cannot run here; None where it can."""
+    if dtype == "float64" and jax.dtypes.canonicalize_dtype("float64") != np.float64:
+        return "float64 needs jax_enable_x64"
+    if jax.default_backend() not in method.backends:
+        return f"not available on {jax.default_backend()}"
+    return None
+
+
+def _peak_memory() -> str:
+    """The most memory that this process has held so far, on the host and on the device."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MIB
+    text = f"peak memory of this process: {peak:.0f} MiB"
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        text += f", on the device {stats['peak_bytes_in_use'] / _MIB:.0f} MiB"
+    return text
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Declares the flags; apart from import, since another binary has flags of the same names."""
+    flags.DEFINE_enum(
+        "op", "recalibrate", list(OPERATIONS), "What to measure.", flag_values=flag_values
+    )
+    known = "; ".join(f"{op}: {','.join(o.methods)}" for op, o in OPERATIONS.items())
+    for name, default, text in (
+        ("num_classes", ["10", "50"], "Numbers of classes K."),
+        ("batch_sizes", ["256"], "Batch sizes B."),
+        ("dtypes", ["float32"], f"Of {','.join(_DTYPES)}."),
+        ("methods", None, f"Default all. Of {known}."),
+    ):
+        flags.DEFINE_list(name, default, text, flag_values=flag_values)
+    flags.DEFINE_integer("num_repeats", 5, "Timed repeats.", lower_bound=5, flag_values=flag_values)
+    flags.DEFINE_integer(
+        "yardstick_size",
+        2048,
+        "n of the yardstick, a product of n x n matrices.",
+        lower_bound=1,
+        flag_values=flag_values,
+    )
+    flags.DEFINE_integer(
+        "seed", 0, "Of the inputs.", lower_bound=0, upper_bound=2**32 - 1, flag_values=flag_values
+    )
+    flags.DEFINE_string("workdir", "runs/benchmark", "Folder of results.", flag_values=flag_values)
+
+
+def config_from_flags(flag_values: flags.FlagValues) -> BenchmarkConfig:
+    """Collects the flags; raises ConfigError where one does not fit."""
+    known = tuple(OPERATIONS[flag_values.op].methods)
+    return BenchmarkConfig(
+        op=flag_values.op,
+        num_classes=_sizes("num_classes", flag_values.num_classes),
+        batch_sizes=_sizes("batch_sizes", flag_values.batch_sizes),
+        dtypes=choices("dtypes", flag_values.dtypes, _DTYPES),
+        methods=choices(
+            "methods", known if flag_values.methods is None else flag_values.methods, known
+        ),
+        num_repeats=flag_values.num_repeats,
+        yardstick_size=flag_values.yardstick_size,
+        seed=flag_values.seed,
+        workdir=str(Path(flag_values.workdir).expanduser()),
+    )
+
+
+def _sizes(flag: str, texts: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of a flag; raises where one is not a positive integer."""
+    for text in texts:
+        if not text.isdecimal() or int(text) == 0:
+            raise ConfigError(f"--{flag}: {text!r} is not a positive integer")
+    if not texts:
+        raise ConfigError(f"--{flag} is empty; give positive integers")
+    return tuple(sorted({int(text) for text in texts}))
+
+
+def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected argument {argv[1]!r}; all settings are --flags")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # JAX names every backend that it does not find
+    mpl.use("Agg")
+    try:
+        config = config_from_flags(flag_values)
+        if "float64" in config.dtypes:
+            jax.config.update("jax_enable_x64", True)
+        run(config)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    define_flags(flags.FLAGS)
+    app.run(main)

@@ -1,0 +1,286 @@
+"""What the benchmark measures: operations, their inputs, and the methods of each.
+
+Counts of operations and bytes are models, the same for all methods of an operation, so that rates
+compare like times: a method that does more than it must shows a low rate.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg
+import numpy as np
+import scipy.linalg
+
+from jacfuse_jax import fusion, jacobians, linalg
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+_GAMMA = 0.1
+_STRENGTH = (1 - _GAMMA) / _GAMMA
+_MAX_MATRIX_BYTES = 2**30
+_MAX_SCIPY_SAMPLES = 16
+
+
+class Inputs(NamedTuple):
+    """Arrays by name: per sample, with a leading axis of B, and shared by all samples."""
+
+    samples: dict[str, Any]
+    shared: dict[str, Any]
+
+    def take(self, num_samples: int, *, as_numpy: bool = False) -> "Inputs":
+        """The first samples; the arrays themselves where that is all of them."""
+        taken = {
+            name: x if len(x) == num_samples else x[:num_samples]
+            for name, x in self.samples.items()
+        }
+        inputs = Inputs(taken, self.shared)
+        return jax.tree.map(np.asarray, inputs) if as_numpy else inputs
+
+
+class Method(NamedTuple):
+    """One way to compute an operation.
+
+    Attributes:
+      fn: maps `Inputs` to the result, an array or a tuple of arrays.
+      num_matrices: K x K arrays that the program holds per sample, as `program_bytes` counts them;
+        0 where memory grows with B K only, since the method takes the batch in chunks.
+      backends: of JAX that run it.
+      is_compiled: False for a loop over SciPy's routine.
+    """
+
+    fn: Callable[[Inputs], Any]
+    num_matrices: int = 0
+    backends: tuple[str, ...] = ("cpu", "gpu", "tpu")
+    is_compiled: bool = True
+
+    def num_measured(self, batch_size: int, num_classes: int, dtype: str) -> int:
+        """Samples of a batch to run: all, or what fits into about 1 GiB, or a few by SciPy."""
+        if not self.is_compiled:
+            return min(batch_size, _MAX_SCIPY_SAMPLES)
+        sample_bytes = self.num_matrices * num_classes**2 * np.dtype(dtype).itemsize
+        return min(batch_size, max(1, _MAX_MATRIX_BYTES // max(1, sample_bytes)))
+
+
+class Operation(NamedTuple):
+    """What is computed.
+
+    Attributes:
+      make_inputs: (key, batch_size, num_classes, dtype) -> `Inputs`, random.
+      methods: by name, the library's own first.
+      num_flops: K -> nominal floating-point operations a sample.
+      num_entries: K -> entries that a sample reads and writes, without shared arrays.
+    """
+
+    make_inputs: Callable[[jax.Array, int, int, str], Inputs]
+    methods: dict[str, Method]
+    num_flops: Callable[[int], int]
+    num_entries: Callable[[int], int]
+
+
+def _matrix_inputs(key: jax.Array, batch_size: int, num_classes: int, dtype: str) -> Inputs:
+    """Real A and B, eigenvalues in a disk of radius about 1 around 3: X is well defined."""
+    shape = (batch_size, num_classes, num_classes)
+    shift = 3 * jnp.eye(num_classes, dtype=dtype)
+    a, b, c = (jax.random.normal(k, shape, dtype) for k in jax.random.split(key, 3))
+    return Inputs(
+        {"a": a / num_classes**0.5 + shift, "b": b / num_classes**0.5 + shift, "c": c}, {}
+    )
+
+
+def _recalibration_inputs(key: jax.Array, batch_size: int, num_classes: int, dtype: str) -> Inputs:
+    """Logits, their probabilities, and the Gram matrix of a linear head."""
+    # One array at a time and no temporaries of its size: a million samples fill gigabytes.
+    kernel_key, logits_key = jax.random.split(key)
+    kernel = _kernel(kernel_key, num_classes, dtype)
+    logits = 3 * jax.random.normal(logits_key, (batch_size, num_classes), dtype)
+    return Inputs(
+        {"logits": logits, "probs": jax.nn.softmax(logits)},
+        {
+            "gram": jacobians.gram_from_head(kernel),
+            "spectrum": linalg.spectrum_from_kernel(kernel),
+        },
+    )
+
+
+def _fusion_inputs(key: jax.Array, batch_size: int, num_classes: int, dtype: str) -> Inputs:
+    """Logits of two modalities, the spectrum of one, and a class prior."""
+    image_key, audio_key, prior_key = jax.random.split(key, 3)
+    audio = _recalibration_inputs(audio_key, batch_size, num_classes, dtype)
+    image = 3 * jax.random.normal(image_key, (batch_size, num_classes), dtype)
+    prior = jax.nn.softmax(jax.random.normal(prior_key, (num_classes,), dtype))
+    return Inputs(
+        {"image": image, "audio": audio.samples["logits"]},
+        {"spectrum": audio.shared["spectrum"], "class_prior": prior},
+    )
+
+
+def _feature_inputs(key: jax.Array, batch_size: int, num_classes: int, dtype: str) -> Inputs:
+    """Features h, recalibration matrices R and the kernel W of p = softmax(R W^T h)."""
+    sample_key, kernel_key = jax.random.split(key)
+    kernel = _kernel(kernel_key, num_classes, dtype)
+    features = jax.random.normal(sample_key, (batch_size, len(kernel)), dtype)
+    probs = jax.nn.softmax(features @ kernel)
+    recalibration = linalg.recalibration_matrix(
+        probs, linalg.spectrum_from_kernel(kernel), _STRENGTH
+    )
+    return Inputs({"features": features, "recalibration": recalibration}, {"kernel": kernel})
+
+
+def _kernel(key: jax.Array, num_classes: int, dtype: str) -> jax.Array:
+    """W, (2 K, K), of a linear head; its Gram matrix is invertible, as SciPy's solver needs."""
+    shape = (2 * num_classes, num_classes)
+    return jax.random.normal(key, shape, dtype) / shape[0] ** 0.5
+
+
+def _schur(inputs: Inputs) -> Any:
+    return linalg.schur(inputs.samples["a"])
+
+
+def _jax_schur(inputs: Inputs) -> Any:
+    return jax.vmap(partial(jax.scipy.linalg.schur, output="complex"))(inputs.samples["a"])
+
+
+def _scipy_schur(inputs: Inputs) -> Any:
+    forms = [scipy.linalg.schur(a, output="complex") for a in inputs.samples["a"]]
+    return tuple(map(np.stack, zip(*forms, strict=True)))
+
+
+def _sylvester(inputs: Inputs) -> Any:
+    return linalg.solve_sylvester(**inputs.samples, method="bartels_stewart")
+
+
+def _jax_sylvester(method: str, inputs: Inputs) -> Any:
+    solve_fn = partial(jax.scipy.linalg.solve_sylvester, method=method)
+    return jax.vmap(solve_fn)(*(inputs.samples[name] for name in "abc"))
+
+
+def _scipy_sylvester(inputs: Inputs) -> Any:
+    systems = zip(*(inputs.samples[name] for name in "abc"), strict=True)
+    return np.stack([scipy.linalg.solve_sylvester(a, b, c) for a, b, c in systems])
+
+
+def _spd_sylvester(inputs: Inputs) -> Any:
+    """Other systems than the rest: of the symmetric parts of A and B, which are definite."""
+    a, b = ((x + jnp.swapaxes(x, -1, -2)) / 2 for x in (inputs.samples["a"], inputs.samples["b"]))
+    return linalg.solve_sylvester(a, b, inputs.samples["c"], method="eigh")
+
+
+def _closed_form(inputs: Inputs) -> Any:
+    return linalg.recalibrate(
+        **inputs.samples, spectrum=inputs.shared["spectrum"], strength=_STRENGTH
+    )
+
+
+def _recalibrate_by_eigh(inputs: Inputs) -> Any:
+    """R z from the general solver, A R G + R = I with A = c J^2: a decomposition a sample."""
+    J = jacobians.softmax_jacobian(inputs.samples["probs"])
+    a = _STRENGTH * jnp.matmul(J, J, precision=_HIGHEST)
+    gram = inputs.shared["gram"]
+    R = linalg.solve_generalized(a, gram, jnp.eye(len(gram), dtype=gram.dtype), method="eigh")
+    return jnp.einsum("bij,bj->bi", R, inputs.samples["logits"], precision=_HIGHEST)
+
+
+def _scipy_recalibrate(inputs: Inputs) -> Any:
+    """R z from the Sylvester equation A R + R G^-1 = G^-1, A = c J^2."""
+    inverse = np.linalg.inv(inputs.shared["gram"])
+    results: list[Any] = []
+    for p, z in zip(inputs.samples["probs"], inputs.samples["logits"], strict=True):
+        J = np.diag(p) - np.outer(p, p)
+        results.append(scipy.linalg.solve_sylvester(_STRENGTH * J @ J, inverse, inverse) @ z)
+    return np.stack(results)
+
+
+def _robust_fusion(solver: Any, inputs: Inputs) -> Any:
+    return fusion.robust_fusion(
+        inputs.samples,
+        {"audio": inputs.shared["spectrum"]},
+        inputs.shared["class_prior"],
+        perturbed="audio",
+        gamma=_GAMMA,
+        solver=solver,
+    )
+
+
+def _fused_jacobian(inputs: Inputs) -> Any:
+    features, R = inputs.samples["features"], inputs.samples["recalibration"]
+    kernel = inputs.shared["kernel"]
+    probs = jax.vmap(partial(_predict, kernel))(features, R)
+    return jacobians.fused_jacobian(probs, R, kernel)
+
+
+def _autodiff_jacobian(mode: Any, inputs: Inputs) -> Any:
+    def jacobian_of_sample(features: jax.Array, R: jax.Array) -> jax.Array:
+        predict_fn = partial(_predict, inputs.shared["kernel"], recalibration=R)
+        return jacobians.per_sample_jacobian(predict_fn, features[None], mode=mode)[0]
+
+    return jax.vmap(jacobian_of_sample)(*inputs.samples.values())
+
+
+def _predict(kernel: jax.Array, features: jax.Array, recalibration: jax.Array) -> jax.Array:
+    """The fused prediction p = softmax(R W^T h) of one sample."""
+    logits = jnp.matmul(features, kernel, precision=_HIGHEST)
+    return jax.nn.softmax(jnp.matmul(recalibration, logits, precision=_HIGHEST))
+
+
+OPERATIONS = {
+    # 25 K^3, the usual estimate for the QR algorithm on a real matrix with its vectors; reads a
+    # real matrix and writes two complex ones.
+    "schur": Operation(
+        _matrix_inputs,
+        {
+            "schur": Method(_schur, 18),
+            "jax_schur": Method(_jax_schur, 8, ("cpu",)),
+            "scipy_loop": Method(_scipy_schur, is_compiled=False),
+        },
+        lambda K: 25 * K**3,
+        lambda K: 5 * K**2,
+    ),
+    # Two Schur decompositions, four products of 2 K^3, and 2 K^3 for the triangular system.
+    "solve_sylvester": Operation(
+        _matrix_inputs,
+        {
+            "bartels_stewart": Method(_sylvester, 56),
+            "jax_schur": Method(partial(_jax_sylvester, "schur"), 24, ("cpu",)),
+            "jax_eigen": Method(partial(_jax_sylvester, "eigen"), 20, ("cpu", "gpu")),
+            "scipy_loop": Method(_scipy_sylvester, is_compiled=False),
+            "eigh_spd": Method(_spd_sylvester, 13),
+        },
+        lambda K: 60 * K**3,
+        lambda K: 4 * K**2,
+    ),
+    # 10 K^2, about the multiply-adds of the closed form; reads z and p, writes R z.
+    "recalibrate": Operation(
+        _recalibration_inputs,
+        {
+            "closed_form": Method(_closed_form),
+            "eigh": Method(_recalibrate_by_eigh, 8),
+            "scipy_loop": Method(_scipy_recalibrate, is_compiled=False),
+        },
+        lambda K: 10 * K**2,
+        lambda K: 3 * K,
+    ),
+    # One recalibration, and 6 K^2 for the norm of the fused Jacobian; two modalities in, one out.
+    "robust_fusion": Operation(
+        _fusion_inputs,
+        {
+            "closed_form": Method(partial(_robust_fusion, "closed_form")),
+            "eigh": Method(partial(_robust_fusion, "eigh")),
+            "bartels_stewart": Method(partial(_robust_fusion, "bartels_stewart")),
+        },
+        lambda K: 16 * K**2,
+        lambda K: 3 * K,
+    ),
+    # Two products of K x K and K x H matrices, H = 2 K; reads h and R, writes K x H.
+    "jacobian": Operation(
+        _feature_inputs,
+        {
+            "closed_form": Method(_fused_jacobian, 8),
+            "forward": Method(partial(_autodiff_jacobian, "forward"), 8),
+            "reverse": Method(partial(_autodiff_jacobian, "reverse"), 8),
+        },
+        lambda K: 8 * K**3,
+        lambda K: 2 * K + 3 * K**2,
+    ),
+}

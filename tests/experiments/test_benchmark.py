@@ -1,0 +1,259 @@
+"""The benchmark on tiny sizes: its files, its flags, and that it compares like with like."""
+
+import csv
+import dataclasses
+import subprocess
+import sys
+from functools import cache, partial
+
+import jax
+import numpy as np
+import pytest
+import scipy.linalg
+from absl import flags
+
+from experiments import benchmark, timing
+from experiments.benchmark import BenchmarkConfig
+from experiments.operations import OPERATIONS
+from jacfuse_jax import linalg
+from tests.experiments.runs import ROOT
+
+BATCH_SIZE, NUM_CLASSES = 20, 4  # more samples than a SciPy loop takes
+METHODS = [(op, name) for op, operation in OPERATIONS.items() for name in operation.methods]
+
+
+def make_config(op, workdir, **changes):
+    config = BenchmarkConfig(
+        op=op,
+        num_classes=(NUM_CLASSES,),
+        batch_sizes=(BATCH_SIZE,),
+        dtypes=("float32",),
+        methods=tuple(OPERATIONS[op].methods),
+        num_repeats=5,
+        yardstick_size=32,
+        seed=0,
+        workdir=str(workdir),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="module", params=list(OPERATIONS))
+def measured(request, tmp_path_factory):
+    """The folder and the rows of a run of each op."""
+    workdir = tmp_path_factory.mktemp(request.param)
+    return workdir, benchmark.run(make_config(request.param, workdir))
+
+
+class TestRun:
+    def test_has_a_row_of_positive_figures_for_every_method(self, measured):
+        _, rows = measured
+        methods = OPERATIONS[rows[0].op].methods
+        assert [row.method for row in rows] == list(methods)
+        for row in rows:
+            assert row.skipped is None
+            figures = {name: x for name, x in row._asdict().items() if not isinstance(x, str)}
+            del figures["skipped"]
+            if not methods[row.method].is_compiled:
+                assert figures.pop("compile_s") is figures.pop("peak_mib") is None
+            assert all(0 < x < np.inf for x in figures.values())
+
+    def test_relates_its_columns_as_they_say(self, measured):
+        _, rows = measured
+        operation = OPERATIONS[rows[0].op]
+        for row in rows:
+            assert row.min_s <= row.median_s <= row.max_s
+            assert row.ratio == pytest.approx(row.median_s / rows[0].median_s)
+            assert row.us_per_sample == pytest.approx(row.median_s / BATCH_SIZE * 1e6)
+            gflop = BATCH_SIZE * operation.num_flops(NUM_CLASSES) / 1e9
+            assert row.gflop_per_s == pytest.approx(gflop / row.median_s)
+            assert row.yardstick_ratio == pytest.approx(row.yardstick_gflop_per_s / row.gflop_per_s)
+
+    def test_writes_a_csv_and_a_figure(self, measured):
+        workdir, rows = measured
+        with (workdir / f"benchmark_{rows[0].op}.csv").open(newline="") as file:
+            written = list(csv.DictReader(file))
+        for row, fields in zip(rows, written, strict=True):
+            assert list(fields) == list(row._fields)
+            assert fields["method"] == row.method
+            assert float(fields["median_s"]) == pytest.approx(row.median_s, rel=1e-5)
+            assert (fields["compile_s"] == "") == (row.compile_s is None)
+        figure = (workdir / f"benchmark_{rows[0].op}.png").read_bytes()
+        assert figure.startswith(b"\x89PNG")
+
+    def test_names_what_it_measured_of_the_batch(self, measured):
+        _, rows = measured
+        for row in rows:
+            assert row.num_measured == (16 if row.method == "scipy_loop" else BATCH_SIZE)
+
+    def test_covers_all_sizes_in_one_figure(self, tmp_path, capsys):
+        config = make_config(
+            "recalibrate",
+            tmp_path,
+            num_classes=(2, 5),
+            batch_sizes=(1, 3),
+            methods=("closed_form",),
+        )
+        rows = benchmark.run(config)
+        assert len({(row.num_classes, row.batch_size, row.dtype) for row in rows}) == 4
+        assert {row.num_measured for row in rows} == {1, 3}
+        assert (tmp_path / "benchmark_recalibrate.png").exists()
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(line.startswith("| closed_form ") for line in lines) == 4
+        assert any(line.startswith("peak memory of this process: ") for line in lines)
+
+    def test_without_the_own_method_has_no_ratio(self, tmp_path):
+        config = make_config("recalibrate", tmp_path, methods=("scipy_loop",))
+        (row,) = benchmark.run(config)
+        assert row.median_s is not None
+        assert row.ratio is None
+
+    def test_says_why_it_skips(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        peers = ("jax_schur", "jax_eigen")
+        rows = benchmark.run(make_config("solve_sylvester", tmp_path, methods=peers))
+        assert [row.skipped for row in rows] == ["not available on tpu"] * 2
+        with jax.enable_x64(False):
+            config = make_config("recalibrate", tmp_path, dtypes=("float64", "float32"))
+            rows = benchmark.run(dataclasses.replace(config, methods=("closed_form",)))
+        assert [row.skipped for row in rows] == ["float64 needs jax_enable_x64", None]
+        assert rows[0].median_s is None
+        assert "float64 needs" in (tmp_path / "benchmark_recalibrate.csv").read_text()
+
+
+@cache
+def inputs_of(op, dtype):
+    return OPERATIONS[op].make_inputs(jax.random.key(3), BATCH_SIZE, NUM_CLASSES, dtype)
+
+
+@cache
+def result_of(op, name):
+    """What a method makes of the inputs in float64."""
+    method = OPERATIONS[op].methods[name]
+    fn = jax.jit(method.fn) if method.is_compiled else method.fn
+    return fn(inputs_of(op, "float64").take(BATCH_SIZE, as_numpy=not method.is_compiled))
+
+
+class TestMethods:
+    @pytest.mark.parametrize(("op", "name"), METHODS)
+    def test_solve_the_same_problem(self, op, name):
+        inputs, result = inputs_of(op, "float64"), result_of(op, name)
+        if op == "schur":  # unique but for order and phases
+            t, q = map(np.asarray, result)
+            assert np.abs(np.tril(t, -1)).max() == 0
+            result, expected = q @ t @ np.conj(np.swapaxes(q, -1, -2)), inputs.samples["a"]
+        elif name == "eigh_spd":  # of the symmetric parts
+            a, b = ((x + np.swapaxes(x, -1, -2)) / 2 for x in (inputs.samples[n] for n in "ab"))
+            assert min(np.linalg.eigvalsh(a).min(), np.linalg.eigvalsh(b).min()) > 0
+            systems = zip(a, b, inputs.samples["c"], strict=True)
+            expected = np.stack([scipy.linalg.solve_sylvester(*system) for system in systems])
+        else:
+            result = jax.tree.leaves(result)[0]
+            expected = jax.tree.leaves(result_of(op, next(iter(OPERATIONS[op].methods))))[0]
+        atol = 40 * NUM_CLASSES * np.finfo(np.float64).eps * np.abs(expected).max()
+        np.testing.assert_allclose(result, expected, rtol=0, atol=atol)
+
+    @pytest.mark.parametrize(("op", "name"), METHODS)
+    def test_keep_the_dtype(self, op, name, dtype):
+        inputs = inputs_of(op, dtype)
+        assert {array.dtype for array in jax.tree.leaves(inputs)} == {np.dtype(dtype)}
+        method = OPERATIONS[op].methods[name]
+        if method.is_compiled:
+            result = jax.eval_shape(method.fn, inputs)
+        else:
+            result = method.fn(inputs.take(BATCH_SIZE, as_numpy=True))
+        assert np.finfo(jax.tree.leaves(result)[0].dtype).dtype == np.dtype(dtype)
+
+    def test_take_no_more_samples_than_a_gibibyte_of_matrices_holds(self):
+        closed_form, eigh, scipy_loop = OPERATIONS["recalibrate"].methods.values()
+        assert closed_form.num_measured(1_000_000, 309, "float32") == 1_000_000
+        assert eigh.num_measured(256, 309, "float32") == 256
+        assert eigh.num_measured(65536, 10, "float32") == 65536
+        held = eigh.num_measured(1_000_000, 309, "float32")
+        assert 2**29 < held * eigh.num_matrices * 309**2 * 4 <= 2**30
+        assert scipy_loop.num_measured(256, 309, "float32") == 16
+
+
+def program_bytes(fn, batch_size):
+    """Of a recalibration in float32 with K = 64, which is compiled but not run."""
+    make_inputs = OPERATIONS["recalibrate"].make_inputs
+    inputs = jax.eval_shape(lambda: make_inputs(jax.random.key(0), batch_size, 64, "float32"))
+    num_bytes = timing.program_bytes(jax.jit(fn).lower(inputs).compile())
+    assert num_bytes is not None
+    return num_bytes
+
+
+class TestMemory:
+    def test_of_the_closed_form_grows_with_b_k(self):
+        closed_form = OPERATIONS["recalibrate"].methods["closed_form"].fn
+        growth = program_bytes(closed_form, 50_000) - program_bytes(closed_form, 10_000)
+        array_bytes = 40_000 * 64 * 4
+        assert 3 * array_bytes <= growth < 6 * array_bytes  # z, p and R z; at most a copy of each
+
+    def test_grows_with_the_chunk(self):
+        def recalibrate(chunk, inputs):
+            spectrum = inputs.shared["spectrum"]
+            return linalg.recalibrate(
+                **inputs.samples, spectrum=spectrum, strength=9.0, batch_size=chunk
+            )
+
+        small, large = (program_bytes(partial(recalibrate, chunk), 4096) for chunk in (16, 256))
+        assert large - small >= 240 * 64**2 * 4
+
+
+def error_of(*arguments):
+    """The message with which the binary ends."""
+    flag_values = flags.FlagValues()
+    benchmark.define_flags(flag_values)
+    flag_values(["benchmark", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(["benchmark"], flag_values)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+class TestFlags:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--num_classes=3,0"], "--num_classes: '0' is not a positive integer"),
+            (["--num_classes="], "--num_classes is empty; give positive integers"),
+            (["--batch_sizes=-4"], "--batch_sizes: '-4' is not a positive integer"),
+            (["--batch_sizes=1e6"], "--batch_sizes: '1e6' is not a positive integer"),
+            (["--dtypes=float16"], "--dtypes: unknown 'float16'; choose from float32,float64"),
+            (["--dtypes="], "--dtypes is empty; choose from float32,float64"),
+            (["--methods=magic"], "--methods: unknown 'magic'; choose from closed_form,eigh,"),
+            (["--op=schur", "--methods=eigh"], "--methods: unknown 'eigh'; choose from schur,"),
+        ],
+    )
+    def test_that_do_not_fit(self, arguments, message, tmp_path):
+        text = error_of(f"--workdir={tmp_path / 'run'}", *arguments)
+        assert text.startswith(f"error: {message}")
+        assert not (tmp_path / "run").exists()
+
+    def test_workdir_is_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        assert str(tmp_path / "file") in error_of(f"--workdir={tmp_path / 'file'}")
+
+    @pytest.mark.parametrize("argument", ["--num_repeats=4", "--op=fft", "--seed=-1"])
+    def test_out_of_bounds(self, argument):
+        flag_values = flags.FlagValues()
+        benchmark.define_flags(flag_values)
+        with pytest.raises(flags.IllegalFlagValueError, match=argument.partition("=")[0]):
+            flag_values(["benchmark", argument])
+
+    def test_stray_argument(self):
+        with pytest.raises(SystemExit, match="unexpected argument 'schur'; all settings are"):
+            benchmark.main(["benchmark", "schur"])
+
+
+def test_the_binary_turns_x64_on_for_float64(tmp_path):
+    command = [sys.executable, "-m", "experiments.benchmark", "--op=recalibrate"]
+    command += ["--num_classes=3", "--batch_sizes=2", "--dtypes=float64,float32"]
+    command += ["--methods=closed_form", "--yardstick_size=8", f"--workdir={tmp_path}"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Warning" not in process.stderr
+    with (tmp_path / "benchmark_recalibrate.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["dtype"], row["skipped"]) for row in rows] == [("float64", ""), ("float32", "")]
+    assert float(rows[0]["peak_mib"]) > 1.5 * float(rows[1]["peak_mib"])
