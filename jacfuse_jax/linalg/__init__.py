@@ -4,10 +4,10 @@ from jacfuse_jax.linalg._equations import SylvesterInfo
 from jacfuse_jax.linalg.gram import (
     GramSpectrum,
     gram_spectrum,
-    recalibrate,
     recalibration_matrix,
     spectrum_from_kernel,
 )
+from jacfuse_jax.linalg.recalibration import recalibrate
 from jacfuse_jax.linalg.schur import SchurInfo, schur
 from jacfuse_jax.linalg.sylvester import solve_generalized, solve_sylvester
 

@@ -110,51 +110,6 @@ def spectrum_from_kernel(kernel: ArrayLike) -> GramSpectrum:
     return GramSpectrum(eigenvalues, vt.T)
 
 
-def recalibrate(
-    logits: ArrayLike,
-    probs: ArrayLike,
-    spectrum: GramSpectrum,
-    strength: ArrayLike,
-    *,
-    batch_size: int | None = None,
-) -> jax.Array:
-    """Applies the recalibration, R z, where c J^2 R G + R = I and J = diag(p) - p p^T.
-
-    O(K^2) operations a sample and no decomposition; memory grows with the chunk, not with B K^2.
-    The error is a few eps of the largest entry of z and R z. Derivatives need the square of
-    strength * eigenvalues to be representable: up to 1e18 in float32.
-
-    Args:
-      logits: z, (B, K) or (K,), float32 or float64.
-      probs: p, same shape as the logits; rows sum to one.
-      spectrum: of G, shared (K,), (K, K) or per sample (B, K), (B, K, K).
-      strength: c >= 0, a scalar, traced or not; (1 - gamma) / gamma in fusion.
-      batch_size: samples solved at a time, at least 1. None: as many as fill about 2^20 matrix
-        entries, which suits CPU caches; accelerators prefer more.
-
-    Returns:
-      R z in the shape and dtype of the logits. NaN in a sample stays in that sample.
-
-    Raises:
-      TypeError: an array is not float32 or float64.
-      ValueError: shapes disagree, strength is negative or not finite, or batch_size < 1.
-
-    References:
-      Derived here; the objective is that of Gao et al., "Training-Free Robust Multimodal Learning
-      via Sample-Wise Jacobian Regularization", 2022, arXiv 2204.02485.
-    """
-    logits = jnp.asarray(logits)
-    probs, spectrum, strength = _check_system(logits, probs, spectrum, strength)
-
-    def recalibrate_sample(
-        sample: tuple[jax.Array, jax.Array], spectrum: GramSpectrum
-    ) -> jax.Array:
-        z, p = sample
-        return apply_recalibration(recalibrated_eigenvectors(p, spectrum, strength), spectrum, z)
-
-    return map_samples(recalibrate_sample, (logits, probs), spectrum, batch_size=batch_size)
-
-
 def recalibration_matrix(
     probs: ArrayLike,
     spectrum: GramSpectrum,
@@ -181,7 +136,7 @@ def recalibration_matrix(
       ValueError: shapes disagree, strength is negative or not finite, or batch_size < 1.
     """
     probs = jnp.asarray(probs)
-    probs, spectrum, strength = _check_system(probs, probs, spectrum, strength)
+    probs, spectrum, strength = check_system(probs, probs, spectrum, strength)
 
     def matrix_of_sample(p: jax.Array, spectrum: GramSpectrum) -> jax.Array:
         recalibrated = recalibrated_eigenvectors(p, spectrum, strength)
@@ -195,20 +150,30 @@ def recalibrated_eigenvectors(
 ) -> jax.Array:
     """Y = R V of one sample, (K, K): column j is (I + c g_j J^2)^-1 v_j. See the module's text."""
     p, q = probs, probs**2
-    # Where s would overflow, the limit of large s is reached to far below rounding.
-    info = jnp.finfo(probs.dtype)
-    s = jnp.minimum(strength * spectrum.eigenvalues, info.max * info.eps)
+    s = clipped_strengths(spectrum, strength)
     V = spectrum.eigenvectors
     E = 1 / (1 + q[:, None] * s)
     pq = jnp.stack([p, q])
     e, a = jnp.matmul(pq, E, precision=_HIGHEST)
     u, w = jnp.matmul(pq, E * V, precision=_HIGHEST)
+    x, y = rank_two_coefficients(s, e, a, u, w)
+    return E * (V - p[:, None] * x - q[:, None] * y)
+
+
+def clipped_strengths(spectrum: GramSpectrum, strength: jax.Array) -> jax.Array:
+    """Strengths s_j = c g_j; where they would overflow, large enough to reach the limit."""
+    info = jnp.finfo(spectrum.eigenvalues.dtype)
+    return jnp.minimum(strength * spectrum.eigenvalues, info.max * info.eps)
+
+
+def rank_two_coefficients(
+    s: jax.Array, e: jax.Array, a: jax.Array, u: jax.Array, w: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Coefficients x and y of the module's text, in the shape of the sums."""
     # Products with s come first: s a, s e and s w are bounded where e, a and w are of order 1 / s.
     b, s_e, s_w = s * a, s * e, s * w
     d = a * b + e**2
-    x = (b * u - e * s_w) / d
-    y = -(b * s_w + s_e * u) / d
-    return E * (V - p[:, None] * x - q[:, None] * y)
+    return (b * u - e * s_w) / d, -(b * s_w + s_e * u) / d
 
 
 def apply_recalibration(
@@ -265,7 +230,7 @@ def _chunk_size(batch: int, num_classes: int) -> int:
     return next((size for size in sizes if batch % size == 0), largest)
 
 
-def _check_system(
+def check_system(
     logits: jax.Array, probs: ArrayLike, spectrum: GramSpectrum, strength: ArrayLike
 ) -> tuple[jax.Array, GramSpectrum, jax.Array]:
     """Returns probabilities, spectrum and strength in the dtype of the logits; raises on misuse."""
