@@ -15,9 +15,16 @@ from jacfuse_jax.linalg import (
 )
 
 LOGITS = jax.ShapeDtypeStruct((32, 10), jnp.float32)
-SPECTRUM = jax.eval_shape(
-    lambda: GramSpectrum(jnp.ones(10, jnp.float32), jnp.eye(10, dtype=jnp.float32))
-)
+
+
+def spectrum_of(num_classes):
+    return jax.eval_shape(
+        lambda: GramSpectrum(*(jnp.ones((num_classes,) * n, jnp.float32) for n in (1, 2)))
+    )
+
+
+SPECTRUM = spectrum_of(10)
+MANY_LOGITS = jax.ShapeDtypeStruct((32, 309), jnp.float32)  # solved by matrix products
 SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 # A, B and C of equations, in one block and in several.
 EQUATIONS = [
@@ -46,6 +53,12 @@ def gradient(image, audio, spectrum, gamma):
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_compiles_for_every_platform_without_library_calls(fn, platform):
     module = lower(fn, platform, LOGITS, LOGITS, SPECTRUM, SCALAR)
+    assert "custom_call" not in module
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_many_classes_need_no_library_calls_either(platform):
+    module = lower(recalibrate, platform, MANY_LOGITS, MANY_LOGITS, spectrum_of(309), SCALAR)
     assert "custom_call" not in module
 
 

@@ -160,7 +160,8 @@ def _solve_by_products(
 ) -> jax.Array:
     """R z of samples (B, K) that share a spectrum, block by block."""
     num_samples, num_classes = logits.shape
-    size = min(num_samples, batch_size or max(1, _BLOCK_ENTRIES // num_classes))
+    num_blocks = -(-num_samples // (batch_size or max(1, _BLOCK_ENTRIES // num_classes)))
+    size = -(-num_samples // num_blocks)
     expansion = _expand(spectrum, strength)
     limits = [num_classes // part for part in _LIKELY_PARTS]
     solve_fns = [
@@ -169,7 +170,7 @@ def _solve_by_products(
     ]
 
     def solve_next(index: jax.Array, out: jax.Array) -> jax.Array:
-        # The last block overlaps with the one before instead of being smaller.
+        # Blocks overlap a little where the batch does not divide.
         start = jnp.minimum(index * size, num_samples - size)
         z, p = (jax.lax.dynamic_slice_in_dim(x, start, size) for x in (logits, probs))
         num_likely = (p > expansion.threshold).sum(axis=-1).max()
@@ -177,7 +178,6 @@ def _solve_by_products(
         block = jax.lax.switch(choice, solve_fns, z, p)
         return jax.lax.dynamic_update_slice_in_dim(out, block, start, axis=0)
 
-    num_blocks = -(-num_samples // size)
     return jax.lax.fori_loop(0, num_blocks, solve_next, jnp.empty_like(logits))
 
 
