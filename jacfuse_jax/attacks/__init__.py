@@ -1,0 +1,14 @@
+"""Attacks on a prediction function, with a budget per modality.
+
+An attack sees one function from inputs to log-probabilities; gradient attacks differentiate it:
+given a fused prediction they go through the fusion rule, solve included. All are pure and work
+under `jax.jit`; budgets may be traced, so one compiled attack serves every epsilon.
+
+A prediction that is saturated in its dtype (p(label) = 1 after rounding) has a gradient of exactly
+zero: there a gradient attack fails without the prediction being robust. An accuracy under such an
+attack that exceeds the one under a transferred attack is a sign of it; the worse of both counts.
+"""
+
+from jacfuse_jax.attacks.gradient import fgm, pgd
+
+__all__ = ["fgm", "pgd"]
