@@ -3,12 +3,13 @@
 `jacfuse_jax.models` and `jacfuse_jax.training` need flax and orbax and are imported by name.
 """
 
-from jacfuse_jax import attacks, corruptions, fusion, jacobians, linalg, metrics
+from jacfuse_jax import attacks, calibration, corruptions, fusion, jacobians, linalg, metrics
 from jacfuse_jax._version import __version__
 
 __all__ = [
     "__version__",
     "attacks",
+    "calibration",
     "corruptions",
     "fusion",
     "jacobians",

@@ -1,8 +1,4 @@
-"""Late fusion of classifiers, one per modality: logits in, log-probabilities out, no training.
-
-All rules take `logits`, {modality: (B, K)}, and treat samples independently: a NaN stays in its
-sample. They work under `jax.jit`, `jax.vmap` and `jax.grad`; modality names are static.
-"""
+"""Robust fusion: logits of perturbed modalities recalibrated per sample."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
@@ -11,13 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import (
-    check_choice,
-    check_class_prior,
-    check_logits,
-    check_modalities,
-    check_scalar,
-)
+from jacfuse_jax._checks import check_choice, check_modalities, check_scalar
+from jacfuse_jax.fusion.static import check_inputs, fuse_independent
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg.gram import (
     GramSpectrum,
@@ -47,89 +38,6 @@ class FusedOutput(NamedTuple):
     log_probs: jax.Array
     jacobian_norm: jax.Array
     converged: jax.Array
-
-
-def mean_fusion(logits: Mapping[str, ArrayLike]) -> jax.Array:
-    """Averages the probabilities of the modalities, log p = log((1/M) sum_m softmax(z_m)).
-
-    A bounded rule: one modality moves a probability by 1/M at most. Underconfident when modalities
-    agree.
-
-    Args:
-      logits: {modality: (B, K)}, float32 or float64, at least one modality.
-
-    Returns:
-      (B, K) log-probabilities, in the dtype of the logits.
-
-    Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree.
-    """
-    arrays = check_logits(logits)
-    log_probs = jnp.stack([jax.nn.log_softmax(z) for z in arrays.values()])
-    return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(jnp.asarray(len(arrays), log_probs.dtype))
-
-
-def statistical_fusion(logits: Mapping[str, ArrayLike], class_prior: ArrayLike) -> jax.Array:
-    """Fuses modalities that are independent given the class.
-
-    log p(k) = sum_m log softmax(z_m)_k - (M - 1) log prior_k, normalised over k. Overconfident when
-    modalities share information.
-
-    Args:
-      logits: {modality: (B, K)}, float32 or float64, at least one modality.
-      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
-
-    Returns:
-      (B, K) log-probabilities, in the dtype of the logits.
-
-    Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, or a prior is not positive.
-    """
-    arrays = check_logits(logits)
-    num_classes, dtype = _classes_and_dtype(arrays)
-    prior = check_class_prior(class_prior, num_classes, dtype)
-    return _fuse(arrays, jnp.log(prior))
-
-
-def scaled_fusion(
-    logits: Mapping[str, ArrayLike],
-    class_prior: ArrayLike,
-    *,
-    perturbed: str | tuple[str, ...],
-    scale: ArrayLike,
-) -> jax.Array:
-    """Statistical fusion with the perturbed modalities' likelihood ratios raised to a power.
-
-    log p(k) = log prior_k + sum_m t_m (log softmax(z_m)_k - log prior_k), normalised over k, where
-    t_m = scale for perturbed modalities and 1 for the others. scale = 1 is statistical fusion,
-    scale = 0 drops the modality. The influence of a perturbed modality shrinks but stays unbounded.
-
-    Args:
-      logits: {modality: (B, K)}, float32 or float64, at least one modality.
-      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
-      perturbed: name or names of the modalities believed perturbed; static.
-      scale: in [0, 1], a scalar, traced or not.
-
-    Returns:
-      (B, K) log-probabilities, in the dtype of the logits.
-
-    Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, a modality is unknown, a prior is not positive, or the scale lies
-        outside [0, 1].
-    """
-    arrays = check_logits(logits)
-    num_classes, dtype = _classes_and_dtype(arrays)
-    log_prior = jnp.log(check_class_prior(class_prior, num_classes, dtype))
-    names = check_modalities("perturbed", perturbed, arrays)
-    scale = check_scalar("scale", scale, dtype, high=1)
-    log_ratios = (
-        (scale if name in names else 1) * (jax.nn.log_softmax(z) - log_prior)
-        for name, z in arrays.items()
-    )
-    return jax.nn.log_softmax(sum(log_ratios, start=log_prior))
 
 
 def robust_fusion(
@@ -203,9 +111,8 @@ def robust_fusion(
       Gao, Ren, Xue, Li, Zhao, "Training-Free Robust Multimodal Learning via Sample-Wise Jacobian
       Regularization", 2022, arXiv 2204.02485. The closed form is derived in `linalg.gram`.
     """
-    arrays = check_logits(logits)
-    num_classes, dtype = _classes_and_dtype(arrays)
-    log_prior = jnp.log(check_class_prior(class_prior, num_classes, dtype))
+    arrays, log_prior = check_inputs(logits, class_prior)
+    dtype = log_prior.dtype
     names = check_modalities("perturbed", perturbed, arrays)
     check_modalities("perturbed", names, grams)
     shape = next(iter(arrays.values())).shape
@@ -223,9 +130,9 @@ def robust_fusion(
             fused = dict(sample)
             for name, recalibration in zip(names, recalibrations, strict=True):
                 fused[name] = recalibration.apply(sample[name])
-            return _fuse(fused, log_prior), recalibrations
+            return fuse_independent(fused, log_prior), recalibrations
 
-        log_probs = _fuse(sample, log_prior)
+        log_probs = fuse_independent(sample, log_prior)
         if num_iterations > 1:
             log_probs, _ = jax.lax.scan(
                 lambda previous, _: (iterate(previous)[0], None),
@@ -301,19 +208,6 @@ def _check_gram(
         return check_spectrum(name, gram, logits_shape, dtype)
     matrix = check_gram(name, gram, logits_shape, dtype)
     return gram_spectrum(matrix) if solver == "closed_form" else matrix
-
-
-def _classes_and_dtype(logits: Mapping[str, jax.Array]) -> tuple[int, jnp.dtype]:
-    """K and the dtype shared by all modalities."""
-    first = next(iter(logits.values()))
-    return first.shape[-1], first.dtype
-
-
-def _fuse(logits: Mapping[str, jax.Array], log_prior: jax.Array) -> jax.Array:
-    """Log softmax(sum_m z_m - (M - 1) log prior) over the last axis."""
-    # Normalising each modality first keeps the sum of large logits from losing digits.
-    log_probs = sum(jax.nn.log_softmax(z) for z in logits.values())
-    return jax.nn.log_softmax(log_probs - (len(logits) - 1) * log_prior)
 
 
 def _sqrt(x: jax.Array) -> jax.Array:

@@ -1,0 +1,27 @@
+"""Late fusion of classifiers, one per modality: logits in, log-probabilities out, no training.
+
+All rules take `logits`, {modality: (B, K)}, and treat samples independently: a NaN stays in its
+sample. They work under `jax.jit`, `jax.vmap` and `jax.grad`; modality names are static.
+"""
+
+from jacfuse_jax.fusion.contaminated import contaminated_fusion, contaminated_log_probs
+from jacfuse_jax.fusion.robust import FusedOutput, robust_fusion
+from jacfuse_jax.fusion.static import (
+    max_fusion,
+    mean_fusion,
+    product_fusion,
+    scaled_fusion,
+    statistical_fusion,
+)
+
+__all__ = [
+    "FusedOutput",
+    "contaminated_fusion",
+    "contaminated_log_probs",
+    "max_fusion",
+    "mean_fusion",
+    "product_fusion",
+    "robust_fusion",
+    "scaled_fusion",
+    "statistical_fusion",
+]
