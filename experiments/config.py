@@ -33,6 +33,8 @@ class Config:
     methods: tuple[str, ...]
     gammas: tuple[float, ...]
     scales: tuple[float, ...]
+    contaminations: tuple[float, ...]
+    temperings: tuple[float, ...]
     jacobian: str
     num_train: int | None
     num_eval: int | None

@@ -29,8 +29,10 @@ class Row(NamedTuple):
     Attributes:
       attack_target: what the attacker differentiated: "unimodal:<perturbed>" (a transfer attack on
         every method but that classifier itself) or the row's own method; None without an attack.
-      gamma: of robust fusion, None for other methods.
-      scale: of scaled fusion, None for other methods.
+      gamma: parameter of the method, None where it has none, like the next three.
+      scale: as above.
+      contamination: as above.
+      tempering: as above.
     """
 
     dataset: str
@@ -42,10 +44,13 @@ class Row(NamedTuple):
     method: str
     gamma: float | None
     scale: float | None
+    contamination: float | None
+    tempering: float | None
     accuracy: float
     ci_low: float
     ci_high: float
     nll: float
+    brier: float
     ece: float
     num_examples: int
 
@@ -83,7 +88,12 @@ def evaluate(
       One row each, in a fixed order.
     """
     methods = expand_methods(
-        config.methods, dataset.modalities, gammas=config.gammas, scales=config.scales
+        config.methods,
+        dataset.modalities,
+        gammas=config.gammas,
+        scales=config.scales,
+        contaminations=config.contaminations,
+        temperings=config.temperings,
     )
     test = dataset.splits["test"]
     clean_logits = {
@@ -110,7 +120,7 @@ def evaluate(
                     scenario.logits,
                     scenario.evidence,
                     perturbed=perturbed,
-                    parameter=method.parameter,
+                    parameters=method.parameters,
                 )
                 rows.append(_row(config, perturbed, scenario, method, log_probs, labels))
     return rows
@@ -126,7 +136,7 @@ def _scenarios(
     evidence: Evidence,
 ) -> Iterator[_Scenario]:
     """Perturbs one modality in every way asked for, behind a progress bar."""
-    own = Method(f"unimodal:{perturbed}", None)
+    own = Method(f"unimodal:{perturbed}")
     fused = [method for method in methods if not method.rule.startswith("unimodal:")]
     steps = [
         (perturbation, severity, target)
@@ -179,7 +189,6 @@ def _row(
         severity=scenario.severity,
         attack_target=scenario.attack_target,
         method=method.rule,
-        gamma=method.parameter if method.rule == "robust" else None,
-        scale=method.parameter if method.rule == "scaled" else None,
+        **method.parameters._asdict(),
         **metrics.finalise(sums)._asdict(),
     )

@@ -1,5 +1,6 @@
 """The fusion methods under comparison, each as a function of logits."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,27 +10,48 @@ from jax.typing import ArrayLike
 from jacfuse_jax import fusion
 from jacfuse_jax.linalg import GramSpectrum
 
-METHODS = ("unimodal", "mean", "statistical", "scaled", "robust")
+DEFAULT_METHODS = ("unimodal", "mean", "statistical", "scaled", "robust")
+METHODS = (*DEFAULT_METHODS, "max", "product", "contaminated", "contaminated_robust")
+_SYMBOLS = {"gamma": "γ", "scale": "t", "contamination": "e", "tempering": "t"}
+
+
+class Parameters(NamedTuple):
+    """Parameters of a rule; None for those that it does not have.
+
+    Attributes:
+      gamma: of "robust" and "contaminated_robust".
+      scale: of "scaled".
+      contamination: of "contaminated" and "contaminated_robust".
+      tempering: of "contaminated".
+    """
+
+    gamma: Any = None
+    scale: Any = None
+    contamination: Any = None
+    tempering: Any = None
 
 
 class Method(NamedTuple):
-    """A fusion rule with its parameter.
+    """A fusion rule with its parameters.
 
     Attributes:
-      rule: "unimodal:<modality>", "mean", "statistical", "scaled" or "robust".
-      parameter: scale of "scaled", gamma of "robust", None for the others.
+      rule: "unimodal:<modality>", "mean", "max", "product", "statistical", "scaled",
+        "contaminated", "robust" or "contaminated_robust".
+      parameters: of the rule.
     """
 
     rule: str
-    parameter: float | None
+    parameters: Parameters = Parameters()
 
     @property
     def label(self) -> str:
-        """Rule and parameter for people to read."""
-        symbols = {"scaled": "t", "robust": "γ"}
-        if self.parameter is None:
-            return self.rule
-        return f"{self.rule} {symbols[self.rule]}={self.parameter:g}"
+        """Rule and parameters for people to read."""
+        values = (
+            f" {_SYMBOLS[name]}={value:g}"
+            for name, value in self.parameters._asdict().items()
+            if value is not None
+        )
+        return self.rule + "".join(values)
 
 
 class Evidence(NamedTuple):
@@ -51,15 +73,26 @@ def expand_methods(
     *,
     gammas: Sequence[float],
     scales: Sequence[float],
+    contaminations: Sequence[float],
+    temperings: Sequence[float],
 ) -> list[Method]:
-    """Lists every rule with every parameter, in the order of the names."""
-    parameters: dict[str, Sequence[float | None]] = {"scaled": scales, "robust": gammas}
+    """Lists every rule with every combination of its parameters, in the order of the names."""
+    grids: dict[str, dict[str, Sequence[float]]] = {
+        "scaled": {"scale": scales},
+        "robust": {"gamma": gammas},
+        "contaminated": {"contamination": contaminations, "tempering": temperings},
+        "contaminated_robust": {"contamination": contaminations, "gamma": gammas},
+    }
     methods: list[Method] = []
     for name in names:
         if name == "unimodal":
-            methods += [Method(f"unimodal:{modality}", None) for modality in modalities]
-        else:
-            methods += [Method(name, value) for value in parameters.get(name, (None,))]
+            methods += [Method(f"unimodal:{modality}") for modality in modalities]
+            continue
+        grid = grids.get(name, {})
+        methods += [
+            Method(name, Parameters(**dict(zip(grid, values, strict=True))))
+            for values in itertools.product(*grid.values())
+        ]
     return methods
 
 
@@ -69,7 +102,7 @@ def fuse(
     evidence: Evidence,
     *,
     perturbed: str,
-    parameter: Any,
+    parameters: Parameters,
 ) -> jax.Array:
     """Log-probabilities (B, K) of a rule.
 
@@ -78,7 +111,7 @@ def fuse(
       logits: {modality: (B, K)}.
       evidence: Gram matrices and prior.
       perturbed: the modality that the rule believes perturbed; static.
-      parameter: scale or gamma, traced or not; None for rules that have none.
+      parameters: of the rule, traced or not.
 
     Returns:
       (B, K).
@@ -93,9 +126,27 @@ def fuse(
         return fusion.mean_fusion(logits)
     if rule == "statistical":
         return fusion.statistical_fusion(logits, class_prior)
+    if rule == "max":
+        return fusion.max_fusion(logits)
+    if rule == "product":
+        return fusion.product_fusion(logits)
+    gamma, scale, contamination, tempering = parameters
     if rule == "scaled":
-        return fusion.scaled_fusion(logits, class_prior, perturbed=perturbed, scale=parameter)
-    if rule == "robust":
+        return fusion.scaled_fusion(logits, class_prior, perturbed=perturbed, scale=scale)
+    if rule == "contaminated":
+        return fusion.contaminated_fusion(
+            logits,
+            class_prior,
+            contamination=contamination,
+            tempering=tempering,
+            perturbed=perturbed,
+        )
+    if rule in ("robust", "contaminated_robust"):
+        if rule == "contaminated_robust":
+            bounded = fusion.contaminated_log_probs(
+                logits[perturbed], class_prior, contamination=contamination
+            )
+            logits = {**logits, perturbed: bounded}
         # Gram matrices per sample depend on the inputs, and attacks differentiate through them.
         is_spectrum = isinstance(grams[perturbed], GramSpectrum)
         return fusion.robust_fusion(
@@ -103,7 +154,7 @@ def fuse(
             grams,
             class_prior,
             perturbed=perturbed,
-            gamma=parameter,
+            gamma=gamma,
             solver="closed_form" if is_spectrum else "eigh",
         ).log_probs
     raise ValueError(f"unknown fusion rule {rule!r}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.batching import iterate_batches
 from experiments.classifiers import Classifier, input_grams
-from experiments.methods import Evidence, Method, fuse
+from experiments.methods import Evidence, Method, Parameters, fuse
 from jacfuse_jax import attacks, corruptions
 
 # The parameter at severities 1 to 5, in units of the input (range about one): standard deviation,
@@ -77,7 +77,7 @@ def make_perturb_fn(
         batch: Mapping[str, jax.Array],
         key: jax.Array,
         strength: float,
-        method_parameter: float | None,
+        method_parameters: Parameters,
         *,
         perturbation: str,
         rule: str,
@@ -88,14 +88,14 @@ def make_perturb_fn(
         def log_prob_fn(inputs: Mapping[str, jax.Array]) -> jax.Array:
             logits = {**trusted, perturbed: classifier.logits_fn(parameters, inputs[perturbed])}
             grams = dict(evidence.grams)
-            if with_grams and rule == "robust":
+            if with_grams and rule.endswith("robust"):
                 grams[perturbed] = input_grams(classifier, parameters, inputs[perturbed])
             return fuse(
                 rule,
                 logits,
                 evidence._replace(grams=grams),
                 perturbed=perturbed,
-                parameter=method_parameter,
+                parameters=method_parameters,
             )
 
         if perturbation == "gaussian_noise":
@@ -134,7 +134,7 @@ def make_perturb_fn(
                 {name: array for name, array in batch.items() if name != "mask"},
                 jax.random.fold_in(key, index),
                 0.0 if perturbation == "clean" else STRENGTHS[perturbation][severity - 1],
-                target.parameter,
+                target.parameters,
                 perturbation=perturbation,
                 rule=target.rule if perturbation in ATTACKS else "",
             )

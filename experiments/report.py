@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from experiments.evaluation import Row
 from experiments.files import write_atomically
-from experiments.methods import Method
+from experiments.methods import Method, Parameters
 from experiments.perturbations import ATTACKS
 
 
@@ -30,7 +30,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 def _number(name: str, value: object) -> object:
     """Parameters as given, measurements with six decimals."""
-    measured = isinstance(value, float) and name not in ("gamma", "scale")
+    measured = isinstance(value, float) and name not in Parameters._fields
     return f"{value:.6f}" if measured else value
 
 
@@ -125,7 +125,9 @@ def _column(row: Row) -> str:
 
 
 def _method(row: Row) -> Method:
-    return Method(row.method, row.scale if row.gamma is None else row.gamma)
+    return Method(
+        row.method, Parameters(**{name: getattr(row, name) for name in Parameters._fields})
+    )
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
@@ -154,7 +156,12 @@ def _mean_percent(rows: Sequence[Row], method: Method, columns: Sequence[str]) -
 def _styles(rows: Sequence[Row]) -> dict[Method, dict[str, Any]]:
     """A colour for every rule; parameters of one rule get shades of it."""
     methods = list(dict.fromkeys(_method(row) for row in rows))
-    shades = {"scaled": plt.get_cmap("Blues"), "robust": plt.get_cmap("Reds")}
+    shades = {
+        "scaled": plt.get_cmap("Blues"),
+        "robust": plt.get_cmap("Reds"),
+        "contaminated": plt.get_cmap("Greens"),
+        "contaminated_robust": plt.get_cmap("Purples"),
+    }
     others = iter(("tab:orange", "tab:purple", "tab:brown", "tab:olive"))
     fixed = {"mean": "tab:green", "statistical": "black"}
     styles: dict[Method, dict[str, Any]] = {}

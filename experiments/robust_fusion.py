@@ -28,7 +28,7 @@ from experiments import report
 from experiments.classifiers import DEFAULT_NUM_EPOCHS, train_classifiers
 from experiments.config import Config, ConfigError, check_workdir, choices, write_config
 from experiments.evaluation import PERTURBATIONS, Row, evaluate
-from experiments.methods import METHODS, Evidence
+from experiments.methods import DEFAULT_METHODS, METHODS, Evidence
 from jacfuse_jax.linalg import spectrum_from_kernel
 from jacfuse_jax.training import CheckpointError
 
@@ -42,9 +42,15 @@ _PERTURBED = flags.DEFINE_list("perturbed", None, "Modalities to perturb in turn
 _PERTURBATIONS = flags.DEFINE_list(
     "perturbations", list(PERTURBATIONS), f"Of {','.join(PERTURBATIONS)}."
 )
-_METHODS = flags.DEFINE_list("methods", list(METHODS), f"Of {','.join(METHODS)}.")
+_METHODS = flags.DEFINE_list("methods", list(DEFAULT_METHODS), f"Of {','.join(METHODS)}.")
 _GAMMAS = flags.DEFINE_list("gammas", ["0.5", "0.1", "0.01"], "Of robust fusion, in (0, 1].")
 _SCALES = flags.DEFINE_list("scales", ["0.5", "0.2", "0.1"], "Of scaled fusion, in [0, 1].")
+_CONTAMINATIONS = flags.DEFINE_list(
+    "contaminations", ["0.7", "0.3"], "Of contaminated likelihoods, in [0, 1]."
+)
+_TEMPERINGS = flags.DEFINE_list(
+    "temperings", ["1", "0.33"], "Of contaminated likelihoods that are not recalibrated, in [0, 1]."
+)
 _JACOBIAN = flags.DEFINE_enum(
     "jacobian",
     "head",
@@ -131,7 +137,9 @@ def config_from_flags() -> Config:
         perturbations=choices("perturbations", _PERTURBATIONS.value, PERTURBATIONS),
         methods=choices("methods", _METHODS.value, METHODS),
         gammas=_numbers("gammas", _GAMMAS.value, lambda x: _MIN_GAMMA <= x <= 1, "(0, 1]"),
-        scales=_numbers("scales", _SCALES.value, lambda x: 0 <= x <= 1, "[0, 1]"),
+        scales=_shares("scales", _SCALES.value),
+        contaminations=_shares("contaminations", _CONTAMINATIONS.value),
+        temperings=_shares("temperings", _TEMPERINGS.value),
         jacobian=_JACOBIAN.value,
         num_train=_NUM_TRAIN.value,
         num_eval=_NUM_EVAL.value,
@@ -159,6 +167,11 @@ def _numbers(
     if not numbers:
         raise ConfigError(f"--{flag} is empty; give numbers in {interval}")
     return tuple(dict.fromkeys(numbers))
+
+
+def _shares(flag: str, texts: list[str]) -> tuple[float, ...]:
+    """The numbers of a flag, all in [0, 1]."""
+    return _numbers(flag, texts, lambda x: 0 <= x <= 1, "[0, 1]")
 
 
 def _end_at_once(*_: object) -> None:

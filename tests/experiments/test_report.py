@@ -19,10 +19,13 @@ def make_row(**changes):
         "method": "mean",
         "gamma": None,
         "scale": None,
+        "contamination": None,
+        "tempering": None,
         "accuracy": 0.75,
         "ci_low": 0.5,
         "ci_high": 0.9,
         "nll": 1 / 3,
+        "brier": 0.25,
         "ece": 0.0,
         "num_examples": 8,
     }

@@ -14,7 +14,8 @@ from tests.experiments import runs
 
 COLUMNS = [
     *("dataset", "seed", "perturbed", "perturbation", "severity", "attack_target", "method"),
-    *("gamma", "scale", "accuracy", "ci_low", "ci_high", "nll", "ece", "num_examples"),
+    *("gamma", "scale", "contamination", "tempering"),
+    *("accuracy", "ci_low", "ci_high", "nll", "brier", "ece", "num_examples"),
 ]
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
 from jacfuse_jax import metrics
 
@@ -24,6 +24,27 @@ def test_accuracy_and_likelihood_match_scikit_learn(dtype):
     expected = log_loss(labels, probs / probs.sum(axis=1, keepdims=True))
     assert result.nll == pytest.approx(expected, rel=float(100 * np.finfo(dtype).eps))
     assert result.num_examples == 300
+
+
+def test_brier_score_of_two_classes_is_twice_scikit_learns(dtype):
+    log_probs, labels = random_predictions(num_classes=2, dtype=dtype)
+    result = metrics.finalise(metrics.classification_sums(log_probs, labels))
+    expected = 2 * brier_score_loss(labels, np.exp(log_probs[:, 1].astype(np.float64)))
+    assert result.brier == pytest.approx(expected, rel=float(100 * np.finfo(dtype).eps))
+
+
+def test_brier_score_of_many_classes_matches_its_definition():
+    log_probs, labels = random_predictions(num_classes=5)
+    expected = np.mean(np.sum((np.exp(log_probs) - np.eye(5)[labels]) ** 2, axis=1))
+    result = metrics.finalise(metrics.classification_sums(log_probs, labels))
+    assert result.brier == pytest.approx(expected, rel=1e-12)
+
+
+def test_brier_score_is_zero_when_certain_and_correct_and_two_when_wrong():
+    log_probs = np.array([[0.0, -np.inf, -np.inf]])
+    for label, expected in ((0, 0.0), (2, 2.0)):
+        sums = metrics.classification_sums(log_probs, np.array([label]))
+        assert metrics.finalise(sums).brier == expected
 
 
 def test_calibration_error_matches_its_definition():
@@ -70,8 +91,17 @@ def test_trouble_shows_instead_of_improving_a_figure():
     result = metrics.finalise(metrics.classification_sums(log_probs, np.zeros(3, int)))
     assert result.accuracy == pytest.approx(1 / 3)
     assert np.isnan(result.nll)
+    assert np.isnan(result.brier)
     masked = metrics.classification_sums(log_probs, np.zeros(3, int), np.array([0, 1, 0]))
     assert metrics.finalise(masked).nll == pytest.approx(-np.log(0.9))
+    assert metrics.finalise(masked).brier == pytest.approx(2 * 0.1**2)
+
+
+def test_label_beyond_the_classes_shows():
+    log_probs = np.log(np.full((2, 3), 1 / 3))
+    result = metrics.finalise(metrics.classification_sums(log_probs, np.array([0, 3])))
+    assert result.accuracy == 0.5
+    assert np.isnan([result.nll, result.brier]).all()
 
 
 def test_impossible_label_costs_infinity():

@@ -20,6 +20,7 @@ class ClassificationSums(NamedTuple):
       num_examples: (), number of samples.
       correct: (), number of samples whose most probable class is the label.
       nll: (), summed negative log-likelihood of the labels, in nats.
+      brier: (), summed squared distance of the probabilities from the one-hot labels.
       bin_count: (15,), samples per bin of confidence.
       bin_correct: (15,), correct samples per bin.
       bin_confidence: (15,), summed confidence per bin.
@@ -28,6 +29,7 @@ class ClassificationSums(NamedTuple):
     num_examples: jax.Array
     correct: jax.Array
     nll: jax.Array
+    brier: jax.Array
     bin_count: jax.Array
     bin_correct: jax.Array
     bin_confidence: jax.Array
@@ -41,6 +43,7 @@ class ClassificationMetrics(NamedTuple):
       ci_low: lower end of the accuracy's 95% Wilson score interval.
       ci_high: upper end.
       nll: mean negative log-likelihood, in nats.
+      brier: Brier score, from 0 (certain and correct) to 2 (certain and wrong).
       ece: expected calibration error over 15 bins of equal width.
       num_examples: number of samples.
     """
@@ -49,6 +52,7 @@ class ClassificationMetrics(NamedTuple):
     ci_low: float
     ci_high: float
     nll: float
+    brier: float
     ece: float
     num_examples: int
 
@@ -56,14 +60,16 @@ class ClassificationMetrics(NamedTuple):
 def classification_sums(
     log_probs: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None
 ) -> ClassificationSums:
-    """Sums accuracy, negative log-likelihood and calibration bins over a batch.
+    """Sums accuracy, negative log-likelihood, Brier score and calibration bins over a batch.
 
-    A sample whose log-probabilities are not all numbers counts as wrong, with confidence 1 and NaN
-    likelihood: trouble shows instead of improving a figure.
+    The Brier score of a sample with label y is sum_k (p_k - 1[k = y])^2.
+
+    A sample whose log-probabilities are not all numbers counts as wrong, with confidence 1, NaN
+    likelihood and NaN Brier score: trouble shows instead of improving a figure.
 
     Args:
       log_probs: (B, K), float32 or float64, normalised.
-      labels: (B,), integer.
+      labels: (B,), integer, from 0 to K - 1; a larger one counts as wrong, NaN like the above.
       mask: (B,), 1 for samples that count, 0 for padding; None counts all.
 
     Returns:
@@ -74,6 +80,7 @@ def classification_sums(
       ValueError: shapes disagree.
 
     References:
+      Brier, "Verification of Forecasts Expressed in Terms of Probability", 1950.
       Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017 (bins).
     """
     log_probs, labels = jnp.asarray(log_probs), jnp.asarray(labels)
@@ -89,6 +96,9 @@ def classification_sums(
     confidence = jnp.where(valid, jnp.exp(log_probs.max(axis=-1)), 1)
     correct = weights * (valid & (log_probs.argmax(axis=-1) == labels))
     nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    one_hot = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=log_probs.dtype)
+    brier = jnp.square(jnp.exp(log_probs) - one_hot).sum(axis=-1)
+    brier = jnp.where(jnp.isnan(nll), jnp.nan, brier)  # a label K or above is one-hot nowhere
     # Bins are (low, high], as in Guo et al.; confidence zero cannot occur.
     bins = jnp.clip(jnp.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
 
@@ -99,6 +109,7 @@ def classification_sums(
         num_examples=weights.sum(),
         correct=correct.sum(),
         nll=jnp.where(weights > 0, weights * nll, 0).sum(),
+        brier=jnp.where(weights > 0, weights * brier, 0).sum(),
         bin_count=per_bin(weights),
         bin_correct=per_bin(correct),
         bin_confidence=per_bin(weights * confidence),
@@ -108,8 +119,8 @@ def classification_sums(
 def finalise(sums: ClassificationSums) -> ClassificationMetrics:
     """Turns sums over all batches into metrics.
 
-    Accuracy correct / count; its 95% Wilson interval; nll / count; ECE = sum over bins of
-    |bin_correct - bin_confidence| / count.
+    Accuracy correct / count; its 95% Wilson interval; nll / count; brier / count; ECE = sum over
+    bins of |bin_correct - bin_confidence| / count.
 
     Args:
       sums: of one or more batches, added up.
@@ -134,6 +145,7 @@ def finalise(sums: ClassificationSums) -> ClassificationMetrics:
         ci_low=ci_low,
         ci_high=ci_high,
         nll=float(sums.nll) / count,
+        brier=float(sums.brier) / count,
         ece=float(gaps.sum()) / count,
         num_examples=round(count),
     )
@@ -143,7 +155,8 @@ def wilson_interval(successes: float, count: float) -> tuple[float, float]:
     """95% Wilson score interval of a proportion.
 
     (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with p = successes / count, z = 1.96.
-    It assumes independent samples: too narrow where test pairs share recordings.
+    It assumes independent samples: too narrow where test pairs share recordings; there take
+    `bootstrap_interval` with groups.
 
     Args:
       successes: number of successes.

@@ -1,0 +1,46 @@
+"""Metrics: of classification, as sums over batches; of robustness; intervals by resampling."""
+
+from jacfuse_jax.metrics.bootstrap import (
+    BootstrapInterval,
+    bootstrap_interval,
+    paired_bootstrap_interval,
+)
+from jacfuse_jax.metrics.classification import (
+    NUM_BINS,
+    ClassificationMetrics,
+    ClassificationSums,
+    classification_sums,
+    finalise,
+    wilson_interval,
+)
+from jacfuse_jax.metrics.pareto import hypervolume, pareto_front
+from jacfuse_jax.metrics.robustness import (
+    effective_curve_area,
+    effective_robustness,
+    make_baseline_fn,
+    mean_corruption_error,
+    relative_mean_corruption_error,
+    relative_robustness,
+    robustness_curve_area,
+)
+
+__all__ = [
+    "NUM_BINS",
+    "BootstrapInterval",
+    "ClassificationMetrics",
+    "ClassificationSums",
+    "bootstrap_interval",
+    "classification_sums",
+    "effective_curve_area",
+    "effective_robustness",
+    "finalise",
+    "hypervolume",
+    "make_baseline_fn",
+    "mean_corruption_error",
+    "paired_bootstrap_interval",
+    "pareto_front",
+    "relative_mean_corruption_error",
+    "relative_robustness",
+    "robustness_curve_area",
+    "wilson_interval",
+]
