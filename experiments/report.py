@@ -72,7 +72,9 @@ def write_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
         for axis in axes[:, 0]:
             axis.set_ylabel("accuracy")
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5)
+        column_inches = 0.7 + 0.09 * max(map(len, labels))
+        ncols = max(1, int(figure.get_figwidth() / column_inches))
+        figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
         figure.suptitle(f"{chosen[0].dataset}: {perturbed} perturbed")
         path = folder / f"accuracy_{perturbed}.png"
         write_atomically(path, figure.savefig)
