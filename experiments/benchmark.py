@@ -11,7 +11,7 @@ program. Prints a table and writes benchmark_<op>.csv and benchmark_<op>.png int
     python -m experiments.benchmark --op=recalibrate --num_classes=309 --batch_sizes=1000000 \
         --methods=closed_form
 
-take one or two minutes each on two CPU cores, most of it in the peers; the last one takes six, in
+take one or two minutes each on two CPU cores, most of it in the peers; the last one takes three, in
 3.5 GiB of arrays.
 
 Methods that hold K x K arrays of every sample run on as many samples as fit into about 1 GiB, SciPy

@@ -33,7 +33,8 @@ def measure(
 ) -> Timing:
     """Times a function, waiting for its results on every call.
 
-    One call warms up; it also tells how many calls make a repeat of 20 ms at least.
+    One call warms up, and the next tells how many calls make a repeat of about 20 ms; where the
+    first takes longer than that, a repeat is one call.
 
     Args:
       fn: of `args`; results are dropped at once, so that no more than one is held.
@@ -57,7 +58,9 @@ def measure(
             jax.block_until_ready(fn(*args))
         return (time.perf_counter() - start) / num_calls
 
-    num_calls = math.ceil(_MIN_REPEAT_S / seconds_a_call(1))
+    num_calls = 1
+    if seconds_a_call(1) < _MIN_REPEAT_S:
+        num_calls = math.ceil(_MIN_REPEAT_S / seconds_a_call(1))
     return Timing(compile_s, [seconds_a_call(num_calls) for _ in range(num_repeats)], peak_bytes)
 
 

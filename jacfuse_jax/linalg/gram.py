@@ -126,7 +126,8 @@ def recalibration_matrix(
       probs: p, (B, K) or (K,), float32 or float64; rows sum to one.
       spectrum: of G, shared (K,), (K, K) or per sample (B, K), (B, K, K).
       strength: c >= 0, a scalar, traced or not.
-      batch_size: as in `recalibrate`.
+      batch_size: samples solved at a time, at least 1. None: about 2^20 entries of K x K matrices,
+        which suits CPU caches.
 
     Returns:
       R, (B, K, K) or (K, K), in the dtype of the probabilities.
@@ -163,6 +164,7 @@ def recalibrated_eigenvectors(
 def clipped_strengths(spectrum: GramSpectrum, strength: jax.Array) -> jax.Array:
     """Strengths s_j = c g_j; where they would overflow, large enough to reach the limit."""
     info = jnp.finfo(spectrum.eigenvalues.dtype)
+    strength = jnp.asarray(jnp.where(strength >= 0, strength, jnp.nan))
     return jnp.minimum(strength * spectrum.eigenvalues, info.max * info.eps)
 
 
