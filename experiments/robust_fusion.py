@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import matplotlib as mpl
@@ -25,7 +25,7 @@ from absl import app, flags, logging
 from data_pipelines import datasets
 from data_pipelines.errors import DataError
 from experiments import report
-from experiments.classifiers import DEFAULT_NUM_EPOCHS, train_classifiers
+from experiments.classifiers import DEFAULT_NUM_EPOCHS, Classifier, train_classifiers
 from experiments.config import Config, ConfigError, check_workdir, choices, write_config
 from experiments.evaluation import PERTURBATIONS, Row, evaluate
 from experiments.methods import DEFAULT_METHODS, METHODS, Evidence
@@ -73,23 +73,29 @@ _SEED = flags.DEFINE_integer(
 _MIN_GAMMA = float(np.finfo(np.float32).tiny)  # smaller ones are zero to the classifiers
 
 
-def run(config: Config) -> list[Row]:
-    """Runs one experiment and writes its files.
+class Prepared(NamedTuple):
+    """What a run evaluates."""
+
+    dataset: datasets.MultimodalDataset
+    classifiers: dict[str, Classifier]
+    evidence: Evidence
+
+
+def prepare(config: Config) -> Prepared:
+    """Loads the data and trains the classifiers, or restores what the working directory has.
 
     Args:
       config: all settings.
 
     Returns:
-      The rows of results.csv.
+      Data, classifiers, and what fusion knows of them.
 
     Raises:
       DataError: raw or prepared data are missing or damaged.
       ConfigError: the working directory belongs to another run, or a flag does not fit the data.
       CheckpointError: a checkpoint in the working directory is damaged.
     """
-    start = time.monotonic()
     check_workdir(config)
-    workdir = Path(config.workdir)
     dataset = datasets.load(
         config.dataset,
         data_dir=Path(config.data_dir),
@@ -109,16 +115,33 @@ def run(config: Config) -> list[Row]:
         num_epochs=config.num_epochs,
         batch_size=config.batch_size,
         seed=config.seed,
-        workdir=workdir,
+        workdir=Path(config.workdir),
     )
     evidence = Evidence(
         grams={name: spectrum_from_kernel(c.kernel) for name, c in classifiers.items()},
         class_prior=jnp.asarray(counts / counts.sum(), jnp.float32),
     )
-    rows = evaluate(config, dataset, classifiers, evidence)
+    return Prepared(dataset, classifiers, evidence)
+
+
+def run(config: Config) -> list[Row]:
+    """Runs one experiment and writes its files.
+
+    Args:
+      config: all settings.
+
+    Returns:
+      The rows of results.csv.
+
+    Raises:
+      DataError, ConfigError, CheckpointError: as in `prepare`.
+    """
+    began = time.monotonic()
+    workdir = Path(config.workdir)
+    rows = evaluate(config, *prepare(config))
     figures = report.write_figures(rows, workdir / "figures")
     report.write_csv(rows, workdir / "results.csv")
-    write_config(config, wall_time_s=round(time.monotonic() - start, 1))
+    write_config(config, wall_time_s=round(time.monotonic() - began, 1))
     print(report.make_table(rows))
     for path in (workdir / "results.csv", workdir / "config.json", *figures):
         print(f"wrote {path}")
@@ -174,14 +197,14 @@ def _shares(flag: str, texts: list[str]) -> tuple[float, ...]:
     return _numbers(flag, texts, lambda x: 0 <= x <= 1, "[0, 1]")
 
 
-def _end_at_once(*_: object) -> None:
+def end_at_once(*_: object) -> None:
     """Ends the process on Ctrl-C, as a kill would: nothing that is half done counts."""
     # An exception instead would go through the data and checkpoint libraries and their threads.
     os.write(2, b"\ninterrupted; the same command carries on\n")
     os._exit(130)
 
 
-def _skip_cancelled_reads(unraisable: Any) -> None:
+def skip_cancelled_reads(unraisable: Any) -> None:
     """Drops what orbax's threads say of reads under way when it found a damaged file.
 
     The error itself is raised and reaches `main`.
@@ -191,20 +214,30 @@ def _skip_cancelled_reads(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def main(argv: list[str]) -> None:
-    """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
+def start(argv: list[str], run_fn: Callable[[Config], object]) -> None:
+    """Parses flags and runs; errors of the user's end in one line and a non-zero exit.
+
+    Args:
+      argv: what absl leaves of the command line.
+      run_fn: takes the settings.
+    """
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; all settings are --flags")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax reports every step of a save
     mpl.use("Agg")
     try:
-        run(config_from_flags())
+        run_fn(config_from_flags())
     except (ConfigError, DataError, CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
+def main(argv: list[str]) -> None:
+    """Runs the experiment."""
+    start(argv, run)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, _end_at_once)
-    sys.unraisablehook = _skip_cancelled_reads
+    signal.signal(signal.SIGINT, end_at_once)
+    sys.unraisablehook = skip_cancelled_reads
     app.run(main)

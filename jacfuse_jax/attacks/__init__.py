@@ -9,6 +9,21 @@ zero: there a gradient attack fails without the prediction being robust. An accu
 attack that exceeds the one under a transferred attack is a sign of it; the worse of both counts.
 """
 
+from jacfuse_jax.attacks import losses
+from jacfuse_jax.attacks.apgd import apgd
 from jacfuse_jax.attacks.gradient import fgm, pgd
+from jacfuse_jax.attacks.hop_skip_jump import hop_skip_jump
+from jacfuse_jax.attacks.missing import adversarial_missing
+from jacfuse_jax.attacks.search import random_search
+from jacfuse_jax.attacks.square import square
 
-__all__ = ["fgm", "pgd"]
+__all__ = [
+    "adversarial_missing",
+    "apgd",
+    "fgm",
+    "hop_skip_jump",
+    "losses",
+    "pgd",
+    "random_search",
+    "square",
+]

@@ -1,17 +1,22 @@
 """What every attack needs: budgets, projections, random starts, and the loss to raise."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_floating, check_modalities, check_scalar
+from jacfuse_jax._checks import check_choice, check_floating, check_modalities, check_scalar
+from jacfuse_jax.attacks.losses import cross_entropy, dlr, margin
 
 LogProbFn = Callable[[dict[str, Any]], jax.Array]
+LossFn = Callable[[jax.Array, jax.Array], jax.Array]
+LossName = Literal["cross_entropy", "margin", "dlr"]
 Norm = Literal["linf", "l2"]
+T = TypeVar("T")
 
 
 class Budget(NamedTuple):
@@ -20,6 +25,14 @@ class Budget(NamedTuple):
     clean: dict[str, jax.Array]
     epsilon: dict[str, jax.Array]
     valid_range: dict[str, tuple[jax.Array, jax.Array]]
+
+
+class Candidate(NamedTuple):
+    """Perturbed modalities, (B,) losses, and (B,) whether the most likely class is wrong."""
+
+    x: dict[str, jax.Array]
+    loss: jax.Array
+    misclassified: jax.Array
 
 
 def make_budget(
@@ -45,17 +58,58 @@ def make_budget(
     return budget
 
 
-def make_loss_fn(
-    log_prob_fn: LogProbFn, inputs: Mapping[str, Any], labels: ArrayLike
-) -> Callable[[dict[str, jax.Array]], tuple[jax.Array, jax.Array]]:
-    """The loss -log p(label) as a function of the perturbed modalities: its sum, and (B,)."""
+def choose_loss(loss: LossName | LossFn) -> LossFn:
+    """The loss of that name; a callable is returned as it is."""
+    if callable(loss):
+        return loss
+    known: dict[str, LossFn] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+    check_choice("loss", loss, tuple(known))
+    return known[loss]
 
-    def loss_fn(perturbed: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+
+def make_loss_fn(
+    log_prob_fn: LogProbFn,
+    inputs: Mapping[str, Any],
+    labels: ArrayLike,
+    loss: LossFn = cross_entropy,
+) -> Callable[[dict[str, jax.Array]], tuple[jax.Array, Candidate]]:
+    """The loss as a function of the perturbed modalities: its sum to differentiate, and the rest.
+
+    The sum gives every sample the cotangent 1, so that NaN in one reaches no other.
+    """
+    classes = jnp.asarray(labels)
+
+    def loss_fn(perturbed: dict[str, jax.Array]) -> tuple[jax.Array, Candidate]:
         log_probs = log_prob_fn({**inputs, **perturbed})
-        loss = -jnp.take_along_axis(log_probs, jnp.asarray(labels)[:, None], axis=-1)[:, 0]
-        return loss.sum(), loss
+        losses = loss(log_probs, classes)
+        if losses.shape != classes.shape:
+            raise ValueError(
+                f"loss must return shape {classes.shape}, one number a sample, got {losses.shape}"
+            )
+        misclassified = (log_probs.argmax(axis=-1) != classes) & ~jnp.isnan(losses)
+        return losses.sum(), Candidate(perturbed, losses, misclassified)
 
     return loss_fn
+
+
+def keep_stronger(
+    best: Candidate,
+    new: Candidate,
+    *,
+    misclassified_first: bool,
+    freeze_misclassified: bool = False,
+) -> Candidate:
+    """The candidate of higher loss, sample by sample; one whose loss is NaN is never taken.
+
+    Optionally what is misclassified beats what is not, and is itself never replaced.
+    """
+    stronger = new.loss > best.loss
+    if misclassified_first:
+        equals = new.misclassified == best.misclassified
+        stronger = jnp.where(equals, stronger, new.misclassified)
+    if freeze_misclassified:
+        stronger &= ~best.misclassified
+    return select(stronger, new, best)
 
 
 def step(
@@ -81,15 +135,16 @@ def step(
 
 
 def project(x: dict[str, jax.Array], budget: Budget, norm: str) -> dict[str, jax.Array]:
-    """Euclidean projection of every sample onto the ball around the clean input."""
+    """Euclidean projection of every sample onto the ball, then entry by entry onto the range."""
 
     def project(x: jax.Array, clean: jax.Array, radius: jax.Array) -> jax.Array:
-        delta = x - clean
         if norm == "linf":
-            return clean + jnp.clip(delta, -radius, radius)
-        return clean + jax.vmap(lambda d: optax.projections.projection_l2_ball(d, radius))(delta)
+            return clean + optax.projections.projection_linf_ball(x - clean, radius)
+        # Onto the unit ball: optax squares the radius, and 0 / 0 follows where that is zero.
+        delta = (x - clean) / jnp.where(radius > 0, radius, 1)
+        return clean + radius * jax.vmap(optax.projections.projection_l2_ball)(delta)
 
-    return jax.tree.map(project, x, budget.clean, budget.epsilon)
+    return clip(jax.tree.map(project, x, budget.clean, budget.epsilon), budget)
 
 
 def clip(x: dict[str, jax.Array], budget: Budget) -> dict[str, jax.Array]:
@@ -101,8 +156,24 @@ def clip(x: dict[str, jax.Array], budget: Budget) -> dict[str, jax.Array]:
     return clipped
 
 
+def over_restarts(
+    run: Callable[[Candidate, jax.Array], Candidate],
+    best: Candidate,
+    key: jax.Array,
+    num_restarts: int,
+) -> Candidate:
+    """Hands the best candidate from run to run; the first has `key`, more repeat those of fewer."""
+    if num_restarts == 1:  # without a loop around it, the run is half the work to compile
+        return run(best, key)
+    # `random_start` folds the numbers of modalities into its key: one more of them comes first.
+    parent = jax.random.fold_in(key, len(best.x))
+    later = jax.vmap(partial(jax.random.fold_in, parent))(jnp.arange(num_restarts - 1))
+    keys = jnp.concatenate([key[None], later])
+    return jax.lax.scan(lambda best, key: (run(best, key), None), best, keys)[0]
+
+
 def random_start(key: jax.Array, budget: Budget, norm: str) -> dict[str, jax.Array]:
-    """A point of the ball: uniform for linf, uniform direction and radius for l2."""
+    """A point of the ball and range: uniform for linf, uniform direction and radius for l2."""
     start: dict[str, jax.Array] = {}
     for index, (name, clean) in enumerate(sorted(budget.clean.items())):
         key_direction, key_radius = jax.random.split(jax.random.fold_in(key, index))
@@ -114,7 +185,19 @@ def random_start(key: jax.Array, budget: Budget, norm: str) -> dict[str, jax.Arr
             radius = jax.random.uniform(key_radius, norms.shape, clean.dtype)
             delta = delta * radius / norms
         start[name] = clean + budget.epsilon[name] * delta
-    return start
+    return clip(start, budget)
+
+
+def select(mask: jax.Array, chosen: T, other: T) -> T:
+    """The samples of `chosen` where the (B,) mask holds and of `other` elsewhere, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(per_sample(mask, a), a, b), chosen, other)
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ValueError unless every count is at least one."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 def per_sample(mask: jax.Array, like: jax.Array) -> jax.Array:

@@ -5,47 +5,7 @@ import pytest
 
 from jacfuse_jax import attacks, fusion
 from jacfuse_jax.linalg import spectrum_from_kernel
-
-BATCH = 6
-
-
-class Classifiers:
-    """Linear classifiers of two modalities, so that optimal attacks are known."""
-
-    def __init__(self, dtype="float64", num_classes=3):
-        rng = np.random.default_rng(0)
-        self.kernels = {
-            "image": rng.normal(size=(8, num_classes)).astype(dtype),
-            "audio": rng.normal(size=(5, num_classes)).astype(dtype),
-        }
-        self.inputs = {
-            "image": rng.uniform(size=(BATCH, 2, 4)).astype(dtype),
-            "audio": rng.uniform(size=(BATCH, 5)).astype(dtype),
-        }
-        self.labels = rng.integers(num_classes, size=BATCH)
-        self.prior = np.full(num_classes, 1 / num_classes, dtype)
-
-    def logits(self, inputs):
-        return {m: x.reshape(len(x), -1) @ self.kernels[m] for m, x in inputs.items()}
-
-    def log_probs(self, inputs):
-        return fusion.statistical_fusion(self.logits(inputs), self.prior)
-
-    def loss(self, inputs):
-        return -np.take_along_axis(np.asarray(self.log_probs(inputs)), self.labels[:, None], 1)[
-            :, 0
-        ]
-
-
-def perturbation_norms(clean, adversarial, norm):
-    delta = np.asarray(adversarial - clean, np.float64).reshape(len(clean), -1)
-    return np.linalg.norm(delta, ord={"linf": np.inf, "l2": 2}[norm], axis=1)
-
-
-def run(attack, model, **kwargs):
-    if attack is attacks.pgd:
-        kwargs = {"key": jax.random.key(0), **kwargs}
-    return attack(model.log_probs, model.inputs, model.labels, **kwargs)
+from tests.attacks.classifiers import BATCH, Classifiers, perturbation_norms, run
 
 
 @pytest.mark.parametrize("attack", [attacks.fgm, attacks.pgd])
@@ -213,6 +173,16 @@ class TestStrength:
         assert (loss(adversarial) > loss(model.inputs)).all()
 
 
+def test_permuted_samples_give_permuted_steps():
+    model = Classifiers()
+    order = np.random.default_rng(1).permutation(BATCH)
+    expected = run(attacks.fgm, model, epsilon={"image": 0.3}, norm="l2")["image"][order]
+    model.inputs = {name: x[order] for name, x in model.inputs.items()}
+    model.labels = model.labels[order]
+    found = run(attacks.fgm, model, epsilon={"image": 0.3}, norm="l2")["image"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+
+
 def test_same_key_gives_the_same_attack_and_another_key_another():
     model = Classifiers()
 
@@ -244,3 +214,11 @@ def test_misuse():
         run(attacks.fgm, model, epsilon={"image": 0.1}, valid_range={"smell": (0, 1)})
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         run(attacks.pgd, model, epsilon={"image": 0.1}, num_steps=0)
+    with pytest.raises(ValueError, match="num_restarts must be at least 1, got 0"):
+        run(attacks.pgd, model, epsilon={"image": 0.1}, num_restarts=0)
+    with pytest.raises(ValueError, match="loss must be one of cross_entropy, margin, dlr, got 'l'"):
+        run(attacks.pgd, model, epsilon={"image": 0.1}, loss="l")
+    with pytest.raises(ValueError, match="step_schedule must be one of constant, cosine, got 'l'"):
+        run(attacks.pgd, model, epsilon={"image": 0.1}, step_schedule="l")
+    with pytest.raises(ValueError, match=r"loss must return shape \(6,\), one number a sample"):
+        run(attacks.pgd, model, epsilon={"image": 0.1}, loss=lambda z, _: z.sum())

@@ -1,0 +1,205 @@
+r"""Checks the attacks on the predictions of one run: is its robustness real, or do attacks fail?
+
+Takes the flags of `experiments.robust_fusion`; in the --workdir of such a run, with the same flags,
+it uses the classifiers that are there. For every perturbed modality it attacks the first
+--num_attack test rows of the modality's own classifier and of the fused prediction of every rule in
+--methods. Writes attack_sanity.csv; a check that fails is a finding, not an error. With fewer than
+200 rows a single one is more than the half point that most checks allow.
+
+    python -m experiments.attack_sanity --dataset=digits --workdir=runs/sanity \
+        --num_attack=200 --methods=statistical,robust --gammas=0.1
+
+takes about four minutes on two CPU cores, most of it to compile.
+"""
+
+import csv
+import io
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import app
+from numpy.typing import NDArray
+from tabulate import tabulate
+from tqdm.auto import tqdm
+
+from experiments import robust_fusion
+from experiments.classifiers import Classifier, predict_logits
+from experiments.config import Config
+from experiments.files import write_atomically
+from experiments.methods import Evidence, Method, expand_methods, fuse
+from experiments.perturbations import STRENGTHS
+from experiments.sanity_checks import Check, Subject, check_attacks, check_gradients
+from jacfuse_jax import fusion, metrics
+
+_NUM_QUERIES = 500
+
+
+class Row(NamedTuple):
+    """One line of attack_sanity.csv; `check` and the columns after it as in `Check`."""
+
+    dataset: str
+    seed: int
+    perturbed: str
+    target: str
+    check: str
+    value: float
+    limit: float
+    passed: bool
+    detail: str
+
+
+def run(config: Config) -> list[Row]:
+    """Runs all checks, prints a table and writes the file.
+
+    Args:
+      config: settings of the run whose classifiers are attacked.
+
+    Returns:
+      The rows of the file.
+    """
+    prepared = robust_fusion.prepare(config)
+    methods = expand_methods(
+        config.methods,
+        prepared.dataset.modalities,
+        gammas=config.gammas,
+        scales=config.scales,
+        contaminations=config.contaminations,
+        temperings=config.temperings,
+    )
+    steps = [
+        (perturbed, method)
+        for perturbed in config.perturbed
+        for method in [
+            Method(f"unimodal:{perturbed}"),
+            *(method for method in methods if not method.rule.startswith("unimodal:")),
+        ]
+    ]
+    rows: list[Row] = []
+    progress = tqdm(steps)
+    for perturbed, method in progress:
+        progress.set_description(f"{perturbed} attacked: {method.label}")
+        rows += [
+            Row(config.dataset, config.seed, perturbed, method.label, *check)
+            for check in _check_method(config, prepared, perturbed, method)
+        ]
+    path = Path(config.workdir) / "attack_sanity.csv"
+    _write_csv(rows, path)
+    print(_make_table(rows))
+    print(f"wrote {path}")
+    return rows
+
+
+def _check_method(
+    config: Config, prepared: robust_fusion.Prepared, perturbed: str, method: Method
+) -> list[Check]:
+    """All checks of one prediction."""
+    dataset, classifiers, evidence = prepared
+    test = {name: array[: config.num_attack] for name, array in dataset.splits["test"].items()}
+    trusted = {
+        name: predict_logits(classifier, test[name], batch_size=config.batch_size)
+        for name, classifier in classifiers.items()
+        if name != perturbed
+    }
+    training_inputs = dataset.splits["train"][perturbed]
+    is_own = method.rule.startswith("unimodal:")
+    subject = Subject(
+        _make_log_prob_fn(classifiers[perturbed], evidence, perturbed, method),
+        {perturbed: test[perturbed], **trusted},
+        test["label"],
+        perturbed,
+        (float(training_inputs.min()), float(training_inputs.max())),
+        None if is_own else _accuracy(trusted, evidence, test["label"]),
+    )
+    key = jax.random.key(config.seed)
+    return [
+        *check_attacks(
+            subject,
+            epsilons=STRENGTHS["pgd"],
+            num_steps=config.attack_steps,
+            num_queries=_NUM_QUERIES,
+            batch_size=config.batch_size,
+            key=key,
+        ),
+        *check_gradients(subject, batch_size=config.batch_size, key=key),
+    ]
+
+
+def _make_log_prob_fn(
+    classifier: Classifier, evidence: Evidence, perturbed: str, method: Method
+) -> Any:
+    """The prediction as a function of the perturbed input and the others' logits."""
+
+    def log_prob_fn(inputs: Mapping[str, jax.Array]) -> jax.Array:
+        # In the dtype of the inputs, so that gradients can be checked in float64.
+        dtype = jnp.result_type(inputs[perturbed])
+        parameters, evidence_ = jax.tree.map(
+            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+            (classifier.parameters, evidence),
+        )
+        logits = {**inputs, perturbed: classifier.logits_fn(parameters, inputs[perturbed])}
+        return fuse(
+            method.rule, logits, evidence_, perturbed=perturbed, parameters=method.parameters
+        )
+
+    return log_prob_fn
+
+
+def _accuracy(
+    logits: dict[str, NDArray[Any]], evidence: Evidence, labels: NDArray[Any]
+) -> float | None:
+    """Accuracy of the statistical fusion of these modalities."""
+    if not logits:
+        return None
+    log_probs = fusion.statistical_fusion(logits, evidence.class_prior)
+    return metrics.finalise(metrics.classification_sums(log_probs, labels)).accuracy
+
+
+def _write_csv(rows: list[Row], path: Path) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(Row._fields)
+    for row in rows:
+        writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in row])
+    write_atomically(path, buffer.getvalue())
+
+
+def _make_table(rows: list[Row]) -> str:
+    """Figures of all checks, a line a target; those that failed with an exclamation mark."""
+    names = list(dict.fromkeys(row.check for row in rows))
+    body = [
+        [
+            perturbed,
+            target,
+            *(
+                f"{row.value:.3g}{'' if row.passed else ' !'}"
+                for row in rows
+                if (row.perturbed, row.target) == (perturbed, target)
+            ),
+        ]
+        for perturbed, target in dict.fromkeys((row.perturbed, row.target) for row in rows)
+    ]
+    numbers = [f"({index + 1})" for index in range(len(names))]
+    first = [next(row for row in rows if row.check == name) for name in names]
+    legend = "\n".join(
+        f"{number} {row.check}: {row.detail}; at most {row.limit:.3g}"
+        for number, row in zip(numbers, first, strict=True)
+    )
+    table = tabulate(body, ["perturbed", "target", *numbers], tablefmt="github")
+    failed = sum(not row.passed for row in rows)
+    return f"{table}\n\n{legend}\n\n{failed} of {len(rows)} checks failed, marked by !"
+
+
+def main(argv: list[str]) -> None:
+    """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
+    robust_fusion.start(argv, run)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, robust_fusion.end_at_once)
+    sys.unraisablehook = robust_fusion.skip_cancelled_reads
+    app.run(main)

@@ -1,0 +1,92 @@
+"""Random search in the budget: the baseline that every other attack must beat."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jacfuse_jax._checks import check_choice
+from jacfuse_jax.attacks._budget import Budget, LogProbFn, clip, make_budget, per_sample
+from jacfuse_jax.attacks.losses import margin
+
+
+def random_search(
+    log_prob_fn: LogProbFn,
+    inputs: Mapping[str, Any],
+    labels: ArrayLike,
+    key: jax.Array,
+    *,
+    epsilon: Mapping[str, ArrayLike],
+    norm: Literal["linf", "l2"] = "linf",
+    num_queries: int = 1000,
+    valid_range: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+) -> dict[str, Any]:
+    """Random search: x' = clip(x + epsilon u), u drawn independently for every query.
+
+    u is a random corner of the cube for linf and uniform on the sphere for l2; all named modalities
+    move at once. Returned is, for every sample, whichever of the clean input and all draws has the
+    largest `losses.margin`. With the same key the first queries of a longer search are those of a
+    shorter one. In many dimensions a random direction hardly moves the margin: an attack that does
+    not beat this one is broken, and a prediction that this one breaks has no robustness.
+
+    Args:
+      log_prob_fn: maps inputs to (B, K) log-probabilities; sample b may depend on sample b only.
+      inputs: {modality: (B, ...)}; modalities without a budget may be any pytree.
+      labels: (B,), integer; true classes, or predicted ones.
+      key: PRNG key of the draws.
+      epsilon: {modality: radius} in units of the input, a scalar each, traced or not; modalities
+        not named are left untouched.
+      norm: "linf" or "l2", per modality over all entries of a sample.
+      num_queries: evaluations of log_prob_fn besides that of the clean input, at least 1; static.
+      valid_range: {modality: (low, high)} of valid entries, scalars or arrays; None: unbounded.
+
+    Returns:
+      The inputs with the named modalities perturbed; a sample whose margin never rises, or is NaN,
+      is returned as it is.
+
+    Raises:
+      TypeError: a perturbed modality is not float32 or float64.
+      ValueError: unknown norm or modality, an epsilon that is not a finite scalar >= 0,
+        num_queries < 1, or fewer than 2 classes.
+    """
+    check_choice("norm", norm, ("linf", "l2"))
+    if num_queries < 1:
+        raise ValueError(f"num_queries must be at least 1, got {num_queries}")
+    budget = make_budget(inputs, epsilon, norm, valid_range)
+
+    def loss_fn(x: dict[str, jax.Array]) -> jax.Array:
+        return margin(log_prob_fn({**inputs, **x}), labels)
+
+    def query(carry: tuple[Any, Any], index: jax.Array) -> tuple[tuple[Any, Any], None]:
+        best, best_loss = carry
+        x = clip(_draw(jax.random.fold_in(key, index), budget, norm), budget)
+        return keep_larger(best, best_loss, x, loss_fn(x)), None
+
+    carry = (budget.clean, loss_fn(budget.clean))
+    (best, _), _ = jax.lax.scan(query, carry, jnp.arange(num_queries))
+    return {**inputs, **best}
+
+
+def keep_larger(
+    best: dict[str, jax.Array], best_loss: jax.Array, x: dict[str, jax.Array], loss: jax.Array
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Replaces every sample whose loss, (B,), has risen; never by one whose loss is NaN."""
+    stronger = loss > best_loss
+    best = jax.tree.map(lambda old, new: jnp.where(per_sample(stronger, new), new, old), best, x)
+    return best, jnp.where(stronger, loss, best_loss)
+
+
+def _draw(key: jax.Array, budget: Budget, norm: str) -> dict[str, jax.Array]:
+    """A random corner of the cube, or a random point of the sphere, around every sample."""
+    drawn: dict[str, jax.Array] = {}
+    for index, (name, clean) in enumerate(sorted(budget.clean.items())):
+        modality_key = jax.random.fold_in(key, index)
+        if norm == "linf":
+            delta = jax.random.rademacher(modality_key, clean.shape, clean.dtype)
+        else:
+            delta = jax.random.normal(modality_key, clean.shape, clean.dtype)
+            delta /= jnp.sqrt((delta**2).sum(tuple(range(1, delta.ndim)), keepdims=True))
+        drawn[name] = clean + budget.epsilon[name] * delta
+    return drawn

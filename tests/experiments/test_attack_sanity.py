@@ -1,0 +1,101 @@
+import csv
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.sanity_checks import Subject, check_attacks, check_gradients
+from tests.experiments import runs
+
+NUM_FEATURES = 6
+WEIGHTS = np.random.default_rng(0).normal(size=(NUM_FEATURES, 3)).astype(np.float32)
+
+
+def linear(inputs):
+    return jax.nn.log_softmax(inputs["image"] @ WEIGHTS.astype(inputs["image"].dtype))
+
+
+def without_gradient(inputs):
+    return linear(jax.lax.stop_gradient(inputs))
+
+
+def saturated(inputs):
+    return jax.nn.log_softmax(1e4 * linear(inputs))
+
+
+def reading_its_neighbour(inputs):
+    return jax.nn.log_softmax(linear(inputs) + 0.1 * linear(inputs)[::-1])
+
+
+def make_subject(log_prob_fn):
+    x = np.random.default_rng(1).uniform(size=(300, NUM_FEATURES)).astype(np.float32)
+    labels = np.asarray(linear({"image": x}).argmax(axis=1))
+    return Subject(log_prob_fn, {"image": x}, labels, "image", (0.0, 1.0), None)
+
+
+def failed(checks, count):
+    assert len(checks) == count
+    assert all(np.isfinite(check.value) for check in checks)
+    assert all(check.passed == (check.value <= check.limit + 1e-9) for check in checks)
+    return {check.name for check in checks if not check.passed}
+
+
+def failed_of_attacks(log_prob_fn):
+    checks = check_attacks(
+        make_subject(log_prob_fn),
+        epsilons=(0.01, 0.1),
+        num_steps=40,
+        num_queries=100,
+        batch_size=64,
+        key=jax.random.key(0),
+    )
+    return failed(checks, 7)
+
+
+def failed_of_gradients(log_prob_fn):
+    checks = check_gradients(make_subject(log_prob_fn), batch_size=64, key=jax.random.key(1))
+    return failed(checks, 4)
+
+
+def test_a_linear_classifier_passes_every_check():
+    assert failed_of_attacks(linear) == failed_of_gradients(linear) == set()
+
+
+def test_masked_gradients_are_found_out():
+    of_attacks = failed_of_attacks(without_gradient)
+    assert "gradients beat attacks without them" in of_attacks
+    assert "budgets are kept" not in of_attacks
+    assert failed_of_gradients(without_gradient) == {
+        "gradients match finite differences",
+        "gradients do not vanish",
+    }
+
+
+def test_saturation_is_found_out():
+    assert "gradients do not vanish" in failed_of_gradients(saturated)
+
+
+def test_samples_that_know_each_other_are_found_out():
+    names = failed_of_gradients(reading_its_neighbour)
+    assert "samples do not depend on their batch" in names
+
+
+@pytest.mark.slow
+def test_the_binary_writes_a_row_for_every_check(tmp_path):
+    command = [sys.executable, "-m", "experiments.attack_sanity", f"--workdir={tmp_path}"]
+    command += [*runs.SMALL, "--num_attack=16", "--attack_steps=1", "--perturbed=upper"]
+    command += ["--methods=unimodal"]
+    process = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=True)
+    with (tmp_path / "attack_sanity.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    targets = [row["target"] for row in rows]
+    assert targets == ["unimodal:upper"] * 11
+    for row in rows:
+        assert row["passed"] == str(float(row["value"]) <= float(row["limit"]))
+        assert row["detail"]
+    passed = {row["check"] for row in rows if row["passed"] == "True"}
+    assert {"budgets are kept", "gradients match finite differences"} <= passed
+    failed = sum(row["passed"] == "False" for row in rows)
+    assert f"{failed} of 11 checks failed, marked by !" in process.stdout
