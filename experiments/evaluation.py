@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from data_pipelines.datasets import MultimodalDataset
+from experiments import corruptions
 from experiments.classifiers import Classifier, predict_logits
 from experiments.config import Config
 from experiments.methods import Evidence, Method, expand_methods, fuse
 from experiments.perturbations import ATTACKS, STRENGTHS, PerturbFn, make_perturb_fn
 from jacfuse_jax import metrics
 
+DEFAULT_PERTURBATIONS = ("clean", "gaussian_noise", "missing", "fgm", "pgd")
 PERTURBATIONS = ("clean", *STRENGTHS)
 
 Logits = dict[str, NDArray[Any]]
@@ -74,9 +76,10 @@ def evaluate(
 ) -> list[Row]:
     """Evaluates perturbed modality x perturbation x severity x method on the test split.
 
-    Corruptions run on all test rows. Attacks run on the first `config.num_attack` rows, once
-    against the perturbed modality's own classifier (every method is evaluated on the outcome) and
-    once against the fused prediction of each method, differentiated through the fusion.
+    Corruptions run on all test rows, where they apply to the modality. Attacks run on the first
+    `config.num_attack` rows, once against the perturbed modality's own classifier (every method is
+    evaluated on the outcome) and once against the fused prediction of each method, differentiated
+    through the fusion.
 
     Args:
       config: settings of the run.
@@ -141,6 +144,7 @@ def _scenarios(
     steps = [
         (perturbation, severity, target)
         for perturbation in config.perturbations
+        if perturbation not in corruptions.NAMES or corruptions.applies(perturbation, perturbed)
         for severity in ([0] if perturbation == "clean" else [1, 2, 3, 4, 5])
         for target in ([own, *fused] if perturbation in ATTACKS else [own])
     ]

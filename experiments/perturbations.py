@@ -5,23 +5,24 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.batching import iterate_batches
+from experiments import corruptions
 from experiments.classifiers import Classifier, input_grams
 from experiments.methods import Evidence, Method, Parameters, fuse
-from jacfuse_jax import attacks, corruptions
+from jacfuse_jax import attacks
+from jacfuse_jax.corruptions import SEVERITIES
 
-# The parameter at severities 1 to 5, in units of the input (range about one): standard deviation,
-# share of entries, radius of the linf ball.
+ATTACKS = ("fgm", "pgd", "apgd")
+# The parameter at severities 1 to 5: of corruptions as graded by the library; of attacks the radius
+# of the linf ball, in units of the input (range about one).
 STRENGTHS: dict[str, tuple[float, ...]] = {
-    "gaussian_noise": corruptions.GAUSSIAN_NOISE_STDDEV,
-    "missing": corruptions.MISSING_FRACTION,
-    "fgm": (0.01, 0.03, 0.1, 0.2, 0.4),
-    "pgd": (0.01, 0.03, 0.1, 0.2, 0.4),
+    **{name: SEVERITIES[name].values for name in corruptions.NAMES},
+    **dict.fromkeys(ATTACKS, (0.01, 0.03, 0.1, 0.2, 0.4)),
 }
-ATTACKS = ("fgm", "pgd")
 
 
 class Prediction(NamedTuple):
@@ -57,7 +58,7 @@ def make_perturb_fn(
       training_inputs: (N, H, W, C); their range bounds perturbed inputs, and their mean is what a
         missing entry reads.
       perturbed: name of the modality.
-      attack_steps: of PGD.
+      attack_steps: of PGD and APGD.
       batch_size: samples at a time.
       with_grams: whether the fusion regularises the Jacobian in the input, whose Gram matrices are
         then returned; attacks on the fusion differentiate through them.
@@ -70,6 +71,7 @@ def make_perturb_fn(
     """
     valid_range = (float(training_inputs.min()), float(training_inputs.max()))
     fill_value = training_inputs.mean(axis=0)
+    corrupt = partial(corruptions.corrupt, valid_range=valid_range, fill_value=fill_value)
 
     @partial(jax.jit, static_argnames=("perturbation", "rule"))
     def perturb_batch(
@@ -98,17 +100,15 @@ def make_perturb_fn(
                 parameters=method_parameters,
             )
 
-        if perturbation == "gaussian_noise":
-            x = corruptions.gaussian_noise(key, x, stddev=strength, valid_range=valid_range)
-        elif perturbation == "missing":
-            x = corruptions.missing(key, x, fraction=strength, fill_value=fill_value)
+        if perturbation in corruptions.NAMES:
+            x = corrupt(perturbation, key, x, strength)
         elif perturbation in ATTACKS:
-            attack = (
-                attacks.fgm
-                if perturbation == "fgm"
-                else partial(attacks.pgd, key=key, num_steps=attack_steps)
-            )
-            x = attack(
+            attack_fns = {
+                "fgm": attacks.fgm,
+                "pgd": partial(attacks.pgd, key=key, num_steps=attack_steps),
+                "apgd": partial(attacks.apgd, key=key, num_steps=attack_steps, loss="margin"),
+            }
+            x = attack_fns[perturbation](
                 log_prob_fn,
                 {perturbed: x},
                 batch["label"],
@@ -127,13 +127,18 @@ def make_perturb_fn(
         trusted_logits: Mapping[str, NDArray[Any]],
         target: Method,
     ) -> Prediction:
+        strength = 0.0 if perturbation == "clean" else STRENGTHS[perturbation][severity - 1]
+        if perturbation == "mismatched_pair":
+            # Samples trade inputs within the whole split, not within batches, which are padded.
+            inputs = np.asarray(corrupt(perturbation, key, jnp.asarray(inputs), strength))
+            perturbation = "clean"
         arrays = {"inputs": inputs, "label": labels, **trusted_logits}
         batches = [
             perturb_batch(
                 classifier.parameters,
                 {name: array for name, array in batch.items() if name != "mask"},
                 jax.random.fold_in(key, index),
-                0.0 if perturbation == "clean" else STRENGTHS[perturbation][severity - 1],
+                strength,
                 target.parameters,
                 perturbation=perturbation,
                 rule=target.rule if perturbation in ATTACKS else "",

@@ -27,7 +27,7 @@ from data_pipelines.errors import DataError
 from experiments import report
 from experiments.classifiers import DEFAULT_NUM_EPOCHS, Classifier, train_classifiers
 from experiments.config import Config, ConfigError, check_workdir, choices, write_config
-from experiments.evaluation import PERTURBATIONS, Row, evaluate
+from experiments.evaluation import DEFAULT_PERTURBATIONS, PERTURBATIONS, Row, evaluate
 from experiments.methods import DEFAULT_METHODS, METHODS, Evidence
 from jacfuse_jax.linalg import spectrum_from_kernel
 from jacfuse_jax.training import CheckpointError
@@ -40,7 +40,9 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/jacfuse_jax", "Folder of p
 _WORKDIR = flags.DEFINE_string("workdir", "runs/robust_fusion", "Folder of results.")
 _PERTURBED = flags.DEFINE_list("perturbed", None, "Modalities to perturb in turn; default all.")
 _PERTURBATIONS = flags.DEFINE_list(
-    "perturbations", list(PERTURBATIONS), f"Of {','.join(PERTURBATIONS)}."
+    "perturbations",
+    list(DEFAULT_PERTURBATIONS),
+    f"Of {','.join(PERTURBATIONS)}; those that do not apply to a modality are left out.",
 )
 _METHODS = flags.DEFINE_list("methods", list(DEFAULT_METHODS), f"Of {','.join(METHODS)}.")
 _GAMMAS = flags.DEFINE_list("gammas", ["0.5", "0.1", "0.01"], "Of robust fusion, in (0, 1].")
@@ -61,7 +63,7 @@ _JACOBIAN = flags.DEFINE_enum(
 _NUM_TRAIN = flags.DEFINE_integer("num_train", None, "Training rows; default all.", lower_bound=1)
 _NUM_EVAL = flags.DEFINE_integer("num_eval", None, "Test rows; default all.", lower_bound=1)
 _NUM_ATTACK = flags.DEFINE_integer("num_attack", 2000, "Test rows to attack.", lower_bound=1)
-_ATTACK_STEPS = flags.DEFINE_integer("attack_steps", 20, "Steps of PGD.", lower_bound=1)
+_ATTACK_STEPS = flags.DEFINE_integer("attack_steps", 20, "Steps of PGD and APGD.", lower_bound=1)
 _NUM_EPOCHS = flags.DEFINE_integer(
     "num_epochs", None, f"Training epochs; default {DEFAULT_NUM_EPOCHS}.", lower_bound=1
 )
