@@ -184,14 +184,22 @@ def _make_table(rows: list[Row]) -> str:
         for perturbed, target in dict.fromkeys((row.perturbed, row.target) for row in rows)
     ]
     numbers = [f"({index + 1})" for index in range(len(names))]
-    first = [next(row for row in rows if row.check == name) for name in names]
-    legend = "\n".join(
-        f"{number} {row.check}: {row.detail}; at most {row.limit:.3g}"
-        for number, row in zip(numbers, first, strict=True)
-    )
     table = tabulate(body, ["perturbed", "target", *numbers], tablefmt="github")
+    legend = "\n".join(
+        f"{number} {name}: {_describe([row for row in rows if row.check == name])}"
+        for number, name in zip(numbers, names, strict=True)
+    )
     failed = sum(not row.passed for row in rows)
     return f"{table}\n\n{legend}\n\n{failed} of {len(rows)} checks failed, marked by !"
+
+
+def _describe(rows: list[Row]) -> str:
+    """What a check measures, and its limit where that is the same for all targets."""
+    details, limits = {row.detail for row in rows}, {row.limit for row in rows}
+    detail = rows[0].detail if len(details) == 1 else rows[0].detail.partition(":")[0]
+    return f"{detail}; " + (
+        f"at most {rows[0].limit:.3g}" if len(limits) == 1 else "limits are in the file"
+    )
 
 
 def main(argv: list[str]) -> None:

@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 from experiments import timing
 from experiments.benchmark_report import Row, make_table, write_csv, write_figure
-from experiments.config import ConfigError, choices
+from experiments.config import ConfigError, check_folder, choices
 from experiments.operations import OPERATIONS, Method
 
 _DTYPES = ("float32", "float64")
@@ -66,6 +66,7 @@ def run(config: BenchmarkConfig) -> list[Row]:
     Returns:
       The rows of the CSV file.
     """
+    check_folder(config.workdir)
     workdir = Path(config.workdir)
     workdir.mkdir(parents=True, exist_ok=True)  # fails now, not after the measurements
     yardstick = timing.matmul_flop_per_s(config.yardstick_size, num_repeats=config.num_repeats)

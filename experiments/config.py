@@ -64,6 +64,16 @@ def choices(flag: str, names: Sequence[str], known: Sequence[str]) -> tuple[str,
     return tuple(dict.fromkeys(names))
 
 
+def check_folder(workdir: str) -> None:
+    """Raises ConfigError where the working directory is a file.
+
+    Args:
+      workdir: of the flag.
+    """
+    if Path(workdir).is_file():
+        raise ConfigError(f"--workdir={workdir} is a file; name a folder")
+
+
 def check_workdir(config: Config) -> None:
     """Raises unless the working directory is new or belongs to a run with the same flags.
 
@@ -74,6 +84,7 @@ def check_workdir(config: Config) -> None:
       ConfigError: the directory's config.json is of other flags, is not a config, or is missing
         beside results.
     """
+    check_folder(config.workdir)
     path = Path(config.workdir) / "config.json"
     if not path.exists():
         for name in ("checkpoints", "results.csv", "figures"):

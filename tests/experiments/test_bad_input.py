@@ -84,7 +84,8 @@ class TestWorkdir:
 
     def test_that_is_a_file(self, tmp_path):
         (tmp_path / "file").write_text("")
-        assert str(tmp_path / "file") in error_of(f"--workdir={tmp_path / 'file'}")
+        text = error_of(f"--workdir={tmp_path / 'file'}")
+        assert text == f"error: --workdir={tmp_path / 'file'} is a file; name a folder"
 
 
 @pytest.mark.slow
