@@ -12,8 +12,6 @@ it uses the classifiers that are there. For every perturbed modality it attacks 
 takes about four minutes on two CPU cores, most of it to compile.
 """
 
-import csv
-import io
 import signal
 import sys
 from collections.abc import Mapping
@@ -27,11 +25,11 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from experiments import robust_fusion
+from experiments import files, robust_fusion
 from experiments.classifiers import Classifier, predict_logits
 from experiments.config import Config
-from experiments.files import write_atomically
-from experiments.methods import Evidence, Method, expand_methods, fuse
+from experiments.evaluation import methods_of
+from experiments.methods import Evidence, Method, fuse
 from experiments.perturbations import STRENGTHS
 from experiments.sanity_checks import Check, Subject, check_attacks, check_gradients
 from jacfuse_jax import fusion, metrics
@@ -63,14 +61,14 @@ def run(config: Config) -> list[Row]:
       The rows of the file.
     """
     prepared = robust_fusion.prepare(config)
-    methods = expand_methods(
-        config.methods,
-        prepared.dataset.modalities,
-        gammas=config.gammas,
-        scales=config.scales,
-        contaminations=config.contaminations,
-        temperings=config.temperings,
-    )
+    methods = methods_of(config, prepared.dataset.modalities)
+    test = {
+        name: array[: config.num_attack] for name, array in prepared.dataset.splits["test"].items()
+    }
+    clean_logits = {
+        name: predict_logits(classifier, test[name], batch_size=config.batch_size)
+        for name, classifier in prepared.classifiers.items()
+    }
     steps = [
         (perturbed, method)
         for perturbed in config.perturbed
@@ -85,26 +83,26 @@ def run(config: Config) -> list[Row]:
         progress.set_description(f"{perturbed} attacked: {method.label}")
         rows += [
             Row(config.dataset, config.seed, perturbed, method.label, *check)
-            for check in _check_method(config, prepared, perturbed, method)
+            for check in _check_method(config, prepared, test, clean_logits, perturbed, method)
         ]
     path = Path(config.workdir) / "attack_sanity.csv"
-    _write_csv(rows, path)
+    files.write_csv(Row._fields, ([files.six_digits(x) for x in row] for row in rows), path)
     print(_make_table(rows))
     print(f"wrote {path}")
     return rows
 
 
 def _check_method(
-    config: Config, prepared: robust_fusion.Prepared, perturbed: str, method: Method
+    config: Config,
+    prepared: robust_fusion.Prepared,
+    test: Mapping[str, NDArray[Any]],
+    clean_logits: Mapping[str, NDArray[Any]],
+    perturbed: str,
+    method: Method,
 ) -> list[Check]:
-    """All checks of one prediction."""
+    """All checks of one prediction on the test rows."""
     dataset, classifiers, evidence = prepared
-    test = {name: array[: config.num_attack] for name, array in dataset.splits["test"].items()}
-    trusted = {
-        name: predict_logits(classifier, test[name], batch_size=config.batch_size)
-        for name, classifier in classifiers.items()
-        if name != perturbed
-    }
+    trusted = {name: logits for name, logits in clean_logits.items() if name != perturbed}
     training_inputs = dataset.splits["train"][perturbed]
     is_own = method.rule.startswith("unimodal:")
     subject = Subject(
@@ -157,15 +155,6 @@ def _accuracy(
         return None
     log_probs = fusion.statistical_fusion(logits, evidence.class_prior)
     return metrics.finalise(metrics.classification_sums(log_probs, labels)).accuracy
-
-
-def _write_csv(rows: list[Row], path: Path) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(Row._fields)
-    for row in rows:
-        writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in row])
-    write_atomically(path, buffer.getvalue())
 
 
 def _make_table(rows: list[Row]) -> str:

@@ -1,7 +1,5 @@
 """What a benchmark leaves behind: a table, a CSV file and a figure."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 from tabulate import tabulate
 
+from experiments import files
 from experiments.files import write_atomically
 
 
@@ -71,12 +70,7 @@ def make_table(rows: Sequence[Row]) -> str:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Writes the rows with a header; floats with six digits, None as an empty field."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(Row._fields)
-    for row in rows:
-        writer.writerow([f"{x:.6g}" if isinstance(x, float) else x for x in row])
-    write_atomically(path, buffer.getvalue())
+    files.write_csv(Row._fields, ([files.six_digits(x) for x in row] for row in rows), path)
 
 
 def write_figure(rows: Sequence[Row], path: Path) -> None:

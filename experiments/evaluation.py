@@ -1,6 +1,6 @@
 """Evaluation of every perturbation, severity and method on the test split."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,14 +90,7 @@ def evaluate(
     Returns:
       One row each, in a fixed order.
     """
-    methods = expand_methods(
-        config.methods,
-        dataset.modalities,
-        gammas=config.gammas,
-        scales=config.scales,
-        contaminations=config.contaminations,
-        temperings=config.temperings,
-    )
+    methods = methods_of(config, dataset.modalities)
     test = dataset.splits["test"]
     clean_logits = {
         modality: predict_logits(classifier, test[modality], batch_size=config.batch_size)
@@ -127,6 +120,23 @@ def evaluate(
                 )
                 rows.append(_row(config, perturbed, scenario, method, log_probs, labels))
     return rows
+
+
+def methods_of(config: Config, modalities: Sequence[str]) -> list[Method]:
+    """The methods of a run with all their parameters.
+
+    Args:
+      config: settings of the run.
+      modalities: of its data set.
+    """
+    return expand_methods(
+        config.methods,
+        modalities,
+        gammas=config.gammas,
+        scales=config.scales,
+        contaminations=config.contaminations,
+        temperings=config.temperings,
+    )
 
 
 def _scenarios(

@@ -1,6 +1,8 @@
 """Files that are either whole or not there."""
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 
@@ -18,3 +20,23 @@ def write_atomically(path: Path, content: str | Callable[[Path], object]) -> Non
     else:
         content(temporary)
     temporary.replace(path)
+
+
+def write_csv(columns: Sequence[str], rows: Iterable[Sequence[object]], path: Path) -> None:
+    """Writes rows of cells under a header; None is an empty field.
+
+    Args:
+      columns: their names.
+      rows: one cell a column.
+      path: of the file.
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomically(path, buffer.getvalue())
+
+
+def six_digits(cell: object) -> object:
+    """A float with six significant digits; anything else as it is."""
+    return f"{cell:.6g}" if isinstance(cell, float) else cell

@@ -1,7 +1,5 @@
 """What a run leaves behind: results.csv, figures, and the table on the console."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tabulate import tabulate
 
+from experiments import files
 from experiments.evaluation import Row
 from experiments.files import write_atomically
 from experiments.methods import Method, Parameters
@@ -18,14 +17,8 @@ from experiments.perturbations import ATTACKS
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Writes the rows with a header; floats with six decimals, None as an empty field."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(Row._fields)
-    for row in rows:
-        writer.writerow(
-            ["" if x is None else _number(name, x) for name, x in row._asdict().items()]
-        )
-    write_atomically(path, buffer.getvalue())
+    cells = ([_number(name, x) for name, x in row._asdict().items()] for row in rows)
+    files.write_csv(Row._fields, cells, path)
 
 
 def _number(name: str, value: object) -> object:

@@ -316,8 +316,9 @@ def _predict(subject: Subject, batch_size: int) -> NDArray[Any]:
 
 def _loss(subject: Subject, inputs: Arrays, labels: NDArray[Any], x: jax.Array) -> jax.Array:
     """Cross-entropy of every sample, (B,), as a function of the perturbed modality."""
-    log_probs = subject.log_prob_fn({**inputs, subject.perturbed: x})
-    return -jnp.take_along_axis(log_probs, jnp.asarray(labels)[:, None], axis=1)[:, 0]
+    return attacks.losses.cross_entropy(
+        subject.log_prob_fn({**inputs, subject.perturbed: x}), labels
+    )
 
 
 def _gradient(subject: Subject, inputs: Arrays, labels: NDArray[Any]) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_floating, check_modalities, check_scalar
-from jacfuse_jax.attacks._budget import LogProbFn
+from jacfuse_jax.attacks._budget import LogProbFn, check_counts
 from jacfuse_jax.attacks.losses import margin
 from jacfuse_jax.attacks.search import keep_larger
 
@@ -56,8 +56,7 @@ def adversarial_missing(
       Papernot, McDaniel, Jha, Fredrikson, Celik, Swami, "The Limitations of Deep Learning in
       Adversarial Settings", 2016 (greedy choice of entries by first-order scores).
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    check_counts(num_steps=num_steps)
     check_modalities("fill_value", tuple(fill_value), inputs)
     clean: dict[str, jax.Array] = {}
     filled: dict[str, jax.Array] = {}

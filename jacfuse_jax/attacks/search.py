@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_choice
-from jacfuse_jax.attacks._budget import Budget, LogProbFn, clip, make_budget, per_sample
+from jacfuse_jax.attacks._budget import Budget, LogProbFn, check_counts, clip, make_budget, select
 from jacfuse_jax.attacks.losses import margin
 
 
@@ -52,8 +52,7 @@ def random_search(
         num_queries < 1, or fewer than 2 classes.
     """
     check_choice("norm", norm, ("linf", "l2"))
-    if num_queries < 1:
-        raise ValueError(f"num_queries must be at least 1, got {num_queries}")
+    check_counts(num_queries=num_queries)
     budget = make_budget(inputs, epsilon, norm, valid_range)
 
     def loss_fn(x: dict[str, jax.Array]) -> jax.Array:
@@ -74,8 +73,7 @@ def keep_larger(
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Replaces every sample whose loss, (B,), has risen; never by one whose loss is NaN."""
     stronger = loss > best_loss
-    best = jax.tree.map(lambda old, new: jnp.where(per_sample(stronger, new), new, old), best, x)
-    return best, jnp.where(stronger, loss, best_loss)
+    return select(stronger, (x, loss), (best, best_loss))
 
 
 def _draw(key: jax.Array, budget: Budget, norm: str) -> dict[str, jax.Array]:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_choice
-from jacfuse_jax.attacks._budget import Budget, LogProbFn, clip, make_budget
+from jacfuse_jax.attacks._budget import Budget, LogProbFn, check_counts, clip, make_budget
 from jacfuse_jax.attacks.losses import margin
 from jacfuse_jax.attacks.search import keep_larger
 
@@ -71,8 +71,7 @@ def square(
       adversarial attack via random search", 2020.
     """
     check_choice("norm", norm, ("linf", "l2"))
-    if num_queries < 1:
-        raise ValueError(f"num_queries must be at least 1, got {num_queries}")
+    check_counts(num_queries=num_queries)
     if not 0 < initial_share <= 1:
         raise ValueError(f"initial_share must lie in (0, 1], got {initial_share}")
     budget = _as_images(make_budget(inputs, epsilon, norm, valid_range))
