@@ -1,8 +1,9 @@
-"""Training of one unimodal classifier, resumable after every epoch."""
+"""Training of one classifier, resumable after every epoch."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-Batch = Mapping[str, Any]
+Batch: TypeAlias = Mapping[str, Any]
+LossFn: TypeAlias = Callable[[Any, Batch], jax.Array]
 
 
 class CheckpointError(ValueError):
@@ -24,21 +26,26 @@ def fit(
     *,
     num_epochs: int,
     checkpoint_dir: str | Path,
+    loss_fn: LossFn | None = None,
 ) -> None:
     """Trains a classifier in place, or restores what is already trained of it.
 
-    Minimises the mean cross-entropy -log softmax(z)[label]. After every epoch parameters and
-    optimizer state are written, atomically; a run that was killed carries on from the last finished
-    epoch and ends where an uninterrupted one does, provided `make_batches` depends on nothing but
-    the epoch.
+    Minimises sum_b mask_b loss_b / sum_b mask_b, by default of the cross-entropy. After every epoch
+    parameters and optimizer state are written, atomically; a run that was killed carries on from
+    the last finished epoch and ends where an uninterrupted one does, provided `make_batches`
+    depends on nothing but the epoch.
 
     Args:
-      model: maps inputs (B, ...) to a `UnimodalOutput`.
+      model: maps inputs to a `UnimodalOutput`.
       optimizer: optax gradient transformation.
-      make_batches: maps the epoch, from 0, to batches {"inputs": (B, ...), "label": (B,) integer,
-        "mask": (B,), 1 for samples that count}, all of one shape.
+      make_batches: maps the epoch, from 0, to batches {"inputs": (B, ...), or a pytree of such
+        arrays, "label": (B,) integer, "mask": (B,), 1 for samples that count}, all of one shape.
+        Whatever else a batch holds is for `loss_fn`, a PRNG key for example.
       num_epochs: epochs in all, those of earlier runs included.
       checkpoint_dir: folder of this classifier's checkpoints; only the latest is kept.
+      loss_fn: maps (model, batch) to (B,) losses, traced; None is `cross_entropy`. One compiled
+        step serves all calls with the same architecture, optimizer object and function object, so
+        those made once are cheaper than those made for every call.
 
     Raises:
       CheckpointError: a checkpoint there is damaged, belongs to another architecture, or is of
@@ -61,17 +68,32 @@ def fit(
             _restore(manager, first_epoch, model, state)
         for epoch in range(first_epoch, num_epochs):
             for batch in make_batches(epoch):
-                _train_step(model, state, batch)
+                _train_step(model, state, batch, loss_fn=loss_fn or cross_entropy)
             manager.save(epoch + 1, args=ocp.args.StandardSave(nnx.state((model, state))))
 
 
-@nnx.jit
-def _train_step(model: nnx.Module, optimizer: nnx.Optimizer[Any], batch: Batch) -> None:
-    """One step of gradient descent on the mean cross-entropy of the samples that count."""
+def cross_entropy(model: Any, batch: Batch) -> jax.Array:
+    """Cross-entropy -log softmax(z)[label] of every sample, z = model(inputs).logits.
+
+    Args:
+      model: maps inputs to a `UnimodalOutput`.
+      batch: {"inputs": as the model takes them, "label": (B,) integer}; the rest is not read.
+
+    Returns:
+      (B,) losses, in the dtype of the logits.
+    """
+    logits = model(batch["inputs"]).logits
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+
+
+@partial(nnx.jit, static_argnames="loss_fn")
+def _train_step(
+    model: nnx.Module, optimizer: nnx.Optimizer[Any], batch: Batch, *, loss_fn: LossFn
+) -> None:
+    """One step of gradient descent on the mean loss of the samples that count."""
 
     def mean_loss(model: Any) -> jax.Array:
-        logits = model(batch["inputs"]).logits
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        losses = loss_fn(model, batch)
         mask = jnp.asarray(batch["mask"], losses.dtype)
         return (mask * losses).sum() / mask.sum()
 

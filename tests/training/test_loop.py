@@ -6,11 +6,12 @@ import pytest
 from flax import nnx
 
 from jacfuse_jax import training
-from jacfuse_jax.models import LeNet
+from jacfuse_jax.models import LeNet, UnimodalOutput
 
 rng = np.random.default_rng(0)
 INPUTS = rng.normal(size=(96, 6, 6, 1)).astype(np.float32)
 LABELS = (INPUTS.mean(axis=(1, 2, 3)) > 0).astype(np.int32)
+OPTIMIZER = optax.adam(1e-2)
 
 
 def make_model(num_classes=2):
@@ -23,9 +24,25 @@ def make_batches(epoch):
         yield {"inputs": INPUTS[rows], "label": LABELS[rows], "mask": np.ones(32, np.float32)}
 
 
-def fit(folder, num_epochs, batches=make_batches, model=None):
+def squared_error(model, batch):
+    return ((model(batch["inputs"]).logits[:, 0] - batch["label"]) ** 2) * batch["weight"]
+
+
+def make_weighted_batches(epoch):
+    for index, batch in enumerate(make_batches(epoch)):
+        yield {**batch, "weight": np.float32(epoch + index)}
+
+
+def fit(folder, num_epochs, batches=make_batches, model=None, loss_fn=None):
     model = model or make_model()
-    training.fit(model, optax.adam(1e-2), batches, num_epochs=num_epochs, checkpoint_dir=folder)
+    training.fit(
+        model,
+        OPTIMIZER,
+        batches,
+        num_epochs=num_epochs,
+        checkpoint_dir=folder,
+        loss_fn=loss_fn,
+    )
     return model
 
 
@@ -38,24 +55,27 @@ def test_learns(tmp_path):
     assert np.mean(model(jnp.asarray(INPUTS)).logits.argmax(axis=1) == LABELS) > 0.9
 
 
-def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
-    whole = fit(tmp_path / "whole", 5)
+@pytest.mark.parametrize(
+    ("batches", "loss_fn"), [(make_batches, None), (make_weighted_batches, squared_error)]
+)
+def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path, batches, loss_fn):
+    whole = fit(tmp_path / "whole", 5, batches, loss_fn=loss_fn)
 
     def killed(epoch):
-        for index, batch in enumerate(make_batches(epoch)):
+        for index, batch in enumerate(batches(epoch)):
             if epoch == 3 and index == 1:
                 raise KeyboardInterrupt
             yield batch
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "killed", 5, killed)
+        fit(tmp_path / "killed", 5, killed, loss_fn=loss_fn)
     epochs = []
 
     def recorded(epoch):
         epochs.append(epoch)
-        return make_batches(epoch)
+        return batches(epoch)
 
-    resumed = fit(tmp_path / "killed", 5, recorded)
+    resumed = fit(tmp_path / "killed", 5, recorded, loss_fn=loss_fn)
     assert epochs == [3, 4]
     assert_same_parameters(resumed, whole)
 
@@ -94,6 +114,58 @@ def test_masked_rows_have_no_influence(tmp_path):
 
     a, b = fit(tmp_path / "a", 1, padded), fit(tmp_path / "b", 1, garbage)
     chex.assert_trees_all_close(nnx.state(a), nnx.state(b), atol=1e-6)
+
+
+def test_cross_entropy_is_the_default(tmp_path):
+    by_default = fit(tmp_path / "a", 1)
+    assert_same_parameters(fit(tmp_path / "b", 1, loss_fn=training.cross_entropy), by_default)
+    batch = {"inputs": INPUTS, "label": LABELS}
+    logits = np.asarray(by_default(jnp.asarray(INPUTS)).logits, np.float64)
+    expected = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(96), LABELS]
+    np.testing.assert_allclose(training.cross_entropy(by_default, batch), expected, rtol=1e-5)
+
+
+class Linear(nnx.Module):
+    """A linear model of a pytree of inputs."""
+
+    def __init__(self):
+        self.weights = nnx.Param(jnp.zeros(2))
+
+    def __call__(self, inputs):
+        a, (b,) = inputs["a"], inputs["b"]
+        return UnimodalOutput(a * self.weights[0] + b * self.weights[1], features=a)
+
+
+def test_a_step_follows_the_masked_mean_of_the_loss(tmp_path):
+    inputs = {"a": rng.normal(size=(8, 1)), "b": (rng.normal(size=(8, 1)),)}
+    label, mask = rng.integers(2, size=8), np.array([1, 1, 0, 1, 1, 1, 0, 1])
+    batch = {"inputs": inputs, "label": label, "mask": mask, "weight": 3.0}
+    model = Linear()
+    training.fit(
+        model,
+        optax.sgd(0.1),
+        lambda _: [batch],
+        num_epochs=1,
+        checkpoint_dir=tmp_path,
+        loss_fn=squared_error,
+    )
+    # At weights of zero the loss of a sample is 3 (w x - y)^2, with derivative -6 x y.
+    x = np.concatenate([inputs["a"], inputs["b"][0]], axis=1)
+    gradient = (mask[:, None] * -6 * x * label[:, None]).sum(axis=0) / mask.sum()
+    np.testing.assert_allclose(model.weights[...], -0.1 * gradient, rtol=1e-12)
+
+
+def test_one_compiled_step_serves_all_calls_with_the_same_loss(tmp_path):
+    num_traces = 0
+
+    def counted(model, batch):
+        nonlocal num_traces
+        num_traces += 1
+        return training.cross_entropy(model, batch)
+
+    for name in ("a", "b"):
+        fit(tmp_path / name, 2, loss_fn=counted)
+    assert num_traces == 1
 
 
 def test_foreign_checkpoint_is_named(tmp_path):
