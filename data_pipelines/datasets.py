@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines import av_mnist, digits
@@ -26,7 +27,8 @@ class MultimodalDataset(NamedTuple):
       modalities: their names, in the order of `MODALITIES`.
       num_classes: labels are 0 .. num_classes - 1.
       splits: {"train" | "validation" | "test": {modality: (N, H, W, 1) float32, "label": (N,)
-        int32}}.
+        int32, "group": (N,) int32}}. Rows of one group, which has
+        the number of its first row, are not independent of each other: they share a recording.
     """
 
     name: str
@@ -78,6 +80,8 @@ def _load_digits(num_train: int | None, num_eval: int | None) -> Splits:
     splits = digits.read_splits()
     _check_counts(num_train, len(splits["train"]["label"]), num_eval, len(splits["test"]["label"]))
     counts = {"train": num_train, "validation": None, "test": num_eval}
+    for arrays in splits.values():
+        arrays["group"] = np.arange(len(arrays["label"]), dtype=np.int32)
     return {
         split: {key: array[: counts[split]] for key, array in arrays.items()}
         for split, arrays in splits.items()
@@ -101,7 +105,10 @@ def _load_av_mnist(
         columns = av_mnist.read_split(
             data_dir, split, num_examples=count, config=config, progress=progress
         )
+        recordings = columns["recording"]
+        _, first, inverse = np.unique(recordings, return_index=True, return_inverse=True)
         splits[split] = {key: columns[key] for key in (*MODALITIES["av_mnist"], "label")}
+        splits[split]["group"] = first[inverse].astype(np.int32)
     return splits
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from data_pipelines.av_mnist import read_split
 from data_pipelines.datasets import MODALITIES, load
 from data_pipelines.errors import DataError
 from tests.data_pipelines.raw_files import tiny_config, write_raw_files
@@ -42,6 +43,26 @@ def test_digits_splits_are_stratified_and_the_same_every_time(tmp_path: Path) ->
         assert np.abs(counts - share * len(arrays["label"])).max() <= 2
         for key, array in arrays.items():
             np.testing.assert_array_equal(array, second[split][key])
+        np.testing.assert_array_equal(arrays["group"], np.arange(len(arrays["label"])))
+
+
+def test_av_mnist_rows_share_a_group_if_and_only_if_they_share_a_recording(tmp_path: Path) -> None:
+    config = tiny_config()
+    splits = load(
+        "av_mnist",
+        data_dir=tmp_path,
+        manual_dir=write_raw_files(tmp_path / "raw"),
+        progress=False,
+        av_mnist_config=config,
+    ).splits
+    for split, arrays in splits.items():
+        recordings = read_split(tmp_path, split, config=config, progress=False)["recording"]
+        groups = arrays["group"]
+        np.testing.assert_array_equal(groups[:, None] == groups, recordings[:, None] == recordings)
+        # A group has the number of its first row.
+        first = [list(recordings).index(recording) for recording in recordings]
+        np.testing.assert_array_equal(groups, first)
+    assert len(set(splits["train"]["group"].tolist())) < 60  # some do share one
 
 
 @pytest.mark.parametrize("name", ["digits", "av_mnist"])
@@ -59,9 +80,9 @@ def test_first_rows_are_those_of_the_whole(name: str, tmp_path: Path) -> None:
     assert len(part["train"]["label"]) == 13
     assert len(part["test"]["label"]) == 7
     for split, arrays in part.items():
-        assert set(arrays) == {*MODALITIES[name], "label"}
+        assert set(arrays) == {*MODALITIES[name], "label", "group"}
         for key, array in arrays.items():
-            assert array.dtype == (np.int32 if key == "label" else np.float32)
+            assert array.dtype == (np.float32 if key in MODALITIES[name] else np.int32)
             expected = whole[split][key][: None if split == "validation" else len(array)]
             np.testing.assert_array_equal(array, expected)
 
