@@ -20,19 +20,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app
 from numpy.typing import NDArray
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
 from experiments import files, robust_fusion
-from experiments.classifiers import Classifier, predict_logits
 from experiments.config import Config
-from experiments.evaluation import methods_of
-from experiments.methods import Evidence, Method, fuse
-from experiments.perturbations import STRENGTHS
+from experiments.methods import REGIME_OF, Evidence, Method, predict
+from experiments.models import Models, Rows, observe
+from experiments.prepared import make_rows
 from experiments.sanity_checks import Check, Subject, check_attacks, check_gradients
+from experiments.targets import STRENGTHS
 from jacfuse_jax import fusion, metrics
+from jacfuse_jax.models import UnimodalOutput
 
 _NUM_QUERIES = 500
 
@@ -60,15 +62,10 @@ def run(config: Config) -> list[Row]:
     Returns:
       The rows of the file.
     """
-    prepared = robust_fusion.prepare(config)
-    methods = methods_of(config, prepared.dataset.modalities)
-    test = {
-        name: array[: config.num_attack] for name, array in prepared.dataset.splits["test"].items()
-    }
-    clean_logits = {
-        name: predict_logits(classifier, test[name], batch_size=config.batch_size)
-        for name, classifier in prepared.classifiers.items()
-    }
+    dataset = robust_fusion.load(config)
+    prepared = robust_fusion.prepare(config, dataset, config.seed)
+    methods = robust_fusion.methods_of(config, dataset.modalities)
+    clean = make_rows(config, prepared.models, dataset.splits["test"]).first(config.num_attack)
     steps = [
         (perturbed, method)
         for perturbed in config.perturbed
@@ -83,7 +80,7 @@ def run(config: Config) -> list[Row]:
         progress.set_description(f"{perturbed} attacked: {method.label}")
         rows += [
             Row(config.dataset, config.seed, perturbed, method.label, *check)
-            for check in _check_method(config, prepared, test, clean_logits, perturbed, method)
+            for check in _check_method(config, prepared.models, clean, perturbed, method)
         ]
     path = Path(config.workdir) / "attack_sanity.csv"
     files.write_csv(Row._fields, ([files.six_digits(x) for x in row] for row in rows), path)
@@ -93,25 +90,20 @@ def run(config: Config) -> list[Row]:
 
 
 def _check_method(
-    config: Config,
-    prepared: robust_fusion.Prepared,
-    test: Mapping[str, NDArray[Any]],
-    clean_logits: Mapping[str, NDArray[Any]],
-    perturbed: str,
-    method: Method,
+    config: Config, models: Models, rows: Rows, perturbed: str, method: Method
 ) -> list[Check]:
-    """All checks of one prediction on the test rows."""
-    dataset, classifiers, evidence = prepared
-    trusted = {name: logits for name, logits in clean_logits.items() if name != perturbed}
-    training_inputs = dataset.splits["train"][perturbed]
-    is_own = method.rule.startswith("unimodal:")
+    """All checks of one prediction on the clean rows."""
+    regime = REGIME_OF.get(method.rule, "standard")
+    trusted = {name: output for name, output in rows.outputs[regime].items() if name != perturbed}
     subject = Subject(
-        _make_log_prob_fn(classifiers[perturbed], evidence, perturbed, method),
-        {perturbed: test[perturbed], **trusted},
-        test["label"],
+        _make_log_prob_fn(models, regime, perturbed, method),
+        {perturbed: rows.inputs[perturbed], **_flatten(trusted)},
+        rows.labels,
         perturbed,
-        (float(training_inputs.min()), float(training_inputs.max())),
-        None if is_own else _accuracy(trusted, evidence, test["label"]),
+        models.valid_ranges[perturbed],
+        None
+        if method.rule.startswith("unimodal:")
+        else _accuracy(trusted, models.evidence, rows.labels),
     )
     key = jax.random.key(config.seed)
     return [
@@ -127,32 +119,51 @@ def _check_method(
     ]
 
 
-def _make_log_prob_fn(
-    classifier: Classifier, evidence: Evidence, perturbed: str, method: Method
-) -> Any:
-    """The prediction as a function of the perturbed input and the others' logits."""
+def _make_log_prob_fn(models: Models, regime: str, perturbed: str, method: Method) -> Any:
+    """The prediction as a function of the perturbed input and what is said of the others."""
+    classifier = models.classifiers[regime][perturbed]
+    head_parameters = {name: head.parameters for name, head in models.heads.items()}
 
-    def log_prob_fn(inputs: Mapping[str, jax.Array]) -> jax.Array:
+    def log_prob_fn(inputs: Mapping[str, Any]) -> jax.Array:
         # In the dtype of the inputs, so that gradients can be checked in float64.
         dtype = jnp.result_type(inputs[perturbed])
-        parameters, evidence_ = jax.tree.map(
+        parameters, heads, evidence, arrays = jax.tree.map(
             lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
-            (classifier.parameters, evidence),
+            (classifier.parameters, head_parameters, models.evidence, dict(inputs)),
         )
-        logits = {**inputs, perturbed: classifier.logits_fn(parameters, inputs[perturbed])}
-        return fuse(
-            method.rule, logits, evidence_, perturbed=perturbed, parameters=method.parameters
+        outputs = {perturbed: classifier.output_fn(parameters, arrays.pop(perturbed))}
+        for name in models.evidence.grams:
+            if name != perturbed:
+                fields = (arrays[f"{name}/{field}"] for field in UnimodalOutput._fields)
+                outputs[name] = UnimodalOutput(*fields)
+        observed = observe(models, heads, {"standard": outputs, regime: outputs}, {})
+        return predict(
+            method.rule,
+            observed,
+            method.parameters,
+            evidence=evidence,
+            believed=(perturbed,),
         )
 
     return log_prob_fn
 
 
+def _flatten(outputs: Mapping[str, UnimodalOutput]) -> dict[str, NDArray[Any]]:
+    """Arrays under names of their own, for batches."""
+    return {
+        f"{name}/{field}": np.asarray(array)
+        for name, output in outputs.items()
+        for field, array in output._asdict().items()
+    }
+
+
 def _accuracy(
-    logits: dict[str, NDArray[Any]], evidence: Evidence, labels: NDArray[Any]
+    outputs: Mapping[str, UnimodalOutput], evidence: Evidence, labels: NDArray[Any]
 ) -> float | None:
     """Accuracy of the statistical fusion of these modalities."""
-    if not logits:
+    if not outputs:
         return None
+    logits = {modality: output.logits for modality, output in outputs.items()}
     log_probs = fusion.statistical_fusion(logits, evidence.class_prior)
     return metrics.finalise(metrics.classification_sums(log_probs, labels)).accuracy
 

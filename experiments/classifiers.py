@@ -1,4 +1,4 @@
-"""The unimodal classifiers of every data set: architecture, training, logits."""
+"""The unimodal classifiers of every data set: architecture, training, outputs."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,16 +13,17 @@ from tqdm.auto import tqdm
 
 from data_pipelines.batching import iterate_batches, num_batches
 from data_pipelines.datasets import MultimodalDataset
+from experiments import training_regimes
 from jacfuse_jax import jacobians, training
-from jacfuse_jax.models import LeNet
+from jacfuse_jax.models import LeNet, UnimodalOutput
 
 _LEARNING_RATE = 1e-3
 # Keyword arguments of LeNet and the default number of epochs.
 _ARCHITECTURES: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "upper"): {"channels": (16, 32), "kernel_size": 3, "hidden_sizes": (64, 32)},
     ("digits", "lower"): {"channels": (16, 32), "kernel_size": 3, "hidden_sizes": (64, 32)},
-    ("av_mnist", "image"): {},
-    ("av_mnist", "audio"): {"channels": (8, 16, 32), "kernel_size": 3, "patch_size": 4},
+    ("av_mnist", "image"): {"channels": (16, 32), "kernel_size": 3, "patch_size": 4},
+    ("av_mnist", "audio"): {"channels": (16, 32), "kernel_size": 3, "patch_size": 8},
 }
 DEFAULT_NUM_EPOCHS = {"digits": 30, "av_mnist": 4}
 
@@ -31,31 +32,53 @@ class Classifier(NamedTuple):
     """A trained classifier of one modality.
 
     Attributes:
-      logits_fn: maps (parameters, inputs (B, H, W, C)) to logits (B, K).
+      output_fn: maps (parameters, inputs (B, H, W, C)) to `UnimodalOutput`.
       parameters: pytree of its arrays.
       kernel: (H, K), of its last linear layer.
     """
 
-    logits_fn: Callable[[Any, jax.Array], jax.Array]
+    output_fn: Callable[[Any, jax.Array], UnimodalOutput]
     parameters: Any
     kernel: jax.Array
 
+    def logits_fn(self, parameters: Any, inputs: jax.Array) -> jax.Array:
+        """Maps (parameters, inputs (B, H, W, C)) to logits (B, K)."""
+        return self.output_fn(parameters, inputs).logits
+
 
 def train_classifiers(
-    dataset: MultimodalDataset, *, num_epochs: int, batch_size: int, seed: int, workdir: Path
+    dataset: MultimodalDataset,
+    *,
+    num_epochs: int,
+    batch_size: int,
+    seed: int,
+    workdir: Path,
+    regime: str = "standard",
 ) -> dict[str, Classifier]:
     """Trains the classifier of every modality, or restores it from the working directory.
+
+    Regimes start from the same initial parameters and see the rows in the same order.
 
     Args:
       dataset: its training split is used.
       num_epochs: passes over the training split.
       batch_size: samples a step.
-      seed: of initial parameters and order.
-      workdir: checkpoints go to `checkpoints/<modality>` below it.
+      seed: of initial parameters, order, and whatever a regime draws.
+      workdir: checkpoints go to `checkpoints/<modality>` below it, those of a regime other than
+        "standard" to `checkpoints_<regime>/<modality>`.
+      regime: one of `training_regimes.REGIMES`.
 
     Returns:
       {modality: classifier}.
+
+    Raises:
+      ValueError: unknown regime.
+      CheckpointError: as in `training.fit`.
     """
+    loss_fn = training_regimes.choose_loss_fn(regime)
+    folder = workdir / ("checkpoints" if regime == "standard" else f"checkpoints_{regime}")
+    num_steps = num_epochs * num_batches(len(dataset.splits["train"]["label"]), batch_size)
+    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, num_steps))
     classifiers: dict[str, Classifier] = {}
     for index, modality in enumerate(dataset.modalities):
         arrays = {
@@ -69,26 +92,35 @@ def train_classifiers(
             **_ARCHITECTURES[dataset.name, modality],
             rngs=nnx.Rngs(key),
         )
-        steps_per_epoch = num_batches(len(arrays["label"]), batch_size)
         training.fit(
             model,
-            optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, num_epochs * steps_per_epoch)),
+            optimizer,
             _make_batches(arrays, modality, num_epochs, batch_size, seed=(seed, index)),
             num_epochs=num_epochs,
-            checkpoint_dir=workdir / "checkpoints" / modality,
+            checkpoint_dir=folder / modality,
+            loss_fn=loss_fn,
         )
         classifiers[modality] = _freeze(model)
     return classifiers
 
 
-def predict_logits(
-    classifier: Classifier, inputs: NDArray[Any], *, batch_size: int
-) -> NDArray[Any]:
-    """Logits (N, K) of inputs (N, H, W, C), computed in batches."""
-    predict = jax.jit(classifier.logits_fn)
-    batches = iterate_batches({"inputs": inputs}, batch_size)
-    logits = [np.asarray(predict(classifier.parameters, batch["inputs"])) for batch in batches]
-    return np.concatenate(logits)[: len(inputs)]
+def predict(classifier: Classifier, inputs: NDArray[Any], *, batch_size: int) -> UnimodalOutput:
+    """Classifies inputs in batches.
+
+    Args:
+      classifier: as trained.
+      inputs: (N, H, W, C), N >= 1.
+      batch_size: samples at a time.
+
+    Returns:
+      `UnimodalOutput(logits (N, K), features (N, H))` of NumPy arrays.
+    """
+    output_fn = jax.jit(classifier.output_fn)
+    outputs = [
+        jax.device_get(output_fn(classifier.parameters, batch["inputs"]))
+        for batch in iterate_batches({"inputs": inputs}, batch_size)
+    ]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(inputs)], *outputs)
 
 
 def input_grams(classifier: Classifier, parameters: Any, inputs: jax.Array) -> jax.Array:
@@ -115,12 +147,14 @@ def _make_batches(
     batch_size: int,
     *,
     seed: tuple[int, int],
-) -> Callable[[int], Iterable[dict[str, NDArray[Any]]]]:
+) -> Callable[[int], Iterable[training.Batch]]:
     """Batches of an epoch, in an order that depends on seed and epoch alone, behind a bar."""
+    valid_range = (float(arrays["inputs"].min()), float(arrays["inputs"].max()))
 
-    def make_batches(epoch: int) -> Iterable[dict[str, NDArray[Any]]]:
+    def make_batches(epoch: int) -> Iterable[training.Batch]:
+        batches = iterate_batches(arrays, batch_size, shuffle_seed=(*seed, epoch))
         return tqdm(
-            iterate_batches(arrays, batch_size, shuffle_seed=(*seed, epoch)),
+            training_regimes.add_randomness(batches, (*seed, epoch), valid_range),
             desc=f"train {modality}, epoch {epoch + 1}/{num_epochs}",
             total=num_batches(len(arrays["label"]), batch_size),
             leave=epoch + 1 == num_epochs,
@@ -133,7 +167,7 @@ def _freeze(model: LeNet) -> Classifier:
     """Separates the trained model into a pure function and its parameters."""
     graph, parameters = nnx.split(model)
 
-    def logits_fn(parameters: Any, inputs: jax.Array) -> jax.Array:
-        return nnx.merge(graph, parameters)(inputs).logits
+    def output_fn(parameters: Any, inputs: jax.Array) -> UnimodalOutput:
+        return nnx.merge(graph, parameters)(inputs)
 
-    return Classifier(logits_fn, parameters, model.head.kernel[...])
+    return Classifier(output_fn, parameters, model.head.kernel[...])

@@ -31,18 +31,24 @@ class Config:
     perturbed: tuple[str, ...]
     perturbations: tuple[str, ...]
     methods: tuple[str, ...]
+    threat_models: tuple[str, ...]
     gammas: tuple[float, ...]
     scales: tuple[float, ...]
     contaminations: tuple[float, ...]
     temperings: tuple[float, ...]
+    num_select: int
+    select_attack: str
+    max_clean_loss: float
     jacobian: str
     num_train: int | None
     num_eval: int | None
     num_attack: int
     attack_steps: int
+    num_restarts: int
     num_epochs: int
     batch_size: int
     seed: int
+    num_seeds: int
 
 
 def choices(flag: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -87,9 +93,11 @@ def check_workdir(config: Config) -> None:
     check_folder(config.workdir)
     path = Path(config.workdir) / "config.json"
     if not path.exists():
-        for name in ("checkpoints", "results.csv", "figures"):
-            if (path.parent / name).exists():
-                raise ConfigError(f"{path} is missing beside {name}; choose another --workdir")
+        for name in ("seed_*", "results.csv", "figures"):
+            for remains in path.parent.glob(name):
+                raise ConfigError(
+                    f"{path} is missing beside {remains.name}; choose another --workdir"
+                )
         return
     try:
         owner = dict(json.loads(path.read_text())["flags"])

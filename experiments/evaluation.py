@@ -1,44 +1,59 @@
-"""Evaluation of every perturbation, severity and method on the test split."""
+"""Evaluation of every threat model, perturbation, severity and method on one split.
+
+Whatever an attack on one target finds is tried on every method: a method's "ensemble" row is its
+worst case, sample by sample, over the attacks on all targets.
+"""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from data_pipelines.datasets import MultimodalDataset
-from experiments import corruptions
-from experiments.classifiers import Classifier, predict_logits
 from experiments.config import Config
-from experiments.methods import Evidence, Method, expand_methods, fuse
-from experiments.perturbations import ATTACKS, STRENGTHS, PerturbFn, make_perturb_fn
+from experiments.contests import SEVERITIES, Contest, Contests, steps_of, target_of
+from experiments.methods import GRIDS, Evidence, Method, Observed
+from experiments.models import Rows
+from experiments.predictions import is_correct, predict_all, worst_case
+from experiments.steps import read_step
+from experiments.targets import ATTACKS, LINF_ATTACKS, OWN, STRENGTHS, Target, applies
+from experiments.threat_models import Scenario
 from jacfuse_jax import metrics
 
-DEFAULT_PERTURBATIONS = ("clean", "gaussian_noise", "missing", "fgm", "pgd")
+DEFAULT_PERTURBATIONS = ("clean", "gaussian_noise", "missing", "pgd", "apgd")
 PERTURBATIONS = ("clean", *STRENGTHS)
-
-Logits = dict[str, NDArray[Any]]
-
-# One compilation serves all parameters of a rule.
-_fuse_jitted = jax.jit(fuse, static_argnames=("rule", "perturbed"))
+ENSEMBLE = "ensemble"
+WORST_ATTACK = "worst_attack"
+_BOOTSTRAP_SEED = 0
 
 
 class Row(NamedTuple):
     """One line of results.csv; None is written as an empty field.
 
     Attributes:
-      attack_target: what the attacker differentiated: "unimodal:<perturbed>" (a transfer attack on
-        every method but that classifier itself) or the row's own method; None without an attack.
+      threat_model: of `threat_models.THREAT_MODELS`.
+      perturbed: the perturbed modality or modalities.
+      perturbation: of `PERTURBATIONS`, or "worst_attack", the worst case over the linf attacks.
+      attack_target: "unimodal" where the attacker differentiated the perturbed modality's own
+        classifier (a transfer attack), the row's method where it differentiated that, "ensemble"
+        for the worst case over all targets, sample by sample; None without an attack.
       gamma: parameter of the method, None where it has none, like the next three.
       scale: as above.
       contamination: as above.
       tempering: as above.
+      selected: whether validation data chose these parameters; None where nothing was chosen.
+      ci_low: lower end of the accuracy's 95% interval, the wider of the bootstrap over groups of
+        dependent rows and Wilson's.
+      ci_high: upper end.
     """
 
     dataset: str
     seed: int
+    threat_model: str
     perturbed: str
     perturbation: str
     severity: int
@@ -48,6 +63,7 @@ class Row(NamedTuple):
     scale: float | None
     contamination: float | None
     tempering: float | None
+    selected: bool | None
     accuracy: float
     ci_low: float
     ci_high: float
@@ -57,152 +73,174 @@ class Row(NamedTuple):
     num_examples: int
 
 
-class _Scenario(NamedTuple):
-    """Perturbed logits and Gram matrices, and the methods to evaluate on them."""
+Outcomes = dict[tuple[str, str, str, int, Method], NDArray[np.bool_]]
+"""Correct rows (N,) by threat model, perturbed, perturbation, severity, method: the worst case."""
 
-    perturbation: str
-    severity: int
+
+class _Outcome(NamedTuple):
+    """Log-probabilities (N, K) of one method, to become a row."""
+
+    method: Method
     attack_target: str | None
-    methods: list[Method]
-    logits: Logits
-    evidence: Evidence
+    log_probs: NDArray[Any]
 
 
 def evaluate(
     config: Config,
-    dataset: MultimodalDataset,
-    classifiers: dict[str, Classifier],
+    seed: int,
+    scenarios: Sequence[Scenario],
+    contests: Contests,
+    rows: Rows,
     evidence: Evidence,
-) -> list[Row]:
-    """Evaluates perturbed modality x perturbation x severity x method on the test split.
+    folder: Path,
+) -> tuple[list[Row], Outcomes]:
+    """Evaluates scenario x perturbation x severity x method.
 
-    Corruptions run on all test rows, where they apply to the modality. Attacks run on the first
-    `config.num_attack` rows, once against the perturbed modality's own classifier (every method is
-    evaluated on the outcome) and once against the fused prediction of each method, differentiated
-    through the fusion.
+    Corruptions are of all rows, where they apply to the modalities; attacks of the first
+    `config.num_attack`, against each target of `targets_of`.
 
     Args:
       config: settings of the run.
-      dataset: its test split is evaluated.
-      classifiers: {modality: classifier}.
-      evidence: Gram matrices and class prior.
+      seed: of this part of the run.
+      scenarios: threat models on modalities.
+      contests: {believed modalities: methods} of all scenarios.
+      rows: clean.
+      evidence: what fusion knows.
+      folder: where `steps.run_steps` kept all of `list_steps`.
 
     Returns:
-      One row each, in a fixed order.
+      The rows in a fixed order, and for every worst case which rows were correct.
     """
-    methods = methods_of(config, dataset.modalities)
-    test = dataset.splits["test"]
-    clean_logits = {
-        modality: predict_logits(classifier, test[modality], batch_size=config.batch_size)
-        for modality, classifier in classifiers.items()
-    }
-    rows: list[Row] = []
-    for perturbed in config.perturbed:
-        perturb_fn = make_perturb_fn(
-            classifiers[perturbed],
-            evidence,
-            dataset.splits["train"][perturbed],
-            perturbed=perturbed,
-            attack_steps=config.attack_steps,
-            batch_size=config.batch_size,
-            with_grams=config.jacobian == "input",
-        )
-        scenarios = _scenarios(config, methods, perturb_fn, perturbed, test, clean_logits, evidence)
-        for scenario in scenarios:
-            labels = test["label"][: len(scenario.logits[perturbed])]
-            for method in scenario.methods:
-                log_probs = _fuse_jitted(
-                    method.rule,
-                    scenario.logits,
-                    scenario.evidence,
-                    perturbed=perturbed,
-                    parameters=method.parameters,
+    results: list[Row] = []
+    outcomes: Outcomes = {}
+    attacked_rows = rows.first(config.num_attack)
+    for scenario in tqdm(scenarios, desc="measure"):
+        contest = contests[scenario.believed]
+        worst: dict[int, list[_Outcome]] = {severity: [] for severity in SEVERITIES}
+        for perturbation in (*config.perturbations, WORST_ATTACK):
+            used = attacked_rows if perturbation in (*ATTACKS, WORST_ATTACK) else rows
+            for severity in (0,) if perturbation == "clean" else SEVERITIES:
+                if perturbation == WORST_ATTACK:
+                    found = worst[severity]
+                else:
+                    targets, observations = _observe(
+                        scenario, perturbation, severity, scenarios, contests, used, folder
+                    )
+                    found = [
+                        outcome
+                        for method in contest.of(scenario)
+                        for outcome in _outcomes(
+                            method, scenario.believed, targets, observations, used, evidence
+                        )
+                    ]
+                if not found:
+                    continue
+                correct = np.stack([is_correct(o.log_probs, used.labels) for o in found], axis=1)
+                results += _make_rows(
+                    config, seed, scenario, contest, perturbation, severity, found, used, correct
                 )
-                rows.append(_row(config, perturbed, scenario, method, log_probs, labels))
-    return rows
+                for outcome, column in zip(found, correct.T, strict=True):
+                    if outcome.attack_target in (None, ENSEMBLE):
+                        key = (scenario.threat_model, scenario.perturbed, perturbation, severity)
+                        outcomes[*key, outcome.method] = column
+                if perturbation in LINF_ATTACKS:
+                    ensembles = [o for o in found if o.attack_target == ENSEMBLE]
+                    worst[severity] = _worse_of(worst[severity], ensembles, used.labels)
+    return results, outcomes
 
 
-def methods_of(config: Config, modalities: Sequence[str]) -> list[Method]:
-    """The methods of a run with all their parameters.
-
-    Args:
-      config: settings of the run.
-      modalities: of its data set.
-    """
-    return expand_methods(
-        config.methods,
-        modalities,
-        gammas=config.gammas,
-        scales=config.scales,
-        contaminations=config.contaminations,
-        temperings=config.temperings,
-    )
-
-
-def _scenarios(
-    config: Config,
-    methods: list[Method],
-    perturb_fn: PerturbFn,
-    perturbed: str,
-    test: dict[str, NDArray[Any]],
-    clean_logits: Logits,
-    evidence: Evidence,
-) -> Iterator[_Scenario]:
-    """Perturbs one modality in every way asked for, behind a progress bar."""
-    own = Method(f"unimodal:{perturbed}")
-    fused = [method for method in methods if not method.rule.startswith("unimodal:")]
+def _observe(
+    scenario: Scenario,
+    perturbation: str,
+    severity: int,
+    scenarios: Sequence[Scenario],
+    contests: Contests,
+    rows: Rows,
+    folder: Path,
+) -> tuple[list[Target | None], list[Observed]]:
+    """What each attack on the modalities of a scenario gave, or its one corruption or none."""
+    if perturbation == "clean":
+        return [None], [rows.observed()]
     steps = [
-        (perturbation, severity, target)
-        for perturbation in config.perturbations
-        if perturbation not in corruptions.NAMES or corruptions.applies(perturbation, perturbed)
-        for severity in ([0] if perturbation == "clean" else [1, 2, 3, 4, 5])
-        for target in ([own, *fused] if perturbation in ATTACKS else [own])
+        step
+        for attacked in scenario.alternatives
+        if all(applies(perturbation, alternative) for alternative in scenario.alternatives)
+        for step in steps_of(attacked, perturbation, severity, scenarios, contests)
     ]
-    progress = tqdm(steps)
-    for perturbation, severity, target in progress:
-        progress.set_description(f"{perturbed} perturbed: {perturbation} {severity}")
-        is_attack = perturbation in ATTACKS
-        rows = slice(config.num_attack if is_attack else None)
-        trusted = {name: z[rows] for name, z in clean_logits.items() if name != perturbed}
-        logits, grams = perturb_fn(
-            perturbation,
-            severity,
-            jax.random.key(config.seed),
-            test[perturbed][rows],
-            test["label"][rows],
-            trusted,
-            target,
-        )
-        yield _Scenario(
-            perturbation,
-            severity,
-            target.rule if is_attack else None,
-            methods if target == own else [target],
-            {**trusted, perturbed: logits},
-            evidence
-            if grams is None
-            else evidence._replace(grams={**evidence.grams, perturbed: jnp.asarray(grams)}),
-        )
+    return [step.target for step in steps], [read_step(step, folder) for step in steps]
 
 
-def _row(
-    config: Config,
-    perturbed: str,
-    scenario: _Scenario,
+def _outcomes(
     method: Method,
-    log_probs: jax.Array,
-    labels: NDArray[Any],
-) -> Row:
-    """Measures one method in one scenario."""
-    sums = metrics.classification_sums(log_probs, labels)
-    return Row(
-        dataset=config.dataset,
-        seed=config.seed,
-        perturbed=perturbed,
-        perturbation=scenario.perturbation,
-        severity=scenario.severity,
-        attack_target=scenario.attack_target,
-        method=method.rule,
-        **method.parameters._asdict(),
-        **metrics.finalise(sums)._asdict(),
-    )
+    believed: tuple[str, ...],
+    targets: Sequence[Target | None],
+    observations: Sequence[Observed],
+    rows: Rows,
+    evidence: Evidence,
+) -> Iterator[_Outcome]:
+    """Predictions of a method under one perturbation: the worst of each kind of target."""
+    if not targets:
+        return
+    log_probs = predict_all(method, believed, observations, rows, evidence)
+    own = target_of(method, believed)
+    kinds: list[tuple[str | None, list[Target | None]]] = [(None, [None])]
+    if targets[0] is not None:
+        kinds = [
+            (OWN.method.rule, [OWN]),
+            (method.rule, [own]),
+            (ENSEMBLE, list(targets)),
+        ]
+    for attack_target, kind in kinds:
+        chosen = [index for index, target in enumerate(targets) if target in kind]
+        if chosen:
+            yield _Outcome(method, attack_target, worst_case(log_probs[chosen], rows.labels))
+
+
+def _worse_of(before: list[_Outcome], new: list[_Outcome], labels: NDArray[Any]) -> list[_Outcome]:
+    """Sample by sample the worse of two outcomes of each method."""
+    if not before:
+        return new
+    return [
+        a._replace(log_probs=worst_case([a.log_probs, b.log_probs], labels))
+        for a, b in zip(before, new, strict=True)
+    ]
+
+
+@jax.jit
+def _sums(log_probs: jax.Array, labels: jax.Array) -> metrics.ClassificationSums:
+    return metrics.classification_sums(log_probs, labels)
+
+
+def _make_rows(
+    config: Config,
+    seed: int,
+    scenario: Scenario,
+    contest: Contest,
+    perturbation: str,
+    severity: int,
+    found: Sequence[_Outcome],
+    rows: Rows,
+    correct: NDArray[np.bool_],
+) -> Iterator[Row]:
+    """Measures outcomes of one perturbation; `correct` is (N, len(found))."""
+    interval = metrics.bootstrap_interval(correct, _BOOTSTRAP_SEED, groups=rows.groups)
+    for outcome, low, high in zip(found, interval.low, interval.high, strict=True):
+        measured = metrics.finalise(_sums(jnp.asarray(outcome.log_probs), rows.labels))
+        measured = measured._replace(
+            ci_low=min(float(low), measured.ci_low), ci_high=max(float(high), measured.ci_high)
+        )
+        method = outcome.method
+        has_choice = bool(contest.selected) and method.rule in GRIDS
+        yield Row(
+            dataset=config.dataset,
+            seed=seed,
+            threat_model=scenario.threat_model,
+            perturbed=scenario.perturbed,
+            perturbation=perturbation,
+            severity=severity,
+            attack_target=outcome.attack_target,
+            method=method.rule,
+            **method.parameters._asdict(),
+            selected=method in contest.selected if has_choice else None,
+            **measured._asdict(),
+        )

@@ -1,29 +1,48 @@
-"""The fusion methods under comparison, each as a function of logits."""
+"""The fusion methods under comparison, each as a function of what the classifiers say."""
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
-from jax.typing import ArrayLike
+import jax.numpy as jnp
 
 from jacfuse_jax import fusion
-from jacfuse_jax.linalg import GramSpectrum
+from jacfuse_jax.jacobians import softmax_jacobian
+from jacfuse_jax.linalg import GramSpectrum, recalibrate, solve_generalized
 
+# Rules with parameters, and the parameters that they have.
+GRIDS: dict[str, tuple[str, ...]] = {
+    "scaled": ("scale",),
+    "fixed_robust": ("gamma",),
+    "robust": ("gamma",),
+    "contaminated": ("contamination", "tempering"),
+    "contaminated_robust": ("contamination", "gamma"),
+}
+# Statistical fusion of classifiers that were trained to be robust, by regime of training.
+REGIME_OF = {
+    "noise_training": "noise",
+    "adversarial_training": "pgd",
+    "jacobian_training": "jacobian",
+}
+HEADS = ("concatenation", "gated")
 DEFAULT_METHODS = ("unimodal", "mean", "statistical", "scaled", "robust")
-METHODS = (*DEFAULT_METHODS, "max", "product", "contaminated", "contaminated_robust")
+METHODS = (
+    *("unimodal", "mean", "max", "product", "statistical", "temperature"),
+    *GRIDS,
+    *HEADS,
+    *REGIME_OF,
+)
+# Rules whose recalibration an attacker may replace by something easier to differentiate.
+RECALIBRATED = ("robust", "contaminated_robust")
+Surrogate = Literal["", "stop_gradient", "iterated"]
+_NUM_ITERATIONS = 3  # of the surrogate "iterated"
+_HIGHEST = jax.lax.Precision.HIGHEST
 _SYMBOLS = {"gamma": "γ", "scale": "t", "contamination": "e", "tempering": "t"}
 
 
 class Parameters(NamedTuple):
-    """Parameters of a rule; None for those that it does not have.
-
-    Attributes:
-      gamma: of "robust" and "contaminated_robust".
-      scale: of "scaled".
-      contamination: of "contaminated" and "contaminated_robust".
-      tempering: of "contaminated".
-    """
+    """Parameters of a rule; None for those that it does not have, see `GRIDS`."""
 
     gamma: Any = None
     scale: Any = None
@@ -35,8 +54,7 @@ class Method(NamedTuple):
     """A fusion rule with its parameters.
 
     Attributes:
-      rule: "unimodal:<modality>", "mean", "max", "product", "statistical", "scaled",
-        "contaminated", "robust" or "contaminated_robust".
+      rule: "unimodal:<modality>", or one of `METHODS` but "unimodal".
       parameters: of the rule.
     """
 
@@ -47,7 +65,7 @@ class Method(NamedTuple):
     def label(self) -> str:
         """Rule and parameters for people to read."""
         values = (
-            f" {_SYMBOLS[name]}={value:g}"
+            f" {_SYMBOLS[name]}={value:.12g}"
             for name, value in self.parameters._asdict().items()
             if value is not None
         )
@@ -55,63 +73,81 @@ class Method(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What fusion knows of the classifiers beside their logits.
+    """What fusion knows of the classifiers beside what they say of a sample.
 
     Attributes:
-      grams: {modality: Gram matrix of the Jacobian of its logits}: the spectrum of that of the
-        last linear layer, or a matrix for every sample, (B, K, K).
+      grams: {modality: spectrum of the Gram matrix of its last linear layer}.
       class_prior: (K,), class frequencies of the training labels.
+      temperatures: {modality: temperature fitted on validation data}.
+      mean_squared_jacobian: (K, K), mean of J^2 over validation data, with J = diag(p) - p p^T at
+        the statistical fusion p.
     """
 
-    grams: dict[str, GramSpectrum | jax.Array]
+    grams: dict[str, GramSpectrum]
     class_prior: jax.Array
+    temperatures: dict[str, jax.Array]
+    mean_squared_jacobian: jax.Array
+
+
+class Observed(NamedTuple):
+    """What classifiers say of a batch.
+
+    Attributes:
+      logits: {regime of training: {modality: (B, K)}}, "standard" among the regimes.
+      heads: {trained head: log-probabilities (B, K)}.
+      grams: {modality: (B, K, K)}, of the Jacobians of the standard logits in the input; empty
+        where the last linear layer's serve all samples.
+    """
+
+    logits: dict[str, dict[str, Any]]
+    heads: dict[str, Any]
+    grams: dict[str, Any]
 
 
 def expand_methods(
-    names: Sequence[str],
-    modalities: Sequence[str],
-    *,
-    gammas: Sequence[float],
-    scales: Sequence[float],
-    contaminations: Sequence[float],
-    temperings: Sequence[float],
+    names: Sequence[str], modalities: Sequence[str], values: Mapping[str, Sequence[float]]
 ) -> list[Method]:
-    """Lists every rule with every combination of its parameters, in the order of the names."""
-    grids: dict[str, dict[str, Sequence[float]]] = {
-        "scaled": {"scale": scales},
-        "robust": {"gamma": gammas},
-        "contaminated": {"contamination": contaminations, "tempering": temperings},
-        "contaminated_robust": {"contamination": contaminations, "gamma": gammas},
-    }
+    """Lists every rule with every combination of its parameters, in the order of the names.
+
+    Args:
+      names: of `METHODS`.
+      modalities: "unimodal" stands for one method each.
+      values: of every parameter.
+    """
     methods: list[Method] = []
     for name in names:
         if name == "unimodal":
             methods += [Method(f"unimodal:{modality}") for modality in modalities]
             continue
-        grid = grids.get(name, {})
+        grid = GRIDS.get(name, ())
         methods += [
-            Method(name, Parameters(**dict(zip(grid, values, strict=True))))
-            for values in itertools.product(*grid.values())
+            Method(name, Parameters(**dict(zip(grid, combination, strict=True))))
+            for combination in itertools.product(*(values[parameter] for parameter in grid))
         ]
     return methods
 
 
-def fuse(
+def predict(
     rule: str,
-    logits: Mapping[str, ArrayLike],
-    evidence: Evidence,
-    *,
-    perturbed: str,
+    observed: Observed,
     parameters: Parameters,
+    *,
+    evidence: Evidence,
+    believed: tuple[str, ...],
+    surrogate: Surrogate = "",
 ) -> jax.Array:
     """Log-probabilities (B, K) of a rule.
 
     Args:
-      rule: as in `Method`; static.
-      logits: {modality: (B, K)}.
-      evidence: Gram matrices and prior.
-      perturbed: the modality that the rule believes perturbed; static.
-      parameters: of the rule, traced or not.
+      rule: as in `Method`, or "unimodal": the sum of the log-probabilities of the believed
+        modalities, which is attacked where each of them is attacked by itself; static.
+      observed: what the classifiers say.
+      parameters: of the rule, traced or not; those that it does not have are not looked at.
+      evidence: what is known of the classifiers.
+      believed: the modalities that the rule believes perturbed; static.
+      surrogate: what an attacker differentiates in place of a recalibrated rule; static:
+        "stop_gradient" holds the matrices R fixed, so that gradients see p = softmax(R z + ...)
+        alone (the same prediction); "iterated" recalibrates three times.
 
     Returns:
       (B, K).
@@ -119,42 +155,81 @@ def fuse(
     Raises:
       ValueError: unknown rule.
     """
-    grams, class_prior = evidence
+    class_prior = evidence.class_prior
+    if rule in HEADS:
+        return observed.heads[rule]
+    logits = dict(observed.logits[REGIME_OF.get(rule, "standard")])
     if rule.startswith("unimodal:"):
         return jax.nn.log_softmax(logits[rule.removeprefix("unimodal:")])
+    if rule == "unimodal":
+        return sum(
+            (jax.nn.log_softmax(logits[name]) for name in believed[1:]),
+            start=jax.nn.log_softmax(logits[believed[0]]),
+        )
+    if rule == "temperature":
+        logits = {name: z / evidence.temperatures[name] for name, z in logits.items()}
+    if rule in ("statistical", "temperature", *REGIME_OF):
+        return fusion.statistical_fusion(logits, class_prior)
     if rule == "mean":
         return fusion.mean_fusion(logits)
-    if rule == "statistical":
-        return fusion.statistical_fusion(logits, class_prior)
     if rule == "max":
         return fusion.max_fusion(logits)
     if rule == "product":
         return fusion.product_fusion(logits)
     gamma, scale, contamination, tempering = parameters
     if rule == "scaled":
-        return fusion.scaled_fusion(logits, class_prior, perturbed=perturbed, scale=scale)
+        return fusion.scaled_fusion(logits, class_prior, perturbed=believed, scale=scale)
     if rule == "contaminated":
         return fusion.contaminated_fusion(
             logits,
             class_prior,
             contamination=contamination,
             tempering=tempering,
-            perturbed=perturbed,
+            perturbed=believed,
         )
-    if rule in ("robust", "contaminated_robust"):
-        if rule == "contaminated_robust":
-            bounded = fusion.contaminated_log_probs(
-                logits[perturbed], class_prior, contamination=contamination
+    if rule == "fixed_robust":
+        for name in believed:
+            matrix = _fixed_recalibration(evidence, name, gamma, logits[name].dtype)
+            logits[name] = jnp.matmul(logits[name], matrix.T, precision=_HIGHEST)
+        return fusion.statistical_fusion(logits, class_prior)
+    if rule not in RECALIBRATED:
+        raise ValueError(f"unknown fusion rule {rule!r}")
+    if rule == "contaminated_robust":
+        for name in believed:
+            logits[name] = fusion.contaminated_log_probs(
+                logits[name], class_prior, contamination=contamination
             )
-            logits = {**logits, perturbed: bounded}
+    if surrogate == "stop_gradient":
+        probs = jax.lax.stop_gradient(jnp.exp(fusion.statistical_fusion(logits, class_prior)))
+        strength = (1 - gamma) / gamma
+        for name in believed:
+            if observed.grams:
+                J = softmax_jacobian(probs)
+                A = strength * jnp.matmul(J, J, precision=_HIGHEST)
+                gram = jax.lax.stop_gradient(observed.grams[name])
+                R = solve_generalized(A, gram, jnp.eye(A.shape[-1], dtype=A.dtype), method="eigh")
+                logits[name] = jnp.einsum("bij,bj->bi", R, logits[name], precision=_HIGHEST)
+            else:
+                logits[name] = recalibrate(logits[name], probs, evidence.grams[name], strength)
+        return fusion.statistical_fusion(logits, class_prior)
+    return fusion.robust_fusion(
+        logits,
+        observed.grams or evidence.grams,
+        class_prior,
+        perturbed=believed,
+        gamma=gamma,
+        num_iterations=_NUM_ITERATIONS if surrogate == "iterated" else 1,
         # Gram matrices per sample depend on the inputs, and attacks differentiate through them.
-        is_spectrum = isinstance(grams[perturbed], GramSpectrum)
-        return fusion.robust_fusion(
-            logits,
-            grams,
-            class_prior,
-            perturbed=perturbed,
-            gamma=gamma,
-            solver="closed_form" if is_spectrum else "eigh",
-        ).log_probs
-    raise ValueError(f"unknown fusion rule {rule!r}")
+        solver="eigh" if observed.grams else "closed_form",
+    ).log_probs
+
+
+def _fixed_recalibration(
+    evidence: Evidence, modality: str, gamma: Any, dtype: jnp.dtype
+) -> jax.Array:
+    """R (K, K) that minimises the mean of the robust objective over validation data."""
+    eigenvalues, vectors = evidence.grams[modality]
+    gram = (vectors * eigenvalues) @ vectors.T
+    squared = (1 - gamma) / gamma * evidence.mean_squared_jacobian
+    identity = jnp.eye(len(squared), dtype=squared.dtype)
+    return solve_generalized(squared, gram, identity, method="eigh").astype(dtype)

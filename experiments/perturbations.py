@@ -1,154 +1,233 @@
-"""Perturbed inputs of one modality, as fusion sees them: logits and, on request, Gram matrices."""
+"""Perturbed inputs of one or several modalities, as fusion sees them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 
 from data_pipelines.batching import iterate_batches
 from experiments import corruptions
-from experiments.classifiers import Classifier, input_grams
-from experiments.methods import Evidence, Method, Parameters, fuse
+from experiments.classifiers import input_grams
+from experiments.methods import REGIME_OF, Observed, Parameters, predict
+from experiments.models import Models, Rows, observe
+from experiments.targets import L0_ATTACKS, L2_ATTACKS, STRENGTHS, Branch, Step, branch_of
 from jacfuse_jax import attacks
-from jacfuse_jax.corruptions import SEVERITIES
+from jacfuse_jax.models import UnimodalOutput
 
-ATTACKS = ("fgm", "pgd", "apgd")
-# The parameter at severities 1 to 5: of corruptions as graded by the library; of attacks the radius
-# of the linf ball, in units of the input (range about one).
-STRENGTHS: dict[str, tuple[float, ...]] = {
-    **{name: SEVERITIES[name].values for name in corruptions.NAMES},
-    **dict.fromkeys(ATTACKS, (0.01, 0.03, 0.1, 0.2, 0.4)),
-}
+# Attacks without gradients evaluate more often than the others take steps.
+_QUERIES_A_STEP = 25
 
-
-class Prediction(NamedTuple):
-    """What the classifier of the perturbed modality says of inputs.
-
-    Attributes:
-      logits: (N, K).
-      grams: (N, K, K), of the Jacobians of the logits in the input; None where nobody asked.
-    """
-
-    logits: NDArray[Any]
-    grams: NDArray[Any] | None
-
-
-PerturbFn = Callable[..., Prediction]
+PerturbFn = Callable[[Step, tuple[Branch, ...], jax.Array, Rows], Observed]
 
 
 def make_perturb_fn(
-    classifier: Classifier,
-    evidence: Evidence,
-    training_inputs: NDArray[Any],
-    *,
-    perturbed: str,
-    attack_steps: int,
-    batch_size: int,
-    with_grams: bool,
+    models: Models, *, attack_steps: int, num_restarts: int, batch_size: int, with_grams: bool
 ) -> PerturbFn:
-    """Makes the function that perturbs inputs of one modality and classifies them.
+    """Makes the function that perturbs rows and classifies them.
 
     Args:
-      classifier: of the perturbed modality.
-      evidence: Gram matrices and class prior, for attacks on fused predictions.
-      training_inputs: (N, H, W, C); their range bounds perturbed inputs, and their mean is what a
-        missing entry reads.
-      perturbed: name of the modality.
-      attack_steps: of PGD and APGD.
-      batch_size: samples at a time.
-      with_grams: whether the fusion regularises the Jacobian in the input, whose Gram matrices are
-        then returned; attacks on the fusion differentiate through them.
+      models: attacked; what they say of perturbed inputs is returned.
+      attack_steps: of iterated attacks; those without gradients take 25 queries a step.
+      num_restarts: random starts of PGD and APGD.
+      batch_size: rows at a time.
+      with_grams: whether fusion regularises the Jacobian in the input, whose Gram matrices are then
+        returned; attacks on the fusion differentiate through them.
 
     Returns:
-      perturb_fn(perturbation, severity, key, inputs (N, H, W, C), labels (N,), trusted_logits
-      {other modality: (N, K)}, target) -> `Prediction` of the perturbed modality. `target` is the
-      method whose prediction an attack differentiates; corruptions ignore it, and "clean" leaves
-      the inputs as they are. One compilation serves all severities and all parameters of a method.
+      perturb_fn(step, branches, key, rows) -> `Observed` of the perturbed rows, in NumPy arrays:
+      logits and grams of the perturbed modalities, and heads. `branches` are those of all steps
+      with the same modalities and perturbation: one compiled program serves all of them.
     """
-    valid_range = (float(training_inputs.min()), float(training_inputs.max()))
-    fill_value = training_inputs.mean(axis=0)
-    corrupt = partial(corruptions.corrupt, valid_range=valid_range, fill_value=fill_value)
+    head_parameters = {name: head.parameters for name, head in models.heads.items()}
+    standard = models.classifiers["standard"]
 
-    @partial(jax.jit, static_argnames=("perturbation", "rule"))
-    def perturb_batch(
-        parameters: Any,
-        batch: Mapping[str, jax.Array],
+    def grams_of(parameters: Any, modality: str, x: jax.Array) -> jax.Array:
+        return input_grams(standard[modality], parameters, x)
+
+    def corrupt(
+        key: jax.Array, x: Mapping[str, Any], perturbation: str, strength: Any
+    ) -> dict[str, jax.Array]:
+        return {
+            modality: corruptions.corrupt(
+                perturbation,
+                jax.random.fold_in(key, index),
+                jnp.asarray(array),
+                strength,
+                valid_range=models.valid_ranges[modality],
+                fill_value=models.fill_values[modality],
+            )
+            for index, (modality, array) in enumerate(x.items())
+        }
+
+    @partial(jax.jit, static_argnames=("attacked", "perturbation"))
+    def corrupt_batch(
+        rows: Rows, key: jax.Array, strength: float, *, attacked: tuple[str, ...], perturbation: str
+    ) -> dict[str, jax.Array]:
+        return corrupt(key, {m: rows.inputs[m] for m in attacked}, perturbation, strength)
+
+    @partial(jax.jit, static_argnames=("attacked", "perturbation", "branches"))
+    def attack_batch(
+        parameters: Mapping[str, Any],
+        heads: Mapping[str, Any],
+        method_parameters: Parameters,
+        index: int,
+        rows: Rows,
         key: jax.Array,
         strength: float,
-        method_parameters: Parameters,
         *,
+        attacked: tuple[str, ...],
         perturbation: str,
-        rule: str,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        x = batch["inputs"]
-        trusted = {name: z for name, z in batch.items() if name in evidence.grams}
-
+        branches: tuple[Branch, ...],
+    ) -> dict[str, jax.Array]:
         def log_prob_fn(inputs: Mapping[str, jax.Array]) -> jax.Array:
-            logits = {**trusted, perturbed: classifier.logits_fn(parameters, inputs[perturbed])}
-            grams = dict(evidence.grams)
-            if with_grams and rule.endswith("robust"):
-                grams[perturbed] = input_grams(classifier, parameters, inputs[perturbed])
-            return fuse(
-                rule,
-                logits,
-                evidence._replace(grams=grams),
-                perturbed=perturbed,
-                parameters=method_parameters,
+            outputs = dict(rows.outputs["standard"])
+            grams: dict[str, Any] = dict(rows.grams)
+            for modality, x in inputs.items():
+                outputs[modality] = standard[modality].output_fn(parameters[modality], x)
+                if with_grams:
+                    grams[modality] = grams_of(parameters[modality], modality, x)
+            observed = observe(models, heads, {"standard": outputs}, grams)
+            return jax.lax.switch(
+                index,
+                [
+                    partial(
+                        predict,
+                        branch.rule,
+                        evidence=models.evidence,
+                        believed=branch.believed,
+                        surrogate=branch.surrogate,
+                    )
+                    for branch in branches
+                ],
+                observed,
+                method_parameters,
             )
 
-        if perturbation in corruptions.NAMES:
-            x = corrupt(perturbation, key, x, strength)
-        elif perturbation in ATTACKS:
-            attack_fns = {
-                "fgm": attacks.fgm,
-                "pgd": partial(attacks.pgd, key=key, num_steps=attack_steps),
-                "apgd": partial(attacks.apgd, key=key, num_steps=attack_steps, loss="margin"),
-            }
-            x = attack_fns[perturbation](
+        x = {modality: rows.inputs[modality] for modality in attacked}
+        if perturbation in L0_ATTACKS:
+            return attacks.adversarial_missing(
                 log_prob_fn,
-                {perturbed: x},
-                batch["label"],
-                epsilon={perturbed: strength},
-                valid_range={perturbed: valid_range},
-            )[perturbed]
-        grams = input_grams(classifier, parameters, x) if with_grams else None
-        return classifier.logits_fn(parameters, x), grams
+                x,
+                rows.labels,
+                key,
+                fraction=dict.fromkeys(x, strength),
+                fill_value={modality: models.fill_values[modality] for modality in x},
+                num_steps=attack_steps,
+            )
+        return _attack_fn(perturbation, attack_steps, num_restarts)(
+            log_prob_fn,
+            x,
+            rows.labels,
+            *(() if perturbation == "fgm" else (key,)),
+            epsilon=dict.fromkeys(x, strength),
+            norm="l2" if perturbation in L2_ATTACKS else "linf",
+            valid_range={modality: models.valid_ranges[modality] for modality in x},
+        )
 
-    def perturb(
-        perturbation: str,
-        severity: int,
-        key: jax.Array,
-        inputs: NDArray[Any],
-        labels: NDArray[Any],
-        trusted_logits: Mapping[str, NDArray[Any]],
-        target: Method,
-    ) -> Prediction:
-        strength = 0.0 if perturbation == "clean" else STRENGTHS[perturbation][severity - 1]
+    @partial(jax.jit, static_argnames="modality")
+    def output_batch(parameters: Any, x: jax.Array, *, modality: str) -> UnimodalOutput:
+        return standard[modality].output_fn(parameters, x)
+
+    @partial(jax.jit, static_argnames="modality")
+    def grams_batch(parameters: Any, x: jax.Array, *, modality: str) -> jax.Array:
+        return grams_of(parameters, modality, x)
+
+    heads_batch = jax.jit(
+        lambda parameters, outputs: observe(models, parameters, outputs, {}).heads
+    )
+
+    def observe_batch(x: Mapping[str, jax.Array], rows: Rows) -> Observed:
+        """What all classifiers say of perturbed inputs."""
+        perturbed = {
+            regime: {
+                modality: output_batch(of_regime[modality].parameters, array, modality=modality)
+                for modality, array in x.items()
+            }
+            for regime, of_regime in models.classifiers.items()
+        }
+        outputs = {"standard": {**rows.outputs["standard"], **perturbed["standard"]}}
+        return Observed(
+            {
+                regime: {modality: output.logits for modality, output in of_regime.items()}
+                for regime, of_regime in perturbed.items()
+            },
+            heads_batch(head_parameters, outputs),
+            {
+                modality: grams_batch(standard[modality].parameters, array, modality=modality)
+                for modality, array in x.items()
+                if with_grams
+            },
+        )
+
+    def perturb(step: Step, branches: tuple[Branch, ...], key: jax.Array, rows: Rows) -> Observed:
+        attacked, perturbation = step.attacked, step.perturbation
+        strength = STRENGTHS[perturbation][step.severity - 1]
         if perturbation == "mismatched_pair":
             # Samples trade inputs within the whole split, not within batches, which are padded.
-            inputs = np.asarray(corrupt(perturbation, key, jnp.asarray(inputs), strength))
-            perturbation = "clean"
-        arrays = {"inputs": inputs, "label": labels, **trusted_logits}
-        batches = [
-            perturb_batch(
-                classifier.parameters,
-                {name: array for name, array in batch.items() if name != "mask"},
-                jax.random.fold_in(key, index),
-                strength,
-                target.parameters,
-                perturbation=perturbation,
-                rule=target.rule if perturbation in ATTACKS else "",
-            )
-            for index, batch in enumerate(iterate_batches(arrays, batch_size))
-        ]
-        logits = np.concatenate([batch_logits for batch_logits, _ in batches])
-        grams = [batch_grams for _, batch_grams in batches if batch_grams is not None]
-        return Prediction(
-            logits[: len(inputs)], np.concatenate(grams)[: len(inputs)] if grams else None
+            traded = corrupt(key, {m: rows.inputs[m] for m in attacked}, perturbation, strength)
+            rows = rows._replace(inputs={**rows.inputs, **jax.tree.map(np.asarray, traded)})
+        observed: list[Observed] = []
+        for index, batch in enumerate(_batches(rows, batch_size)):
+            batch_key = jax.random.fold_in(key, index)
+            if perturbation == "mismatched_pair":
+                x = {modality: jnp.asarray(batch.inputs[modality]) for modality in attacked}
+            elif step.target is None:
+                x = corrupt_batch(
+                    batch, batch_key, strength, attacked=attacked, perturbation=perturbation
+                )
+            else:
+                method = step.target.method
+                regime = REGIME_OF.get(method.rule, "standard")
+                x = attack_batch(
+                    {m: models.classifiers[regime][m].parameters for m in attacked},
+                    head_parameters,
+                    # Numbers for all of them, so that one program serves all rules.
+                    Parameters(*(1.0 if value is None else value for value in method.parameters)),
+                    branches.index(branch_of(step)),
+                    batch._replace(outputs={"standard": batch.outputs[regime]}),
+                    batch_key,
+                    strength,
+                    attacked=attacked,
+                    perturbation=perturbation,
+                    branches=branches,
+                )
+            observed.append(observe_batch(x, batch))
+        return jax.tree.map(
+            lambda *parts: np.concatenate([np.asarray(part) for part in parts])[: len(rows.labels)],
+            *observed,
         )
 
     return perturb
+
+
+def _attack_fn(name: str, num_steps: int, num_restarts: int) -> Callable[..., dict[str, Any]]:
+    """The attack of that name, to be given the prediction, inputs, labels, key and budget."""
+    iterated = {"num_steps": num_steps, "num_restarts": num_restarts}
+    losses = {
+        "apgd_ce": "cross_entropy",
+        "apgd_dlr": "dlr",
+        "apgd_targeted": "targeted_dlr",
+    }
+    queries = {"num_queries": _QUERIES_A_STEP * num_steps}
+    if name == "fgm":
+        return attacks.fgm
+    if name.startswith("pgd"):
+        return partial(attacks.pgd, **iterated)
+    if name.startswith("apgd"):
+        return partial(attacks.apgd, loss=losses.get(name, "margin"), **iterated)
+    if name == "hop_skip_jump":
+        return partial(attacks.hop_skip_jump, num_iterations=num_steps)
+    return partial(
+        {"square": attacks.square, "random_search": attacks.random_search}[name], **queries
+    )
+
+
+def _batches(rows: Rows, batch_size: int) -> Iterator[Rows]:
+    """Rows in batches of one size, the last one padded."""
+    leaves, structure = jax.tree.flatten(rows)
+    arrays = {str(index): leaf for index, leaf in enumerate(leaves)}
+    for batch in iterate_batches(arrays, batch_size):
+        yield structure.unflatten([batch[name] for name in arrays])

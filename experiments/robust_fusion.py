@@ -17,85 +17,54 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 from absl import app, flags, logging
 
 from data_pipelines import datasets
 from data_pipelines.errors import DataError
-from experiments import report
-from experiments.classifiers import DEFAULT_NUM_EPOCHS, Classifier, train_classifiers
-from experiments.config import Config, ConfigError, check_workdir, choices, write_config
-from experiments.evaluation import DEFAULT_PERTURBATIONS, PERTURBATIONS, Row, evaluate
-from experiments.methods import DEFAULT_METHODS, METHODS, Evidence
-from jacfuse_jax.linalg import spectrum_from_kernel
+from experiments import report, selection
+from experiments.config import Config, ConfigError, check_workdir, write_config
+from experiments.contests import Contest, Contests, list_steps
+from experiments.evaluation import Row, evaluate
+from experiments.methods import GRIDS, Method, expand_methods
+from experiments.models import Models
+from experiments.perturbations import PerturbFn, make_perturb_fn
+from experiments.prepared import make_rows, train_models
+from experiments.report import Findings
+from experiments.selection import Score
+from experiments.settings import config_from_flags
+from experiments.steps import run_steps
+from experiments.threat_models import make_scenarios
 from jacfuse_jax.training import CheckpointError
-
-_DATASET = flags.DEFINE_enum("dataset", "digits", sorted(datasets.MODALITIES), "Data set.")
-_MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", None, "Folder with the raw files; they are downloaded where it is not given."
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/jacfuse_jax", "Folder of prepared data.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/robust_fusion", "Folder of results.")
-_PERTURBED = flags.DEFINE_list("perturbed", None, "Modalities to perturb in turn; default all.")
-_PERTURBATIONS = flags.DEFINE_list(
-    "perturbations",
-    list(DEFAULT_PERTURBATIONS),
-    f"Of {','.join(PERTURBATIONS)}; those that do not apply to a modality are left out.",
-)
-_METHODS = flags.DEFINE_list("methods", list(DEFAULT_METHODS), f"Of {','.join(METHODS)}.")
-_GAMMAS = flags.DEFINE_list("gammas", ["0.5", "0.1", "0.01"], "Of robust fusion, in (0, 1].")
-_SCALES = flags.DEFINE_list("scales", ["0.5", "0.2", "0.1"], "Of scaled fusion, in [0, 1].")
-_CONTAMINATIONS = flags.DEFINE_list(
-    "contaminations", ["0.7", "0.3"], "Of contaminated likelihoods, in [0, 1]."
-)
-_TEMPERINGS = flags.DEFINE_list(
-    "temperings", ["1", "0.33"], "Of contaminated likelihoods that are not recalibrated, in [0, 1]."
-)
-_JACOBIAN = flags.DEFINE_enum(
-    "jacobian",
-    "head",
-    ["head", "input"],
-    "What robust fusion regularises: the fused prediction's Jacobian in the features of the last "
-    "linear layer, or in the input of the perturbed modality (slower: a Jacobian a sample).",
-)
-_NUM_TRAIN = flags.DEFINE_integer("num_train", None, "Training rows; default all.", lower_bound=1)
-_NUM_EVAL = flags.DEFINE_integer("num_eval", None, "Test rows; default all.", lower_bound=1)
-_NUM_ATTACK = flags.DEFINE_integer("num_attack", 2000, "Test rows to attack.", lower_bound=1)
-_ATTACK_STEPS = flags.DEFINE_integer("attack_steps", 20, "Steps of PGD and APGD.", lower_bound=1)
-_NUM_EPOCHS = flags.DEFINE_integer(
-    "num_epochs", None, f"Training epochs; default {DEFAULT_NUM_EPOCHS}.", lower_bound=1
-)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Rows at a time.", lower_bound=1)
-_SEED = flags.DEFINE_integer(
-    "seed", 0, "Of training, corruptions, attacks.", lower_bound=0, upper_bound=2**32 - 1
-)
-
-_MIN_GAMMA = float(np.finfo(np.float32).tiny)  # smaller ones are zero to the classifiers
 
 
 class Prepared(NamedTuple):
-    """What a run evaluates."""
+    """What a run evaluates with one seed.
+
+    Attributes:
+      dataset: all splits.
+      models: trained.
+      folder: of this seed, below the working directory.
+    """
 
     dataset: datasets.MultimodalDataset
-    classifiers: dict[str, Classifier]
-    evidence: Evidence
+    models: Models
+    folder: Path
 
 
-def prepare(config: Config) -> Prepared:
-    """Loads the data and trains the classifiers, or restores what the working directory has.
+def load(config: Config) -> datasets.MultimodalDataset:
+    """Loads the data and claims the working directory.
 
     Args:
       config: all settings.
 
     Returns:
-      Data, classifiers, and what fusion knows of them.
+      The data set.
 
     Raises:
       DataError: raw or prepared data are missing or damaged.
       ConfigError: the working directory belongs to another run, or a flag does not fit the data.
-      CheckpointError: a checkpoint in the working directory is damaged.
     """
     check_workdir(config)
     dataset = datasets.load(
@@ -111,19 +80,30 @@ def prepare(config: Config) -> Prepared:
             f"--num_train={config.num_train} leaves class {counts.argmin()} without a training "
             "row; raise it"
         )
+    groups = dataset.splits["test"]["group"]
+    for flag, count in (("num_eval", len(groups)), ("num_attack", config.num_attack)):
+        if len(set(groups[:count].tolist())) < 2:
+            raise ConfigError(f"--{flag}={count}: intervals need test rows of two groups; raise it")
     write_config(config, wall_time_s=None)
-    classifiers = train_classifiers(
-        dataset,
-        num_epochs=config.num_epochs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        workdir=Path(config.workdir),
-    )
-    evidence = Evidence(
-        grams={name: spectrum_from_kernel(c.kernel) for name, c in classifiers.items()},
-        class_prior=jnp.asarray(counts / counts.sum(), jnp.float32),
-    )
-    return Prepared(dataset, classifiers, evidence)
+    return dataset
+
+
+def prepare(config: Config, dataset: datasets.MultimodalDataset, seed: int) -> Prepared:
+    """Trains all models of a seed, or restores what the working directory has.
+
+    Args:
+      config: all settings.
+      dataset: see `load`.
+      seed: of training.
+
+    Returns:
+      Data, models and their folder.
+
+    Raises:
+      CheckpointError: a checkpoint in the working directory is damaged.
+    """
+    folder = Path(config.workdir) / f"seed_{seed}"
+    return Prepared(dataset, train_models(config, dataset, seed, folder), folder)
 
 
 def run(config: Config) -> list[Row]:
@@ -136,67 +116,96 @@ def run(config: Config) -> list[Row]:
       The rows of results.csv.
 
     Raises:
-      DataError, ConfigError, CheckpointError: as in `prepare`.
+      DataError, ConfigError, CheckpointError: as in `load` and `prepare`.
     """
     began = time.monotonic()
-    workdir = Path(config.workdir)
-    rows = evaluate(config, *prepare(config))
-    figures = report.write_figures(rows, workdir / "figures")
-    report.write_csv(rows, workdir / "results.csv")
+    dataset = load(config)
+    findings = {
+        seed: run_seed(config, prepare(config, dataset, seed), seed)
+        for seed in range(config.seed, config.seed + config.num_seeds)
+    }
+    paths = report.write(findings, Path(config.workdir))
     write_config(config, wall_time_s=round(time.monotonic() - began, 1))
-    print(report.make_table(rows))
-    for path in (workdir / "results.csv", workdir / "config.json", *figures):
+    for path in (*paths, Path(config.workdir) / "config.json"):
         print(f"wrote {path}")
-    return rows
+    return [row for found in findings.values() for row in found.rows]
 
 
-def config_from_flags() -> Config:
-    """Collects the flags; raises ConfigError where one does not fit."""
-    modalities, chosen = datasets.MODALITIES[_DATASET.value], _PERTURBED.value
-    return Config(
-        dataset=_DATASET.value,
-        workdir=str(Path(_WORKDIR.value).expanduser()),
-        data_dir=str(Path(_DATA_DIR.value).expanduser()),
-        manual_dir=_MANUAL_DIR.value and str(Path(_MANUAL_DIR.value).expanduser()),
-        perturbed=choices("perturbed", modalities if chosen is None else chosen, modalities),
-        perturbations=choices("perturbations", _PERTURBATIONS.value, PERTURBATIONS),
-        methods=choices("methods", _METHODS.value, METHODS),
-        gammas=_numbers("gammas", _GAMMAS.value, lambda x: _MIN_GAMMA <= x <= 1, "(0, 1]"),
-        scales=_shares("scales", _SCALES.value),
-        contaminations=_shares("contaminations", _CONTAMINATIONS.value),
-        temperings=_shares("temperings", _TEMPERINGS.value),
-        jacobian=_JACOBIAN.value,
-        num_train=_NUM_TRAIN.value,
-        num_eval=_NUM_EVAL.value,
-        num_attack=_NUM_ATTACK.value,
-        attack_steps=_ATTACK_STEPS.value,
-        num_epochs=_NUM_EPOCHS.value or DEFAULT_NUM_EPOCHS[_DATASET.value],
-        batch_size=_BATCH_SIZE.value,
-        seed=_SEED.value,
+def run_seed(config: Config, prepared: Prepared, seed: int) -> Findings:
+    """Chooses parameters, perturbs and measures with one seed.
+
+    Args:
+      config: all settings.
+      prepared: for this seed.
+      seed: of the perturbations.
+
+    Returns:
+      What was found.
+    """
+    dataset, models, folder = prepared
+    perturb_fn = make_perturb_fn(
+        models,
+        attack_steps=config.attack_steps,
+        num_restarts=config.num_restarts,
+        batch_size=config.batch_size,
+        with_grams=config.jacobian == "input",
     )
+    scenarios = make_scenarios(config.threat_models, config.perturbed, dataset.modalities)
+    beliefs = list(dict.fromkeys(scenario.believed for scenario in scenarios))
+    contests, scores = _contests(config, prepared, seed, beliefs, perturb_fn)
+    rows = make_rows(config, models, dataset.splits["test"])
+    steps = folder / "test"
+    run_steps(
+        list_steps(config, scenarios, contests),
+        perturb_fn,
+        rows,
+        num_attack=config.num_attack,
+        folder=steps,
+        seed=seed,
+    )
+    found = evaluate(config, seed, scenarios, contests, rows, models.evidence, steps)
+    return Findings(*found, scores, rows.groups)
 
 
-def _numbers(
-    flag: str, texts: list[str], is_valid: Callable[[float], bool], interval: str
-) -> tuple[float, ...]:
-    """The numbers of a flag; raises where one does not lie in the interval."""
-    numbers: list[float] = []
-    for text in texts:
-        try:
-            number = float(text)
-        except ValueError:
-            number = float("nan")
-        if not is_valid(number):
-            raise ConfigError(f"--{flag}: {text!r} is not a number in {interval}")
-        numbers.append(number)
-    if not numbers:
-        raise ConfigError(f"--{flag} is empty; give numbers in {interval}")
-    return tuple(dict.fromkeys(numbers))
+def methods_of(config: Config, modalities: tuple[str, ...]) -> list[Method]:
+    """The methods of a run with all their parameters.
+
+    Args:
+      config: settings of the run.
+      modalities: of its data set.
+    """
+    values = {
+        "gamma": config.gammas,
+        "scale": config.scales,
+        "contamination": config.contaminations,
+        "tempering": config.temperings,
+    }
+    return expand_methods(config.methods, modalities, values)
 
 
-def _shares(flag: str, texts: list[str]) -> tuple[float, ...]:
-    """The numbers of a flag, all in [0, 1]."""
-    return _numbers(flag, texts, lambda x: 0 <= x <= 1, "[0, 1]")
+def _contests(
+    config: Config,
+    prepared: Prepared,
+    seed: int,
+    beliefs: list[tuple[str, ...]],
+    perturb_fn: PerturbFn,
+) -> tuple[Contests, list[Score]]:
+    """The methods of every belief: all, or with parameters that validation data choose."""
+    methods = methods_of(config, prepared.dataset.modalities)
+    if not config.num_select or not any(method.rule in GRIDS for method in methods):
+        return dict.fromkeys(beliefs, Contest(methods, frozenset())), []
+    return selection.select(
+        beliefs,
+        methods,
+        perturb_fn,
+        make_rows(config, prepared.models, prepared.dataset.splits["validation"]),
+        prepared.models.evidence,
+        attack=config.select_attack,
+        num_attack=config.num_select,
+        max_clean_loss=config.max_clean_loss,
+        folder=prepared.folder / "validation",
+        seed=seed,
+    )
 
 
 def end_at_once(*_: object) -> None:

@@ -151,10 +151,21 @@ def squared_jacobian_norm(model: Any, inputs: jax.Array, key: jax.Array) -> jax.
     return logits.shape[-1] * (projected**2).sum(tuple(range(1, inputs.ndim)))
 
 
+def _half_clean(loss_fn: training.LossFn) -> training.LossFn:
+    """The mean of a loss on perturbed inputs and the cross-entropy on clean ones."""
+
+    # On perturbed inputs alone, four epochs of AV-MNIST ended at chance (PGD) or lost ten points of
+    # clean accuracy (noise); half clean is what Goodfellow, Shlens, Szegedy (2015) trained with.
+    def mean_loss(model: Any, batch: training.Batch) -> jax.Array:
+        return (training.cross_entropy(model, batch) + loss_fn(model, batch)) / 2
+
+    return mean_loss
+
+
 _LOSS_FNS: dict[str, training.LossFn] = {
     "standard": training.cross_entropy,
-    "noise": noise_loss,
-    "pgd": pgd_loss,
+    "noise": _half_clean(noise_loss),
+    "pgd": _half_clean(pgd_loss),
     "jacobian": jacobian_loss,
 }
 REGIMES = tuple(_LOSS_FNS)

@@ -1,4 +1,3 @@
-import csv
 import subprocess
 import sys
 
@@ -6,8 +5,10 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import attack_sanity
+from experiments.methods import HEADS, METHODS, REGIME_OF, Method, Parameters, predict
 from experiments.sanity_checks import Subject, check_attacks, check_gradients
-from tests.experiments import runs
+from tests.experiments import runs, tiny
 
 NUM_FEATURES = 6
 WEIGHTS = np.random.default_rng(0).normal(size=(NUM_FEATURES, 3)).astype(np.float32)
@@ -85,13 +86,10 @@ def test_samples_that_know_each_other_are_found_out():
 @pytest.mark.slow
 def test_the_binary_writes_a_row_for_every_check(tmp_path):
     command = [sys.executable, "-m", "experiments.attack_sanity", f"--workdir={tmp_path}"]
-    command += [*runs.SMALL, "--num_attack=16", "--attack_steps=1", "--perturbed=upper"]
-    command += ["--methods=unimodal"]
+    command += [*runs.SMALL, "--num_attack=16", "--perturbed=upper", "--methods=unimodal"]
     process = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=True)
-    with (tmp_path / "attack_sanity.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    targets = [row["target"] for row in rows]
-    assert targets == ["unimodal:upper"] * 11
+    rows = runs.read_rows(tmp_path, "attack_sanity.csv")
+    assert [row["target"] for row in rows] == ["unimodal:upper"] * 11
     for row in rows:
         assert row["passed"] == str(float(row["value"]) <= float(row["limit"]))
         assert row["detail"]
@@ -99,3 +97,31 @@ def test_the_binary_writes_a_row_for_every_check(tmp_path):
     assert {"budgets are kept", "gradients match finite differences"} <= passed
     failed = sum(row["passed"] == "False" for row in rows)
     assert f"{failed} of 11 checks failed, marked by !" in process.stdout
+
+
+class TestPredictionUnderAttack:
+    """What is attacked is what the experiment evaluates, in the dtype of the inputs."""
+
+    MODELS = tiny.make_models(regimes=("standard", *REGIME_OF.values()), head_names=HEADS)
+    ROWS = tiny.make_rows(MODELS, 7)
+    ALL = Parameters(gamma=0.1, scale=0.2, contamination=0.3, tempering=0.5)
+
+    @pytest.mark.parametrize("rule", ["unimodal:image", *METHODS[1:]])
+    def test_is_that_of_the_method(self, rule):
+        method = Method(rule, self.ALL)
+        regime = REGIME_OF.get(rule, "standard")
+        log_prob_fn = attack_sanity._make_log_prob_fn(self.MODELS, regime, "image", method)
+        trusted = {"audio": self.ROWS.outputs[regime]["audio"]}
+        inputs = {"image": self.ROWS.inputs["image"], **attack_sanity._flatten(trusted)}
+        expected = predict(
+            rule,
+            tiny.observe_all(self.ROWS),
+            self.ALL,
+            evidence=self.MODELS.evidence,
+            believed=("image",),
+        )
+        np.testing.assert_allclose(log_prob_fn(inputs), expected, rtol=1e-9, atol=1e-9)
+        assert log_prob_fn(inputs).dtype == np.float64
+        single = jax.tree.map(np.float32, inputs)
+        assert log_prob_fn(single).dtype == np.float32
+        np.testing.assert_allclose(log_prob_fn(single), expected, rtol=1e-3, atol=1e-3)

@@ -1,234 +1,349 @@
 import json
 import os
 import re
+import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.evaluation import Row
+from experiments.summary import Summary
 from tests.data_pipelines.raw_files import needs_published_files
 from tests.experiments import runs
 
-COLUMNS = [
-    *("dataset", "seed", "perturbed", "perturbation", "severity", "attack_target", "method"),
-    *("gamma", "scale", "contamination", "tempering"),
-    *("accuracy", "ci_low", "ci_high", "nll", "brier", "ece", "num_examples"),
+ALL = (
+    *runs.SMALL,
+    "--threat_models=known,wrong,unknown,both,either",
+    "--scales=0.5,0.2",
+    "--num_select=20",
+    "--select_attack=fgm",
+    "--max_clean_loss=0.05",
+)
+SCENARIOS = [
+    *(
+        (name, modality)
+        for name in ("known", "wrong", "unknown")
+        for modality in ("upper", "lower")
+    ),
+    ("both", "upper+lower"),
+    ("either", "upper or lower"),
 ]
+MODALITIES = ("upper", "lower")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    code, stdout, stderr = runs.run(workdir, *runs.SMALL)
+    code, stdout, stderr = runs.run(workdir, *ALL)
     assert code == 0, stderr[-3000:]
     return workdir, stdout, stderr
 
 
+def label_of(row):
+    return row["method"], row["gamma"], row["scale"]
+
+
 @pytest.mark.slow
-class TestFinishedRun:
-    def test_has_a_row_for_every_perturbation_severity_and_method(self, finished):
-        rows = runs.read_rows(finished[0])
-        assert list(rows[0]) == COLUMNS
-        methods = {(row["method"], row["gamma"], row["scale"]) for row in rows}
-        assert methods == {
-            ("unimodal:upper", "", ""),
-            ("unimodal:lower", "", ""),
-            ("mean", "", ""),
-            ("statistical", "", ""),
-            ("scaled", "", "0.2"),
-            ("robust", "0.5", ""),
-            ("robust", "0.01", ""),
+def test_every_threat_model_perturbation_severity_method_and_target_has_a_row(finished):
+    rows = runs.read_rows(finished[0])
+    assert list(rows[0]) == list(Row._fields)
+    assert list(dict.fromkeys((r["threat_model"], r["perturbed"]) for r in rows)) == SCENARIOS
+    for scenario in SCENARIOS:
+        chosen = [r for r in rows if (r["threat_model"], r["perturbed"]) == scenario]
+        clean = [r for r in chosen if r["perturbation"] == "clean"]
+        methods = [label_of(r) for r in clean]
+        # Rules with parameters: those that validation data chose, and the front where it is known.
+        fixed = {("unimodal:upper", "", ""), ("unimodal:lower", "", ""), ("statistical", "", "")}
+        tuned = {("scaled", "", "0.5"), ("scaled", "", "0.2"), ("robust", "0.1", "")}
+        assert fixed < set(methods) <= fixed | tuned
+        for rule in ("scaled", "robust"):
+            assert [r["selected"] for r in clean if r["method"] == rule].count("True") == 1
+        if scenario[0] != "known":
+            assert len(methods) == 5
+        expected = {("clean", "0", "", label) for label in methods}
+        for severity in "12345":
+            expected |= {("missing", severity, "", label) for label in methods}
+            for label in methods:
+                targets = {"unimodal", "ensemble", label[0]} - {f"unimodal:{m}" for m in MODALITIES}
+                expected |= {("fgm", severity, target, label) for target in targets}
+                expected.add(("worst_attack", severity, "ensemble", label))
+        found = [
+            (r["perturbation"], r["severity"], r["attack_target"], label_of(r)) for r in chosen
+        ]
+        assert len(set(found)) == len(found)
+        assert set(found) == expected
+
+
+@pytest.mark.slow
+def test_numbers_are_consistent(finished):
+    rows = runs.read_rows(finished[0])
+    for row in rows:
+        accuracy, low, high = (float(row[k]) for k in ("accuracy", "ci_low", "ci_high"))
+        assert 0 <= low <= accuracy <= high <= 1
+        count = 60 if row["perturbation"] in ("clean", "missing") else 20
+        assert int(row["num_examples"]) == count
+        assert round(accuracy * count) == pytest.approx(accuracy * count, abs=1e-3)
+        assert float(row["nll"]) >= 0
+        assert 0 <= float(row["ece"]) <= 1
+    # One attack alone: its worst case is that of all.
+    ensembles, worst = (
+        {
+            (r["threat_model"], r["perturbed"], r["severity"], label_of(r)): r["accuracy"]
+            for r in rows
+            if (r["perturbation"], r["attack_target"]) == (name, "ensemble")
         }
-        counts = {}
-        for row in rows:
-            key = row["perturbed"], row["perturbation"], int(row["severity"])
-            counts[key] = counts.get(key, 0) + 1
-        for perturbed in ("upper", "lower"):
-            assert counts.pop((perturbed, "clean", 0)) == 7
-            for severity in range(1, 6):
-                for corruption in ("gaussian_noise", "missing"):
-                    assert counts.pop((perturbed, corruption, severity)) == 7
-                for attack in ("fgm", "pgd"):
-                    # All on the attack of the classifier, the fused ones on their own as well.
-                    assert counts.pop((perturbed, attack, severity)) == 7 + 5
-        assert not counts
-
-    def test_attack_rows_say_what_was_attacked_and_others_nothing(self, finished):
-        for row in runs.read_rows(finished[0]):
-            if row["perturbation"] in ("fgm", "pgd"):
-                assert row["attack_target"] in (f"unimodal:{row['perturbed']}", row["method"])
-                assert row["num_examples"] == "40"
-            else:
-                assert row["attack_target"] == ""
-                assert row["num_examples"] == "60"
-
-    def test_figures_are_consistent(self, finished):
-        for row in runs.read_rows(finished[0]):
-            accuracy, low, high = (float(row[k]) for k in ("accuracy", "ci_low", "ci_high"))
-            assert 0 <= low <= accuracy <= high <= 1
-            count = int(row["num_examples"])
-            assert round(accuracy * count) == pytest.approx(accuracy * count, abs=1e-3)
-            assert float(row["nll"]) >= 0
-            assert 0 <= float(row["ece"]) <= 1
-
-    def test_the_trusted_modality_is_untouched_and_the_perturbed_one_is_hurt(self, finished):
-        rows = runs.read_rows(finished[0])
-
-        def accuracy(method, perturbation, severity, rows=rows):
-            return float(
-                next(
-                    row["accuracy"]
-                    for row in rows
-                    if row["perturbed"] == "upper"
-                    and row["method"] == method
-                    and row["perturbation"] == perturbation
-                    and row["severity"] == str(severity)
-                )
-            )
-
-        clean = accuracy("unimodal:lower", "clean", 0)
-        assert accuracy("unimodal:lower", "missing", 5) == clean
-        assert accuracy("unimodal:upper", "pgd", 5) < accuracy("unimodal:upper", "clean", 0) - 0.3
-
-    def test_prints_the_table_and_says_where_the_files_are(self, finished):
-        workdir, stdout, stderr = finished
-        assert "| robust γ=0.01" in stdout
-        figures = [f"accuracy_{name}.png" for name in ("upper", "lower")]
-        for path in ("results.csv", "config.json", *(f"figures/{name}" for name in figures)):
-            assert f"wrote {workdir / path}" in stdout
-            assert (workdir / path).exists()
-        assert "train upper" in stderr  # the progress bars, and nothing else
-        lines = re.split(r"[\r\n]+", stderr)
-        assert not [line for line in lines if line.strip() and "|" not in line]
-        for name in figures:
-            with Image.open(workdir / "figures" / name) as image:
-                image.load()
-                pixels = np.asarray(image)
-            assert pixels.shape[0] > 300
-            assert pixels.std() > 10  # not blank
-
-    def test_config_holds_flags_versions_device_and_wall_time(self, finished):
-        config = json.loads((finished[0] / "config.json").read_text())
-        assert config["flags"]["num_eval"] == 60
-        assert config["flags"]["gammas"] == [0.5, 0.01]
-        assert {"python", "jax", "flax", "jacfuse_jax"} <= set(config["versions"])
-        assert config["device"]
-        assert config["wall_time_s"] > 0
-
-    def test_no_partial_file_is_left(self, finished):
-        assert not [path for path in finished[0].rglob("*") if "partial" in path.name]
+        for name in ("fgm", "worst_attack")
+    )
+    assert ensembles == worst
 
 
 @pytest.mark.slow
-def test_input_jacobians_change_robust_fusion_and_nothing_else(finished, tmp_path):
-    code, _, stderr = runs.run(
-        tmp_path / "run",
-        *runs.SMALL,
-        "--jacobian=input",
-        "--perturbed=upper",
-        "--perturbations=clean,missing,fgm",
-        "--methods=statistical,robust",
+def test_the_worst_of_several_attacks_is_no_better_than_any_of_them(finished):
+    rows = runs.read_rows(finished[0])
+    attacked = {}
+    for row in rows:
+        if row["attack_target"]:
+            names = ("threat_model", "perturbed", "perturbation", "severity")
+            cell = (*(row[name] for name in names), label_of(row))
+            attacked.setdefault(cell, {})[row["attack_target"]] = float(row["accuracy"])
+    assert all(of_cell["ensemble"] == min(of_cell.values()) for of_cell in attacked.values())
+    # The worst case sample by sample is worse than the worst of the attacks.
+    assert any(
+        list(of_cell.values()).count(of_cell["ensemble"]) == 1
+        for of_cell in attacked.values()
+        if len(of_cell) > 1
     )
+
+    def accuracies(*scenario):
+        return {
+            (row["perturbation"], row["severity"], label_of(row)): float(row["accuracy"])
+            for row in rows
+            if (row["threat_model"], row["perturbed"]) == scenario
+            and row["attack_target"] in ("", "ensemble")
+        }
+
+    # The defender believes the same, and the attacker may choose.
+    either = accuracies("either", "upper or lower")
+    for modality in MODALITIES:
+        alone = accuracies("unknown", modality)
+        assert either.keys() == alone.keys()
+        assert all(either[key] <= alone[key] for key in either)
+
+
+@pytest.mark.slow
+def test_where_the_modality_is_known_the_chosen_and_the_undominated_are_shown(finished):
+    rows = runs.read_rows(finished[0])
+    selection = runs.read_rows(finished[0], "selection.csv")
+    for modality in MODALITIES:
+        expected = set()
+        for rule in ("scaled", "robust"):
+            lines = [
+                line
+                for line in selection
+                if line["believed"] == modality and line["method"].split()[0] == rule
+            ]
+            points = [
+                (float(line["clean"]), float(line["robust"]), line["method"])
+                for line in lines
+                if line["robust"]
+            ]
+            expected |= {line["method"] for line in lines if line["selected"] == "True"}
+            expected |= {
+                label
+                for clean, robust, label in points
+                if not any(
+                    c >= clean and r >= robust and (c, r) != (clean, robust) for c, r, _ in points
+                )
+            }
+        shown = {
+            f"scaled t={row['scale']}" if row["scale"] else f"robust γ={row['gamma']}"
+            for row in rows
+            if (row["threat_model"], row["perturbed"]) == ("known", modality)
+            and row["method"] in ("scaled", "robust")
+        }
+        assert shown == expected
+
+
+@pytest.mark.slow
+def test_the_trusted_modality_is_untouched_and_the_perturbed_one_is_hurt(finished):
+    rows = [
+        r
+        for r in runs.read_rows(finished[0])
+        if (r["threat_model"], r["perturbed"]) == ("known", "upper")
+    ]
+
+    def accuracies(method, perturbation):
+        return {
+            float(r["accuracy"])
+            for r in rows
+            if (r["method"], r["perturbation"]) == (method, perturbation)
+        }
+
+    clean = accuracies("unimodal:lower", "clean")
+    assert accuracies("unimodal:lower", "missing") == clean
+    assert len(accuracies("unimodal:lower", "fgm")) == 1
+    assert min(accuracies("unimodal:upper", "fgm")) < min(accuracies("unimodal:upper", "clean"))
+
+
+@pytest.mark.slow
+def test_prints_the_tables_and_says_where_the_files_are(finished):
+    workdir, stdout, stderr = finished
+    assert "| robust γ=0.1" in stdout
+    figures = ["trade_off.png"]
+    figures += [
+        f"accuracy_{model}_{perturbed}.png".replace(" ", "_").replace("+", "_")
+        for model, perturbed in SCENARIOS
+    ]
+    names = [f"{name}.csv" for name in ("results", "summary", "comparison", "selection")]
+    for path in (*names, "report.md", "config.json", *(f"figures/{name}" for name in figures)):
+        assert f"wrote {workdir / path}" in stdout
+        assert (workdir / path).exists()
+    assert (workdir / "report.md").read_text() in stdout
+    assert "train upper" in stderr  # the progress bars, and nothing else
+    lines = re.split(r"[\r\n]+", stderr)
+    assert not [line for line in lines if line.strip() and "|" not in line]
+    for name in figures:
+        with Image.open(workdir / "figures" / name) as image:
+            image.load()
+            pixels = np.asarray(image)
+        assert pixels.shape[0] > 300
+        assert pixels.std() > 10  # not blank
+    assert not [path for path in workdir.rglob("*") if "partial" in path.name]
+
+
+@pytest.mark.slow
+def test_other_files_tell_the_same_methods(finished):
+    workdir = finished[0]
+    rows = runs.read_rows(workdir)
+    summary = runs.read_rows(workdir, "summary.csv")
+    assert list(summary[0]) == list(Summary._fields)
+    key = ("threat_model", "perturbed", "method", "gamma", "scale")
+    of_rows = dict.fromkeys(tuple(r[k] for k in key) for r in rows)
+    assert list(of_rows) == [tuple(r[k] for k in key) for r in summary]
+    clean = {tuple(r[k] for k in key): r["accuracy"] for r in rows if r["perturbation"] == "clean"}
+    assert {tuple(r[k] for k in key): r["clean"] for r in summary} == clean
+    selection = runs.read_rows(workdir, "selection.csv")
+    assert {row["believed"] for row in selection} == {"upper", "lower", "upper+lower"}
+    assert len(selection) == 3 * 3
+
+
+@pytest.mark.slow
+def test_config_holds_flags_versions_device_and_wall_time(finished):
+    config = json.loads((finished[0] / "config.json").read_text())
+    assert config["flags"]["num_eval"] == 60
+    assert config["flags"]["scales"] == [0.5, 0.2]
+    assert {"python", "jax", "flax", "jacfuse_jax"} <= set(config["versions"])
+    assert config["device"]
+    assert config["wall_time_s"] > 0
+
+
+# One run for two questions: each takes as long as it takes to start.
+@pytest.mark.slow
+def test_input_jacobians_change_robust_fusion_alone_and_every_seed_is_a_run(finished, tmp_path):
+    workdir = tmp_path / "run"
+    flags = ("--jacobian=input", "--num_seeds=2", "--perturbations=clean,missing")
+    code, _, stderr = runs.run(workdir, *runs.SMALL, *flags)
     assert code == 0, stderr[-3000:]
 
-    def likelihoods(workdir, method):
+    def likelihoods(workdir, seed, method):
         return {
-            (row["perturbation"], row["severity"], row["attack_target"], row["gamma"]): row["nll"]
+            (row["perturbed"], row["perturbation"], row["severity"]): row["nll"]
             for row in runs.read_rows(workdir)
-            if (row["perturbed"], row["method"]) == ("upper", method)
+            if (row["seed"], row["threat_model"], row["method"]) == (seed, "known", method)
+            and row["perturbation"] in ("clean", "missing")
         }
 
-    of_head = likelihoods(finished[0], "statistical")
-    of_input = likelihoods(tmp_path / "run", "statistical")
-    assert of_input.items() <= of_head.items()
-    of_head = likelihoods(finished[0], "robust")
-    of_input = likelihoods(tmp_path / "run", "robust")
-    assert len(of_input) == 2 + 10 + 2 * 10  # clean; missing; fgm on the classifier, on each method
-    assert all(np.isfinite(float(nll)) for nll in of_input.values())
+    of_head, of_input = (likelihoods(w, "0", "statistical") for w in (finished[0], workdir))
+    assert of_head == of_input
+    of_head, of_input = (likelihoods(w, "0", "robust") for w in (finished[0], workdir))
+    assert len(of_input) == 2 * (1 + 5)
+    assert of_input.keys() == of_head.keys()
     differing = [key for key, nll in of_input.items() if nll != of_head[key]]
     assert len(differing) > 0.9 * len(of_input)
 
+    of_first, of_second = (likelihoods(workdir, seed, "statistical") for seed in "01")
+    assert of_first.keys() == of_second.keys()
+    assert not set(of_first.values()) & set(of_second.values())
+    assert sorted(path.name for path in workdir.glob("seed_*")) == ["seed_0", "seed_1"]
+    assert re.search(
+        r"\| statistical +\| +\d+\.\d ± \d+\.\d \|", (workdir / "report.md").read_text()
+    )
 
-# Enough of the work to have all its stages.
-QUICK = (*runs.SMALL, "--perturbations=clean,missing,fgm", "--methods=statistical,robust")
+
+class Interrupted:
+    """A run that was ended at several moments and carried on by the same command."""
+
+    def __init__(self, folder):
+        self.workdir = workdir = folder / "run"
+        self.seed = seed = workdir / "seed_0"
+        self.codes = []
+        self.kill(lambda: any(seed.glob("checkpoints/upper/1*")))  # it is being saved, or is
+        self.kill(lambda: any(seed.glob("checkpoints/lower/2*")))
+        self.kill(lambda: len(self.steps("validation")) > 2)
+        self.trained = (seed / "checkpoints/upper/3").stat().st_mtime_ns
+        self.damaged = folder / "damaged"
+        shutil.copytree(workdir, self.damaged)
+        code, self.said = runs.stop_when(
+            lambda: len(self.steps("test")) > 2, workdir, *ALL, sent=signal.SIGINT
+        )
+        self.codes.append(code)
+        self.kill(lambda: len(self.steps("test")) > 60)
+        self.kept = self.steps("")
+        self.had_results = (workdir / "results.csv").exists()
+        code, _, stderr = runs.run(workdir, *ALL)
+        assert code == 0, stderr[-3000:]
+
+    def kill(self, moment):
+        self.codes.append(runs.stop_when(moment, self.workdir, *ALL)[0])
+
+    def steps(self, part):
+        """When each step was kept; partial files do not count."""
+        paths = (self.seed / part).rglob("[!.]*.npz")
+        return {path: path.stat().st_mtime_ns for path in paths}
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    code, _, stderr = runs.run(workdir, *QUICK)
-    assert code == 0, stderr[-3000:]
-    return (workdir / "results.csv").read_bytes()
+def interrupted(finished, tmp_path_factory):
+    del finished  # before it, so that its compiled programs are there
+    return Interrupted(tmp_path_factory.mktemp("interrupted"))
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_the_same_command_ends_with_the_same_results(uninterrupted, tmp_path):
-    workdir = tmp_path / "run"
-    checkpoints = workdir / "checkpoints"
-
-    def step_exists(modality, step):
-        return lambda: (checkpoints / modality / str(step)).exists()
-
-    def save_begun(modality, step):
-        return lambda: (
-            any(checkpoints.glob(f"{modality}/{step}.*tmp*")) or step_exists(modality, step)()
-        )
-
-    def seconds_after(condition, seconds):
-        times = []
-
-        def waited():
-            if condition() and not times:
-                times.append(time.monotonic() + seconds)
-            return bool(times) and time.monotonic() > times[0]
-
-        return waited
-
-    moments = [
-        (workdir / "config.json").exists,
-        save_begun("upper", 1),
-        step_exists("upper", 2),
-        step_exists("upper", 3),
-        save_begun("lower", 2),
-        step_exists("lower", 3),
-        seconds_after(step_exists("lower", 3), 1.0),  # in the middle of the evaluation
-    ]
-    for moment in moments:
-        code, _ = runs.stop_when(moment, workdir, *QUICK)
-        assert code == -signal.SIGKILL
-        assert not (workdir / "results.csv").exists()
-    trained = (checkpoints / "upper" / "3").stat().st_mtime_ns
-    code, _, stderr = runs.run(workdir, *QUICK)
-    assert code == 0, stderr[-3000:]
-    assert (workdir / "results.csv").read_bytes() == uninterrupted
-    assert (checkpoints / "upper" / "3").stat().st_mtime_ns == trained  # not trained again
-    # Run once more when all is done: from the checkpoints, to the same results.
-    code, _, stderr = runs.run(workdir, *QUICK)
-    assert code == 0, stderr[-3000:]
-    assert (workdir / "results.csv").read_bytes() == uninterrupted
+def test_ended_at_any_moment_the_same_command_ends_with_the_same_results(finished, interrupted):
+    assert interrupted.codes == [*3 * [-signal.SIGKILL], 130, -signal.SIGKILL]
+    assert not interrupted.had_results
+    for name in ("results.csv", "summary.csv", "comparison.csv", "selection.csv", "report.md"):
+        expected = (finished[0] / name).read_bytes()
+        assert (interrupted.workdir / name).read_bytes() == expected, name
 
 
 @pytest.mark.slow
-def test_interrupted_from_the_keyboard_ends_in_one_line(tmp_path):
-    begun = (tmp_path / "run" / "checkpoints" / "upper" / "1").exists
-    code, stderr = runs.stop_when(begun, tmp_path / "run", *QUICK, sent=signal.SIGINT)
-    assert code == 130
-    assert stderr.splitlines()[-1] == "interrupted; the same command carries on"
-    assert "Traceback" not in stderr
+def test_what_was_done_is_not_done_again(finished, interrupted):
+    trained = (interrupted.seed / "checkpoints/upper/3").stat().st_mtime_ns
+    assert trained == interrupted.trained
+    steps = interrupted.steps("")
+    assert len(interrupted.kept) > 60
+    assert {path: steps[path] for path in interrupted.kept} == interrupted.kept
+    names = {path.relative_to(interrupted.workdir) for path in steps}
+    assert names == {path.relative_to(finished[0]) for path in finished[0].rglob("*.npz")}
+
+
+@pytest.mark.slow
+def test_interrupted_from_the_keyboard_ends_in_one_line(interrupted):
+    assert interrupted.said.splitlines()[-1] == "interrupted; the same command carries on"
+    assert "Traceback" not in interrupted.said
 
 
 # In a process of its own also because orbax's threads complain long after the error was raised.
 @pytest.mark.slow
-def test_damaged_checkpoint_ends_in_one_line(tmp_path):
-    workdir = tmp_path / "run"
-    checkpoint = workdir / "checkpoints" / "upper" / "3"
-    runs.stop_when((checkpoint / "_CHECKPOINT_METADATA").exists, workdir, *QUICK)
+def test_damaged_checkpoint_ends_in_one_line(interrupted):
+    checkpoint = interrupted.damaged / "seed_0" / "checkpoints" / "upper" / "3"
     for path in checkpoint.rglob("d/*"):
         os.truncate(path, path.stat().st_size // 2)
-    code, _, stderr = runs.run(workdir, *QUICK)
+    code, _, stderr = runs.run(interrupted.damaged, *ALL)
     assert code == 1
     assert stderr.splitlines()[-1].startswith(f"error: checkpoint {checkpoint} is damaged")
     assert "Traceback" not in stderr
@@ -244,14 +359,14 @@ def test_real_audio_visual_digits(tmp_path):
         f"--manual_dir={Path(os.environ['JACFUSE_TEST_DATA']).absolute()}",
         f"--data_dir={tmp_path / 'data'}",
         "--num_train=4000",
-        "--num_epochs=3",
+        "--num_epochs=5",
         "--num_eval=1000",
         "--num_attack=100",
         "--attack_steps=5",
         "--perturbed=image",
         "--perturbations=clean,fgm,pgd",
+        "--methods=unimodal,statistical,robust",
         "--gammas=0.01",
-        "--scales=0.2",
     )
     assert code == 0, stderr[-3000:]
     rows = runs.read_rows(workdir)
@@ -265,6 +380,6 @@ def test_real_audio_visual_digits(tmp_path):
             row["method"]: float(row["accuracy"])
             for row in rows
             if (row["perturbation"], row["severity"]) == (attack, "3")
-            and row["attack_target"] == "unimodal:image"
+            and row["attack_target"] == "unimodal"
         }
         assert transferred["robust"] > transferred["statistical"]
