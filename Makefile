@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/python -m experiments.robust_fusion --dataset=digits --workdir=runs/demo
+	$(BIN)/python -m experiments.robust_fusion --dataset=digits --num_attack=200 --workdir=runs/demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope

@@ -6,7 +6,7 @@ was killed carries on when the same command is given again.
 
     python -m experiments.robust_fusion --dataset=digits --workdir=runs/demo
 
-takes about one minute on two CPU cores.
+takes about five minutes on two CPU cores.
 """
 
 import os

@@ -86,7 +86,9 @@ class TestTables:
         assert "8 rows, 0 attacked" in make_tables(rows, summaries_of(rows))
 
     def test_attacks_with_other_budgets_have_columns_of_their_own(self):
-        rows = [*ROWS, *attacked(MEAN, [0.5] * 5, changes={"perturbation": "pgd_l2"})]
+        changes = {"perturbation": "pgd_l2"}
+        on_mean = make_row(MEAN, severity=1, attack_target="mean", accuracy=1.0, **changes)
+        rows = [*ROWS, *attacked(MEAN, [0.5] * 5, changes=changes), on_mean]
         header, *_, of_mean, _ = cells_of(make_tables(rows, summaries_of(rows)))
         assert header[-1] == "pgd_l2"
         assert of_mean[-1] == "50.0"
@@ -201,6 +203,16 @@ FIGURE_ROWS = [
 ]
 
 
+@pytest.fixture
+def kept_figures(monkeypatch):
+    """The figures that were written, still open."""
+    figures, close = [], plt.close
+    monkeypatch.setattr(plt, "close", figures.append)
+    yield figures
+    for figure in figures:
+        close(figure)
+
+
 class TestFigures:
     def test_curves_are_drawn_where_something_is_perturbed(self, tmp_path):
         rows = [
@@ -232,22 +244,49 @@ class TestFigures:
         assert write_trade_off(summaries_of([make_row()], {}), tmp_path) == []
 
     @pytest.mark.parametrize("names", [("missing",), ("missing", "bias", "contrast", "pgd")])
-    def test_the_vertical_axis_says_what_it_shows(self, names, tmp_path, monkeypatch):
-        figures = []
-        monkeypatch.setattr(plt, "close", figures.append)
-        target = {"pgd": ENSEMBLE}
+    def test_the_vertical_axis_says_what_it_shows(self, names, tmp_path, kept_figures):
         rows = [make_row(MEAN)] + [
-            make_row(MEAN, perturbation=n, severity=s, attack_target=target.get(n), accuracy=0.5)
-            for n in names
-            for s in range(1, 6)
+            make_row(MEAN, perturbation=name, severity=1, accuracy=0.5) for name in names
         ]
         write_curves(rows, tmp_path)
-        monkeypatch.undo()
-        (figure,) = figures
+        (figure,) = kept_figures
         shown = [axis for axis in figure.axes if axis.get_visible()]
         labels = {axis.get_title(): axis.get_ylabel() for axis in shown}
-        plt.close(figure)
         assert labels == {n: "accuracy" if n in names[::3] else "" for n in names}
+
+    def test_curves_are_means_over_seeds_in_the_worst_case_of_chosen_parameters(
+        self, tmp_path, kept_figures
+    ):
+        rows = []
+        for seed, clean in ((0, 0.9), (1, 0.7)):
+            accuracies = [clean - 0.1 * severity for severity in range(1, 6)]
+            rows += [
+                make_row(MEAN, seed=seed, accuracy=clean),
+                *attacked(MEAN, accuracies, changes={"seed": seed}, unimodal=[1.0] * 5),
+                make_row(scaled(), seed=seed, accuracy=0.1, selected=False),
+                *attacked(scaled(), accuracies, changes={"seed": seed, "selected": False}),
+            ]
+        write_curves(rows, tmp_path)
+        (figure,) = kept_figures
+        assert {axis.get_title() for axis in figure.axes} == {"pgd", "worst attack"}
+        for axis in figure.axes:
+            (line,) = axis.get_lines()
+            assert line.get_label() == "mean"
+            np.testing.assert_allclose(line.get_xdata(), range(6))
+            np.testing.assert_allclose(line.get_ydata(), 0.8 - 0.1 * np.arange(6))
+
+    def test_trade_off_is_worst_case_against_clean_in_percent(self, tmp_path, kept_figures):
+        summaries = summaries_of(FIGURE_ROWS, outcomes_of(FIGURE_ROWS))
+        write_trade_off(summaries, tmp_path)
+        (figure,) = kept_figures
+        assert [axis.get_title() for axis in figure.axes] == ["image perturbed", "audio perturbed"]
+        for axis in figure.axes:
+            points = {x: y for line in axis.get_lines() for x, y in line.get_xydata()}
+            assert points == pytest.approx({75.0: 50.0})  # all methods are alike
+            stars = [line for line in axis.get_lines() if line.get_marker() == "*"]
+            assert len(stars) == 1  # of the scaled method
+            assert axis.get_xlim() == pytest.approx((70, 75.25))
+        assert figure.axes[0].get_ylabel() == "worst-case accuracy in %"
 
 
 def read_csv(path):
