@@ -147,7 +147,7 @@ def _make_panels(panels: Sequence[str], width: float = 4.2, height: float = 3.4)
         axis.set_visible(False)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
-    return figure, axes.flat
+    return figure, list(axes.flat)
 
 
 def _finish(figure: Any, axes: Any, ylabel: str) -> None:

@@ -19,6 +19,7 @@ _SEVERITIES = (2, 3, 4, 5)
 # Combinations that lose more clean accuracy than may be chosen, by this share of that loss, are
 # attacked all the same: they show the trade-off.
 _TRADE_OFF = 2.0
+_ROUNDING = 1e-9  # of a difference of accuracies
 _STATISTICAL = Method("statistical")
 
 
@@ -88,7 +89,7 @@ def select(
         return float(is_correct(log_probs, rows.labels).mean())
 
     tunable = [method for method in methods if method.rule in GRIDS]
-    least = clean_accuracy(_STATISTICAL, ()) - max_clean_loss
+    least = clean_accuracy(_STATISTICAL, ()) - max_clean_loss - _ROUNDING
     least_attacked = least - _TRADE_OFF * max_clean_loss
     modalities = list(dict.fromkeys(modality for believed in beliefs for modality in believed))
     clean = {

@@ -47,7 +47,8 @@ def make_tables(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
             keys = {(x.seed, _label(x)) for x in of_lines}
             of_rows = [r for r in chosen if (r.seed, method_of(r).label) in keys]
             body.append([label, *(cell(of_lines, of_rows) for cell in columns.values())])
-        num_attacked = next((r.num_examples for r in chosen if r.perturbation == WORST_ATTACK), 0)
+        num_rows = max(r.num_examples for r in chosen)
+        num_attacked = next((r.num_examples for r in chosen if r.perturbation in ATTACKS), 0)
         table = tabulate(
             body,
             ["method", *columns],
@@ -57,14 +58,14 @@ def make_tables(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
         )
         tables.append(
             f"{chosen[0].dataset}, {perturbed} perturbed, threat model {threat_model} (accuracy in "
-            f"%; means over severities; {chosen[0].num_examples} rows, {num_attacked} attacked)\n\n"
+            f"%; means over severities; {num_rows} rows, {num_attacked} attacked)\n\n"
             f"{table}"
         )
     return "\n\n".join(tables)
 
 
 def make_comparison(lines: Sequence[Comparison]) -> str:
-    """Differences from scaled fusion in points, mean over severities, in Markdown.
+    """Differences from scaled fusion in points, where the defender knows, in Markdown.
 
     Args:
       lines: of all seeds.
