@@ -14,6 +14,9 @@ from experiments.summary import Summary
 from tests.data_pipelines.raw_files import needs_published_files
 from tests.experiments import runs
 
+# Each fixture runs the binary several times, on a loaded machine for minutes.
+pytestmark = pytest.mark.timeout(1800)
+
 ALL = (
     *runs.SMALL,
     "--threat_models=known,wrong,unknown,both,either",
