@@ -11,7 +11,7 @@ import numpy as np
 from experiments.evaluation import ENSEMBLE, Row
 from experiments.files import write_atomically
 from experiments.methods import GRIDS, METHODS, Method
-from experiments.summary import Summary, hypervolumes, method_of
+from experiments.summary import Summary, by_scenario, hypervolumes, method_of
 
 _CLEAN_RANGE = 5.0  # points of clean accuracy below the best method that the trade-off shows
 
@@ -29,13 +29,11 @@ def write_curves(rows: Sequence[Row], folder: Path) -> list[Path]:
       The paths written.
     """
     paths: list[Path] = []
-    for threat_model, perturbed in dict.fromkeys((r.threat_model, r.perturbed) for r in rows):
+    for (threat_model, perturbed), of_scenario in by_scenario(rows).items():
         chosen = [
             r
-            for r in rows
-            if (r.threat_model, r.perturbed) == (threat_model, perturbed)
-            and r.selected is not False
-            and r.attack_target in (None, ENSEMBLE)
+            for r in of_scenario
+            if r.selected is not False and r.attack_target in (None, ENSEMBLE)
         ]
         panels = list(dict.fromkeys(r.perturbation for r in chosen if r.perturbation != "clean"))
         if not panels:

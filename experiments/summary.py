@@ -1,7 +1,7 @@
 """Figures that stand for a whole run: means, areas, corruption errors, paired differences."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,21 @@ class Comparison(NamedTuple):
     high: float
 
 
+_Line = TypeVar("_Line", Row, Summary)
+
+
+def by_scenario(lines: Iterable[_Line]) -> dict[tuple[str, str], list[_Line]]:
+    """Groups lines by threat model and perturbed modalities, in order of appearance.
+
+    Args:
+      lines: rows or summaries.
+    """
+    groups: dict[tuple[str, str], list[_Line]] = {}
+    for line in lines:
+        groups.setdefault((line.threat_model, line.perturbed), []).append(line)
+    return groups
+
+
 def method_of(row: Row) -> Method:
     """The method with its parameters that a row is of.
 
@@ -111,9 +126,8 @@ def summarise(rows: Sequence[Row], outcomes: Outcomes, groups: NDArray[np.int32]
       groups: (N,), of the test rows.
     """
     summaries: list[Summary] = []
-    for threat_model, perturbed in _scenarios(rows):
+    for (threat_model, perturbed), chosen in by_scenario(rows).items():
         lines: list[Summary] = []
-        chosen = [r for r in rows if (r.threat_model, r.perturbed) == (threat_model, perturbed)]
         by_method: dict[Method, list[Row]] = {}
         for row in chosen:
             by_method.setdefault(method_of(row), []).append(row)
@@ -172,13 +186,8 @@ def compare(
       The lines; none where validation data did not choose parameters of scaled fusion.
     """
     lines: list[Comparison] = []
-    for threat_model, perturbed in _scenarios(rows):
-        chosen = [
-            r
-            for r in rows
-            if (r.threat_model, r.perturbed) == (threat_model, perturbed)
-            and r.attack_target in (None, ENSEMBLE)
-        ]
+    for (threat_model, perturbed), of_scenario in by_scenario(rows).items():
+        chosen = [r for r in of_scenario if r.attack_target in (None, ENSEMBLE)]
         methods = dict.fromkeys(method_of(row) for row in chosen if row.selected is not False)
         baseline = next((method_of(r) for r in chosen if r.selected and r.method == "scaled"), None)
         perturbations = dict.fromkeys(
@@ -235,10 +244,6 @@ def hypervolumes(lines: Iterable[Summary]) -> dict[str, float]:
         _, clean, worst = zip(*of_rule, strict=True)
         areas[rule] = metrics.hypervolume(clean, worst)
     return areas
-
-
-def _scenarios(rows: Iterable[Row]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((row.threat_model, row.perturbed) for row in rows))
 
 
 def _mean(rows: Sequence[Row], belongs: Callable[[Row], bool]) -> float | None:

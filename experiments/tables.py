@@ -9,7 +9,7 @@ from tabulate import tabulate
 from experiments.corruptions import NAMES as CORRUPTIONS
 from experiments.evaluation import ENSEMBLE, WORST_ATTACK, Row
 from experiments.methods import GRIDS
-from experiments.summary import Comparison, Summary, method_of
+from experiments.summary import Comparison, Summary, by_scenario, method_of
 from experiments.targets import ATTACKS, STRENGTHS
 
 _MAX_CORRUPTION_COLUMNS = 3
@@ -26,14 +26,10 @@ def make_tables(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
       summaries: of the same.
     """
     tables: list[str] = []
-    for threat_model, perturbed in dict.fromkeys((x.threat_model, x.perturbed) for x in summaries):
-        lines = [
-            x
-            for x in summaries
-            if (x.threat_model, x.perturbed) == (threat_model, perturbed)
-            and x.selected is not False
-        ]
-        chosen = [r for r in rows if (r.threat_model, r.perturbed) == (threat_model, perturbed)]
+    rows_of = by_scenario(rows)
+    for (threat_model, perturbed), of_scenario in by_scenario(summaries).items():
+        lines = [x for x in of_scenario if x.selected is not False]
+        chosen = rows_of[threat_model, perturbed]
         columns = _columns(chosen)
         body = []
         # With several seeds the chosen parameters may differ: the rule is what is compared.
