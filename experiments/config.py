@@ -36,6 +36,7 @@ class Config:
     scales: tuple[float, ...]
     contaminations: tuple[float, ...]
     temperings: tuple[float, ...]
+    confidences: tuple[float, ...]
     num_select: int
     select_attack: str
     max_clean_loss: float

@@ -41,10 +41,11 @@ class Row(NamedTuple):
       attack_target: "unimodal" where the attacker differentiated the perturbed modality's own
         classifier (a transfer attack), the row's method where it differentiated that, "ensemble"
         for the worst case over all targets, sample by sample; None without an attack.
-      gamma: parameter of the method, None where it has none, like the next three.
+      gamma: parameter of the method, None where it has none, like the next four.
       scale: as above.
       contamination: as above.
       tempering: as above.
+      confidence: as above.
       selected: whether validation data chose these parameters; None where nothing was chosen.
       ci_low: lower end of the accuracy's 95% interval, the wider of the bootstrap over groups of
         dependent rows and Wilson's.
@@ -63,6 +64,7 @@ class Row(NamedTuple):
     scale: float | None
     contamination: float | None
     tempering: float | None
+    confidence: float | None
     selected: bool | None
     accuracy: float
     ci_low: float

@@ -18,6 +18,7 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "robust": ("gamma",),
     "contaminated": ("contamination", "tempering"),
     "contaminated_robust": ("contamination", "gamma"),
+    "cascade": ("confidence", "tempering"),
 }
 # Statistical fusion of classifiers that were trained to be robust, by regime of training.
 REGIME_OF = {
@@ -38,7 +39,7 @@ RECALIBRATED = ("robust", "contaminated_robust")
 Surrogate = Literal["", "stop_gradient", "iterated"]
 _NUM_ITERATIONS = 3  # of the surrogate "iterated"
 _HIGHEST = jax.lax.Precision.HIGHEST
-_SYMBOLS = {"gamma": "γ", "scale": "t", "contamination": "e", "tempering": "t"}
+_SYMBOLS = {"gamma": "γ", "scale": "t", "contamination": "e", "tempering": "t", "confidence": "c"}
 
 
 class Parameters(NamedTuple):
@@ -48,6 +49,7 @@ class Parameters(NamedTuple):
     scale: Any = None
     contamination: Any = None
     tempering: Any = None
+    confidence: Any = None
 
 
 class Method(NamedTuple):
@@ -176,7 +178,7 @@ def predict(
         return fusion.max_fusion(logits)
     if rule == "product":
         return fusion.product_fusion(logits)
-    gamma, scale, contamination, tempering = parameters
+    gamma, scale, contamination, tempering, confidence = parameters
     if rule == "scaled":
         return fusion.scaled_fusion(logits, class_prior, perturbed=believed, scale=scale)
     if rule == "contaminated":
@@ -186,6 +188,10 @@ def predict(
             contamination=contamination,
             tempering=tempering,
             perturbed=believed,
+        )
+    if rule == "cascade":
+        return fusion.cascade_fusion(
+            logits, class_prior, perturbed=believed, confidence=confidence, tempering=tempering
         )
     if rule == "fixed_robust":
         for name in believed:

@@ -179,6 +179,7 @@ def methods_of(config: Config, modalities: tuple[str, ...]) -> list[Method]:
         "scale": config.scales,
         "contamination": config.contaminations,
         "tempering": config.temperings,
+        "confidence": config.confidences,
     }
     return expand_methods(config.methods, modalities, values)
 

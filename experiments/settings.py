@@ -46,7 +46,12 @@ _CONTAMINATIONS = flags.DEFINE_list(
     "contaminations", ["0.7", "0.3"], "Of contaminated likelihoods, in [0, 1]."
 )
 _TEMPERINGS = flags.DEFINE_list(
-    "temperings", ["1", "0.33"], "Of contaminated likelihoods that are not recalibrated, in [0, 1]."
+    "temperings",
+    ["1", "0.33"],
+    "Of contaminated likelihoods that are not recalibrated, and of cascades, in [0, 1].",
+)
+_CONFIDENCES = flags.DEFINE_list(
+    "confidences", ["0.8"], "Of trusted modalities in cascades, in [0, 1]."
 )
 _NUM_SELECT = flags.DEFINE_integer(
     "num_select",
@@ -122,6 +127,7 @@ def config_from_flags() -> Config:
         scales=_shares("scales", _SCALES.value),
         contaminations=_shares("contaminations", _CONTAMINATIONS.value),
         temperings=_shares("temperings", _TEMPERINGS.value),
+        confidences=_shares("confidences", _CONFIDENCES.value),
         num_select=_NUM_SELECT.value,
         select_attack=_SELECT_ATTACK.value,
         max_clean_loss=_MAX_CLEAN_LOSS.value,

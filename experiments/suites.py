@@ -5,13 +5,11 @@ from typing import Any
 from experiments.methods import METHODS
 from experiments.targets import STRENGTHS
 
-_TRAINING_FREE = (
-    *("unimodal", "mean", "max", "product", "statistical", "temperature"),
-    *("scaled", "fixed_robust", "robust", "contaminated", "contaminated_robust"),
-)
 SUITES: dict[str, dict[str, Any]] = {
     "quick": {
-        "methods": ["unimodal", "mean", "statistical", "scaled", "robust", "contaminated"],
+        "methods": [
+            *("unimodal", "mean", "statistical", "scaled", "robust", "contaminated", "cascade")
+        ],
         "perturbations": ["clean", "gaussian_noise", "missing", "mismatched_pair", "apgd"],
         "gammas": ["0.1"],
         "scales": ["0.2"],
@@ -34,6 +32,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "scales": ["0.7", "0.5", "0.4", "0.3", "0.25", "0.2", "0.15", "0.1"],
         "contaminations": ["0.03", "0.1", "0.3", "0.5", "0.7", "0.9"],
         "temperings": ["1", "0.5", "0.33"],
+        "confidences": ["0.7", "0.75", "0.8", "0.9", "0.95"],
         "num_train": 20_000,
         "num_eval": 5000,
         "num_attack": 300,
@@ -47,6 +46,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "scales": ["0.5", "0.35", "0.25", "0.2", "0.15", "0.1", "0.05"],
         "contaminations": ["0.05", "0.1", "0.3", "0.5", "0.7", "0.9"],
         "temperings": ["1", "0.5", "0.33", "0.2"],
+        "confidences": ["0.5", "0.6", "0.7", "0.75", "0.8", "0.85", "0.9", "0.95", "0.98"],
         "num_attack": 2000,
         "num_select": 1000,
         "attack_steps": 50,

@@ -52,6 +52,7 @@ class Summary(NamedTuple):
     scale: float | None
     contamination: float | None
     tempering: float | None
+    confidence: float | None
     selected: bool | None
     clean: float | None
     corruptions: float | None

@@ -3,13 +3,25 @@
 `jacfuse_jax.models` and `jacfuse_jax.training` need flax and orbax and are imported by name.
 """
 
-from jacfuse_jax import attacks, calibration, corruptions, fusion, jacobians, linalg, metrics
+from jacfuse_jax import (
+    attacks,
+    bounds,
+    calibration,
+    certificates,
+    corruptions,
+    fusion,
+    jacobians,
+    linalg,
+    metrics,
+)
 from jacfuse_jax._version import __version__
 
 __all__ = [
     "__version__",
     "attacks",
+    "bounds",
     "calibration",
+    "certificates",
     "corruptions",
     "fusion",
     "jacobians",

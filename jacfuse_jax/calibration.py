@@ -1,13 +1,56 @@
-"""Calibration of a classifier on validation data."""
+"""Calibration of classifiers, and the parameters of fusion rules, on clean validation data."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_floating
+from jacfuse_jax._checks import (
+    check_floating,
+    check_logits,
+    check_modalities,
+    check_scalar,
+)
+from jacfuse_jax.certificates import certified_accuracy
+from jacfuse_jax.fusion import robust_fusion, statistical_fusion
+from jacfuse_jax.linalg import GramSpectrum
 
 _MAX_LOG = 10.0  # of the temperature: from 5e-5 to 2e4
 _NUM_HALVINGS = 60
+_GAMMAS = (1.0, 0.5, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
+_CONTAMINATIONS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+class GammaChoice(NamedTuple):
+    """What `choose_gamma` returns.
+
+    Attributes:
+      gamma: the chosen one, a scalar.
+      gammas: (C,), all of them.
+      nll: (C,), the expected negative log-likelihood of each, in nats.
+    """
+
+    gamma: jax.Array
+    gammas: jax.Array
+    nll: jax.Array
+
+
+class ContaminationChoice(NamedTuple):
+    """What `choose_contamination` returns.
+
+    Attributes:
+      contamination: the chosen one, a scalar.
+      contaminations: (C,), all of them.
+      clean: (C,), accuracy of each.
+      certified: (C,), share of samples that are right and certified.
+    """
+
+    contamination: jax.Array
+    contaminations: jax.Array
+    clean: jax.Array
+    certified: jax.Array
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -56,3 +99,141 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     bound = jnp.asarray(_MAX_LOG, z.dtype)
     low, high = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (-bound, bound))
     return jnp.where(jnp.isfinite(z).all(), jnp.exp(-(low + high) / 2), jnp.nan)
+
+
+def choose_gamma(
+    logits: Mapping[str, ArrayLike],
+    grams: Mapping[str, GramSpectrum],
+    labels: ArrayLike,
+    class_prior: ArrayLike,
+    key: jax.Array,
+    *,
+    perturbed: str | tuple[str, ...],
+    corrupted_share: ArrayLike = 0.2,
+    gammas: Sequence[float] | jax.Array = _GAMMAS,
+) -> GammaChoice:
+    """The gamma of robust fusion that is best if a share of the samples is corrupted.
+
+    Nothing need be known of the corruption: a corrupted sample is one whose perturbed modalities
+    say what they say of another sample, drawn at random, and hence nothing of its class. With
+    beta = corrupted_share, the smallest
+
+        (1 - beta) mean_n NLL_n(clean) + beta mean_n NLL_n(exchanged)
+
+    wins. That is a model of failures, not of attacks: against an attacker who knows the defence a
+    smaller gamma is better, at a price in clean accuracy.
+
+    Args:
+      logits: z, {modality: (N, K)}, of clean validation data; float32 or float64.
+      grams: {modality: spectrum shared by all samples} of every perturbed modality.
+      labels: (N,), integer.
+      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
+      key: of the exchange.
+      perturbed: name or names of the modalities believed perturbed; static.
+      corrupted_share: beta in [0, 1].
+      gammas: (C,), each in (0, 1]; all are tried in one vectorised call.
+
+    Returns:
+      `GammaChoice(gamma, gammas (C,), nll (C,))`. A NaN never wins, unless all are.
+
+    Raises:
+      TypeError: an array is not float32 or float64.
+      ValueError: shapes disagree, a modality is unknown, or corrupted_share lies outside [0, 1].
+
+    References:
+      Derived here.
+    """
+    arrays, labels, dtype = _check_labelled(logits, labels)
+    names = check_modalities("perturbed", perturbed, arrays)
+    beta = check_scalar("corrupted_share", corrupted_share, dtype, high=1)
+    candidates = jnp.asarray(gammas, dtype)
+    order = jax.random.permutation(key, len(labels))
+    exchanged = {name: z[order] if name in names else z for name, z in arrays.items()}
+
+    def expected_nll(gamma: jax.Array) -> jax.Array:
+        def nll(z: dict[str, jax.Array]) -> jax.Array:
+            log_probs = robust_fusion(z, grams, class_prior, perturbed=names, gamma=gamma).log_probs
+            return -jnp.take_along_axis(log_probs, labels[:, None], axis=1).mean()
+
+        # 0 * inf is no objection to a share of zero.
+        of_clean, of_exchanged = nll(arrays), nll(exchanged)
+        return jnp.where(beta < 1, (1 - beta) * of_clean, 0) + jnp.where(
+            beta > 0, beta * of_exchanged, 0
+        )
+
+    nll = jax.vmap(expected_nll)(candidates)
+    best = jnp.where(jnp.isnan(nll), jnp.inf, nll).argmin()
+    return GammaChoice(candidates[best], candidates, nll)
+
+
+def choose_contamination(
+    logits: Mapping[str, ArrayLike],
+    labels: ArrayLike,
+    class_prior: ArrayLike,
+    *,
+    perturbed: str | tuple[str, ...],
+    max_clean_loss: ArrayLike = 0.01,
+    tempering: ArrayLike = 1.0,
+    confidence: ArrayLike = 1.0,
+    contaminations: Sequence[float] | jax.Array = _CONTAMINATIONS,
+) -> ContaminationChoice:
+    """The contamination that certifies most at a bounded price in clean accuracy.
+
+    Of the contaminations whose accuracy is at most `max_clean_loss` below that of statistical
+    fusion, the one with the highest certified accuracy, whatever is done to the perturbed
+    modalities, all at once; the smaller of equal ones. Where none is accurate enough, the most
+    accurate.
+
+    Args:
+      logits: z, {modality: (N, K)}, of clean validation data; float32 or float64.
+      labels: (N,), integer.
+      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
+      perturbed: name or names of the modalities believed perturbed; static.
+      max_clean_loss: at least 0, a share of the samples.
+      tempering: of `fusion.contaminated_fusion`.
+      confidence: of `fusion.cascade_fusion`; 1 is contaminated fusion.
+      contaminations: (C,), ascending, each in [0, 1]; all are tried in one vectorised call.
+
+    Returns:
+      `ContaminationChoice(contamination, contaminations (C,), clean (C,), certified (C,))`.
+
+    Raises:
+      TypeError: an array is not float32 or float64.
+      ValueError: shapes disagree, a modality is unknown, or a parameter lies outside its interval.
+
+    References:
+      Derived here.
+    """
+    arrays, labels, dtype = _check_labelled(logits, labels)
+    names = check_modalities("perturbed", perturbed, arrays)
+    loss = check_scalar("max_clean_loss", max_clean_loss, dtype)
+    candidates = jnp.asarray(contaminations, dtype)
+    clean, certified = certified_accuracy(
+        arrays,
+        labels,
+        class_prior,
+        contaminations=candidates,
+        corrupted=names,
+        tempering=tempering,
+        perturbed=names,
+        confidence=confidence,
+    )
+    statistical = (statistical_fusion(arrays, class_prior).argmax(axis=-1) == labels).mean(
+        dtype=dtype
+    )
+    # Accuracies are multiples of 1 / N; half of that is rounding.
+    is_accurate = clean >= statistical - loss - 0.5 / len(labels)
+    objective = jnp.where(is_accurate.any(), jnp.where(is_accurate, certified, -1), clean)
+    return ContaminationChoice(candidates[objective.argmax()], candidates, clean, certified)
+
+
+def _check_labelled(
+    logits: Mapping[str, ArrayLike], labels: ArrayLike
+) -> tuple[dict[str, jax.Array], jax.Array, jnp.dtype]:
+    arrays, labels = check_logits(logits), jnp.asarray(labels)
+    first = next(iter(arrays.values()))
+    if labels.shape != first.shape[:1] or not len(first):
+        raise ValueError(
+            f"labels must have shape {first.shape[:1]}, at least one, got {labels.shape}"
+        )
+    return arrays, labels, first.dtype

@@ -6,6 +6,13 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_end_with_their_module():
+    # Each keeps memory maps, of which Linux grants a process 65,530: beyond, compilation crashes.
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     return request.param

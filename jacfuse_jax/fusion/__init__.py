@@ -4,6 +4,7 @@ All rules take `logits`, {modality: (B, K)}, and treat samples independently: a 
 sample. They work under `jax.jit`, `jax.vmap` and `jax.grad`; modality names are static.
 """
 
+from jacfuse_jax.fusion.cascade import cascade_fusion
 from jacfuse_jax.fusion.contaminated import contaminated_fusion, contaminated_log_probs
 from jacfuse_jax.fusion.robust import FusedOutput, robust_fusion
 from jacfuse_jax.fusion.static import (
@@ -16,6 +17,7 @@ from jacfuse_jax.fusion.static import (
 
 __all__ = [
     "FusedOutput",
+    "cascade_fusion",
     "contaminated_fusion",
     "contaminated_log_probs",
     "max_fusion",

@@ -92,13 +92,24 @@ def contaminated_fusion(
     names = tuple(arrays) if perturbed is None else check_modalities("perturbed", perturbed, arrays)
     e = check_scalar("contamination", contamination, log_prior.dtype, high=1)
     t = check_scalar("tempering", tempering, log_prior.dtype, high=1)
-    log_ratios = (
-        t * (_contaminate(z, log_prior, e) - log_prior)
-        if name in names
+    log_ratios = tempered_log_ratios(arrays, log_prior, names, e, t)
+    return jax.nn.log_softmax(sum(log_ratios.values(), start=log_prior))
+
+
+def tempered_log_ratios(
+    logits: Mapping[str, jax.Array],
+    log_prior: jax.Array,
+    perturbed: tuple[str, ...],
+    e: jax.Array,
+    t: jax.Array,
+) -> dict[str, jax.Array]:
+    """t_m (log p~_m - log prior), (B, K), of every modality; see `contaminated_fusion`."""
+    return {
+        name: t * (_contaminate(z, log_prior, e) - log_prior)
+        if name in perturbed
         else jax.nn.log_softmax(z) - log_prior
-        for name, z in arrays.items()
-    )
-    return jax.nn.log_softmax(sum(log_ratios, start=log_prior))
+        for name, z in logits.items()
+    }
 
 
 def _contaminate(z: jax.Array, log_prior: jax.Array, e: jax.Array) -> jax.Array:

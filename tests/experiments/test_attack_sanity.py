@@ -104,7 +104,7 @@ class TestPredictionUnderAttack:
 
     MODELS = tiny.make_models(regimes=("standard", *REGIME_OF.values()), head_names=HEADS)
     ROWS = tiny.make_rows(MODELS, 7)
-    ALL = Parameters(gamma=0.1, scale=0.2, contamination=0.3, tempering=0.5)
+    ALL = Parameters(gamma=0.1, scale=0.2, contamination=0.3, tempering=0.5, confidence=0.5)
 
     @pytest.mark.parametrize("rule", ["unimodal:image", *METHODS[1:]])
     def test_is_that_of_the_method(self, rule):

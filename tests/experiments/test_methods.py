@@ -27,9 +27,10 @@ VALUES = {
     "scale": (0.2,),
     "contamination": (0.7, 0.3),
     "tempering": (1.0, 0.5),
+    "confidence": (0.8,),
 }
 MODALITIES = ("image", "audio", "text")
-ALL = Parameters(gamma=0.1, scale=0.2, contamination=0.3, tempering=0.5)
+ALL = Parameters(gamma=0.1, scale=0.2, contamination=0.3, tempering=0.5, confidence=0.8)
 K = 4
 
 rng = np.random.default_rng(0)
@@ -81,6 +82,21 @@ def contaminated(z):
     return np.log(0.7 * scipy.special.softmax(z, axis=-1) + 0.3 * PRIOR)
 
 
+def cascade(log_probs, believed):
+    log_prior = np.log(PRIOR)
+    trusted, fused = (
+        log_normalise(
+            log_prior
+            + sum((t if m in believed else 1) * (lp - log_prior) for m, lp in log_probs.items())
+        )
+        for t in (0, ALL.tempering)
+    )
+    is_sure = np.exp(trusted).max(axis=-1, keepdims=True) > ALL.confidence
+    assert is_sure.any()
+    assert not is_sure.all()
+    return np.where(is_sure, trusted, fused)
+
+
 def expected_of(rule, believed):
     """The prediction, from the definition of the rule in NumPy."""
 
@@ -118,6 +134,7 @@ def expected_of(rule, believed):
                 for m, lp in log_probs.items()
             )
         ),
+        "cascade": lambda: cascade(log_probs, believed),
         "fixed_robust": lambda: statistical(change(lambda m, z: z @ fixed_matrix(GRAMS[m]).T)),
         "robust": lambda: recalibrated(STANDARD),
         "contaminated_robust": lambda: recalibrated(change(lambda _, z: contaminated(z))),
@@ -224,7 +241,7 @@ class TestExpandMethods:
         methods = expand_methods(METHODS, ("image", "audio"), VALUES)
         counts = dict.fromkeys(METHODS, 1)
         counts |= {"unimodal": 2, "scaled": 1, "fixed_robust": 2, "robust": 2}
-        counts |= {"contaminated": 4, "contaminated_robust": 4}
+        counts |= {"contaminated": 4, "contaminated_robust": 4, "cascade": 2}
         assert len(set(methods)) == len(methods) == sum(counts.values())
         for rule, count in counts.items():
             assert sum(m.rule.partition(":")[0] == rule for m in methods) == count

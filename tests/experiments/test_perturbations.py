@@ -170,7 +170,7 @@ def test_attack_on_both_perturbs_both_each_within_its_own_budget(name, models, r
         assert 0 < distances.max() <= budget * (1 + 1e-9)
 
 
-ALL = Parameters(gamma=0.1, scale=0.2, contamination=0.3, tempering=0.5)
+ALL = Parameters(gamma=0.1, scale=0.2, contamination=0.3, tempering=0.5, confidence=0.5)
 
 
 def every_target():

@@ -190,7 +190,7 @@ def test_threat_models_and_modalities_do_not_mix(measured, lines):
 def test_what_a_run_has_not_is_left_empty():
     (line,) = summarise([make_row(MEAN)], {}, GROUPS)
     empty = {name for name, value in line._asdict().items() if value is None}
-    parameters = {"gamma", "scale", "contamination", "tempering"}
+    parameters = {"gamma", "scale", "contamination", "tempering", "confidence"}
     assert empty == {*Summary._fields} - {"seed", "threat_model", "perturbed", "method", "clean"}
     assert parameters <= empty
 

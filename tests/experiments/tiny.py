@@ -139,6 +139,7 @@ def make_config(**changes: Any) -> Config:
         "scales": (0.2,),
         "contaminations": (0.5,),
         "temperings": (1.0,),
+        "confidences": (0.8,),
         "num_select": 0,
         "select_attack": "pgd",
         "max_clean_loss": 0.01,

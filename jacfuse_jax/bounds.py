@@ -1,0 +1,281 @@
+"""Sensitivity of fused predictions: what can be said beforehand, and what is true of a sample."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jacfuse_jax._checks import check_floating, check_modalities, check_scalar
+from jacfuse_jax.fusion.robust import robust_fusion
+from jacfuse_jax.fusion.static import check_inputs, statistical_fusion
+from jacfuse_jax.jacobians import softmax_jacobian
+from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
+from jacfuse_jax.linalg.gram import check_gram
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+_FAILURE = 1e-9  # probability with which `spectral_norm` may return less than the norm
+
+
+class JacobianNorms(NamedTuple):
+    """What `jacobian_norms` returns.
+
+    Attributes:
+      frobenius: (B,), sqrt(sum_m ||T_m G_m^(1/2)||_F^2).
+      spectral: (B,), the largest singular value of all T_m G_m^(1/2) side by side: by how much a
+        small change of the features, of 2-norm one, moves the fused probabilities at most.
+    """
+
+    frobenius: jax.Array
+    spectral: jax.Array
+
+
+def a_priori_bound(gamma: ArrayLike, num_classes: int, *, lipschitz: ArrayLike = 1.0) -> jax.Array:
+    """A bound on the fused prediction's Jacobian that holds before any sample is seen.
+
+    If R solves c J^2 R G + R = I, c = (1 - gamma) / gamma, then, whatever the classifier,
+
+        ||J R W^T||_F <= (1/2) sqrt(gamma (K - 1) / (1 - gamma)),      G = W^T W.
+
+    Proof: let J = U diag(j) U^T and G = V diag(g) V^T. Entry (i, j) of U^T J R G^(1/2) V is
+    (U^T V)_ij x / (1 + c x^2) with x = j_i sqrt(g_j), and x / (1 + c x^2) <= 1 / (2 sqrt(c)). J has
+    at most K - 1 eigenvalues that are not zero, and the rows of U^T V have norm one.
+
+    The bound is about J at the p that R was solved with. `robust_fusion` solves with J at the
+    previous iterate, so that for its final prediction p' the bound applies
+
+      - at a fixed point, where `converged` is true for atol -> 0; and in general only as
+        ||J(p') R W^T||_F <= bound + 3 ||p' - p||_2 ||W||_F,
+        since ||J(p') - J(p)||_2 <= 3 ||p' - p||_2 and ||R W^T||_F <= ||W||_F: after one iteration
+        it can fail by far;
+      - with R held fixed. R itself depends on the features: `total_jacobian` has the derivative
+        through the solve, which no bound here covers.
+
+    For t perturbed modalities side by side, multiply by sqrt(t).
+
+    Args:
+      gamma: in (0, 1], a scalar, traced or not; at 1 the bound is infinite.
+      num_classes: K.
+      lipschitz: Lipschitz constant L of the features in the input, both in the 2-norm: the result
+        then bounds the Jacobian in the input.
+
+    Returns:
+      A scalar in the dtype of gamma, float32 for Python numbers unless x64 is on.
+
+    Raises:
+      ValueError: gamma lies outside (0, 1], lipschitz is negative, or num_classes < 1.
+
+    References:
+      Derived here, from the objective of Gao, Ren, Xue, Li, Zhao, "Training-Free Robust Multimodal
+      Learning via Sample-Wise Jacobian Regularization", 2022, arXiv 2204.02485.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    dtype = jnp.result_type(gamma, jnp.float32 if isinstance(gamma, float | int) else gamma)
+    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+    gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
+    lipschitz = check_scalar("lipschitz", lipschitz, dtype)
+    return lipschitz * jnp.sqrt(gamma * (num_classes - 1) / (1 - gamma)) / 2
+
+
+def frozen_jacobian(
+    logits: Mapping[str, ArrayLike],
+    grams: Mapping[str, GramSpectrum],
+    class_prior: ArrayLike,
+    *,
+    perturbed: str | tuple[str, ...],
+    gamma: ArrayLike,
+    num_iterations: int = 1,
+) -> dict[str, jax.Array]:
+    """Jacobian of `fusion.robust_fusion` in the logits, with the matrices R_m held fixed.
+
+    dp'/dz_m = (diag(p') - p' p'^T) R_m at the final prediction p', R_m solved with the previous
+    one: what the recalibration makes small. In the features of a linear head it is times W_m^T.
+
+    Args:
+      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      grams: {modality: spectrum}, shared or per sample, of every perturbed modality.
+      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
+      perturbed: name or names of the modalities believed perturbed; static.
+      gamma: in (0, 1], a scalar, traced or not.
+      num_iterations: at least 1; static.
+
+    Returns:
+      {perturbed modality: (B, K, K)}.
+
+    Raises:
+      TypeError, ValueError: as `fusion.robust_fusion`.
+    """
+    arrays, _ = check_inputs(logits, class_prior)
+    names = check_modalities("perturbed", perturbed, arrays)
+
+    def fuse(num_iterations: int) -> jax.Array:
+        return robust_fusion(
+            arrays,
+            grams,
+            class_prior,
+            perturbed=names,
+            gamma=gamma,
+            num_iterations=num_iterations,
+        ).log_probs
+
+    final = fuse(num_iterations)
+    previous = (
+        fuse(num_iterations - 1) if num_iterations > 1 else statistical_fusion(arrays, class_prior)
+    )
+    J = softmax_jacobian(jnp.exp(final))
+    strength = (1 - gamma) / jnp.asarray(gamma, final.dtype)
+    return {
+        name: jnp.matmul(
+            J,
+            recalibration_matrix(jnp.exp(previous), grams[name], strength),
+            precision=_HIGHEST,
+        )
+        for name in names
+    }
+
+
+def total_jacobian(
+    logits: Mapping[str, ArrayLike],
+    grams: Mapping[str, GramSpectrum],
+    class_prior: ArrayLike,
+    *,
+    perturbed: str | tuple[str, ...],
+    gamma: ArrayLike,
+    num_iterations: int = 1,
+    batch_size: int | None = None,
+) -> dict[str, jax.Array]:
+    """Jacobian of `fusion.robust_fusion` in the logits, through the solve, by `jax.jacfwd`.
+
+    The sensitivity that an attacker meets: unlike `frozen_jacobian` it includes that the matrices
+    R_m depend on all logits. Gram matrices are constants; in the features of a linear head it is
+    times W_m^T.
+
+    Args:
+      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      grams: {modality: spectrum shared by all samples} of every perturbed modality.
+      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
+      perturbed: name or names of the modalities believed perturbed; static.
+      gamma: in (0, 1], a scalar, traced or not.
+      num_iterations: at least 1; static.
+      batch_size: samples differentiated at a time, which bounds memory; None takes all at once.
+
+    Returns:
+      {modality: dp'/dz_m, (B, K, K)} of all modalities, trusted ones included.
+
+    Raises:
+      TypeError, ValueError: as `fusion.robust_fusion`, or a spectrum is not shared.
+    """
+    arrays, _ = check_inputs(logits, class_prior)
+    for name in check_modalities("perturbed", perturbed, arrays):
+        if name in grams and jnp.ndim(grams[name].eigenvalues) != 1:
+            raise ValueError(f"grams[{name!r}] must be shared by all samples")
+
+    def fuse(sample: dict[str, jax.Array]) -> jax.Array:
+        out = robust_fusion(
+            {name: z[None] for name, z in sample.items()},
+            grams,
+            class_prior,
+            perturbed=perturbed,
+            gamma=gamma,
+            num_iterations=num_iterations,
+        )
+        return jnp.exp(out.log_probs[0])
+
+    if batch_size is None:
+        return jax.vmap(jax.jacfwd(fuse))(arrays)
+    return jax.lax.map(jax.jacfwd(fuse), arrays, batch_size=batch_size)
+
+
+def jacobian_norms(
+    jacobians: Mapping[str, ArrayLike], grams: Mapping[str, GramSpectrum | ArrayLike]
+) -> JacobianNorms:
+    """Norms, per sample, of a prediction's Jacobian in the features of one or more modalities.
+
+    For T_m = dp/dz_m and features h_m with dz_m/dh_m = D_m, G_m = D_m D_m^T, these are norms of
+    [T_1 D_1, T_2 D_2, ...]; the features themselves are not needed.
+
+    Args:
+      jacobians: {modality: T_m, (B, K, K)}, from `frozen_jacobian` or `total_jacobian`; those of
+        the modalities whose features may move. float32 or float64.
+      grams: {modality: G_m} of these modalities at least, each a spectrum or a matrix, shared
+        (K, K) or per sample (B, K, K).
+
+    Returns:
+      `JacobianNorms(frobenius (B,), spectral (B,))`.
+
+    Raises:
+      TypeError: an array is not float32 or float64.
+      ValueError: shapes disagree, or there is no modality.
+    """
+    if not jacobians:
+        raise ValueError("jacobians must hold at least one modality, got none")
+    check_modalities("jacobians", tuple(jacobians), grams)
+    squares: list[jax.Array] = []
+    for name, jac in jacobians.items():
+        T = jnp.asarray(jac)
+        check_floating(f"jacobians[{name!r}]", T)
+        if T.ndim != 3 or T.shape[-1] != T.shape[-2]:
+            raise ValueError(f"jacobians[{name!r}] must have shape (B, K, K), got {T.shape}")
+        gram = check_gram(f"grams[{name!r}]", grams[name], T.shape[:2], T.dtype)
+        product = jnp.matmul(T, gram, precision=_HIGHEST)
+        squares.append(jnp.matmul(product, jnp.swapaxes(T, -1, -2), precision=_HIGHEST))
+    total = sum(squares[1:], start=squares[0])
+    eigenvalues = jnp.linalg.eigvalsh((total + jnp.swapaxes(total, -1, -2)) / 2)
+    trace = jnp.trace(total, axis1=-2, axis2=-1)
+    return JacobianNorms(
+        jnp.sqrt(jnp.maximum(trace, 0)), jnp.sqrt(jnp.maximum(eigenvalues[:, -1], 0))
+    )
+
+
+def spectral_norm(
+    linear_fn: Callable[[jax.Array], jax.Array],
+    shape: tuple[int, ...],
+    key: jax.Array,
+    *,
+    num_iterations: int = 500,
+    dtype: jnp.dtype | type = jnp.float32,
+) -> jax.Array:
+    """An upper bound on the spectral norm of a linear map, from power iteration.
+
+    k steps of power iteration on A^T A from a random start estimate its largest eigenvalue from
+    below; with probability at least 1 - 0.824 sqrt(n) (1 - eps)^(k - 1/2) the estimate is at least
+    1 - eps times the eigenvalue. The result is the estimate divided by 1 - eps, with eps such that
+    this fails with probability 1e-9: 3% above the norm for 500 steps and a thousand inputs.
+
+    A network's Lipschitz constant is at most the product over its layers; ReLU and non-overlapping
+    max-pooling have 1.
+
+    Args:
+      linear_fn: one sample's linear map, without its bias: an array of `shape` to an array.
+      shape: of its input.
+      key: of the start.
+      num_iterations: k, at least 50.
+      dtype: float32 or float64.
+
+    Returns:
+      A scalar in `dtype`.
+
+    Raises:
+      ValueError: num_iterations < 50.
+
+    References:
+      Kuczynski and Wozniakowski, "Estimating the Largest Eigenvalue by the Power and Lanczos
+      Algorithms with a Random Start", 1992.
+    """
+    if num_iterations < 50:
+        raise ValueError(f"num_iterations must be at least 50, got {num_iterations}")
+    example = jnp.zeros(shape, dtype)
+    transpose_fn = jax.linear_transpose(linear_fn, example)
+    start = jax.random.normal(key, shape, dtype)
+
+    def step(_: int, x: jax.Array) -> jax.Array:
+        (y,) = transpose_fn(linear_fn(x / jnp.linalg.norm(x)))
+        return jnp.where((y != 0).any(), y, x)
+
+    x = jax.lax.fori_loop(0, num_iterations, step, start)
+    estimate = jnp.sqrt(jnp.sum(linear_fn(x / jnp.linalg.norm(x)) ** 2))
+    log_shrinkage = np.log(_FAILURE / (0.824 * np.sqrt(max(example.size, 1))))
+    return estimate * float(np.exp(-log_shrinkage / (2 * num_iterations - 1)))

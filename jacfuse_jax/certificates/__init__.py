@@ -1,0 +1,18 @@
+"""What no corruption of a modality, or none within a budget, can overturn."""
+
+from jacfuse_jax.certificates.arbitrary import (
+    Certificate,
+    CertifiedAccuracy,
+    certified_accuracy,
+    certify_modality,
+)
+from jacfuse_jax.certificates.budget import contaminated_radius, robust_radius
+
+__all__ = [
+    "Certificate",
+    "CertifiedAccuracy",
+    "certified_accuracy",
+    "certify_modality",
+    "contaminated_radius",
+    "robust_radius",
+]

@@ -1,0 +1,216 @@
+"""How far a modality must be moved, at least, before the fused class can change.
+
+Let the logits z of one modality move by at most rho in the 2-norm; an L-Lipschitz classifier moves
+them by rho = L r where its input moves by r. All other modalities stay as they are.
+
+**Contaminated likelihoods.** The log-odds that the modality contributes to class k over y,
+
+    t F(z),   F = log((1 - e) q_k / prior_k + e) - log((1 - e) q_y / prior_y + e),   q = softmax(z),
+
+have the gradient a_k (e_k - q) - a_y (e_y - q) with a_i = (1 - e) q_i / p~_i in [0, 1]. For
+a_k >= a_y that is a_y (e_k - e_y) + (a_k - a_y) (e_k - q), of norm at most sqrt(2) a_k: F is
+sqrt(2)-Lipschitz. Besides, no difference of logits moves by more than sqrt(2) rho, so that log-odds
+of q_k against all other classes do not either; with the largest q_k and the smallest q_y that this
+allows, F is bounded once more, for large rho by its supremum. The smaller bound counts.
+
+**Robust fusion**, F(z) = R(p(z)) z with c J^2 R G + R = I and p the statistical fusion. A move dz
+changes J by dJ with v^T dJ v = E_p[(v - E v)^2 (dz - E dz)], hence
+
+    |v^T dJ v| <= max |dz - E dz| v^T J v <= sqrt(2) ||dz|| v^T J v:
+
+||dJ|| <= sqrt(2) ||dz|| ||J||, and within a radius rho, ||J|| <= exp(sqrt(2) rho) ||J(p)||, where
+||J(p)|| <= max_i 2 p_i (1 - p_i) <= 1/2 by Gershgorin. With the operator L(X) = X + c J^2 X G,
+whose inverse is a contraction in the Frobenius norm,
+
+    dR = -L^-1[c J dJ R G] - L^-1[c dJ J R G].
+
+In the eigenbases of J and G, c j_i sqrt(g_j) / (1 + c j_i^2 g_j) <= sqrt(c) / 2: with
+||R G^1/2||_F <= ||G^1/2||_F, either term is at most sqrt(c) / 2 ||dJ|| ||G^1/2||_F. Therefore,
+within the radius,
+
+    ||R' - R||_F <= Lambda rho,   Lambda = sqrt(2 c tr G) min(1/2, exp(sqrt(2) rho) ||J(p)||)
+    ||R' z' - R z|| <= ||R' (z' - z)|| + ||(R' - R) z||
+                    <= (||R|| + Lambda rho) rho + Lambda rho ||z||.
+
+No log-odds of two classes move by more than sqrt(2) times that. The bound is worth something where
+the fused prediction is confident, since J and Lambda vanish there; elsewhere Lambda ||z|| makes it
+small, though never zero. Derived here.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jacfuse_jax._checks import check_modalities, check_scalar
+from jacfuse_jax.certificates.arbitrary import certify_modality
+from jacfuse_jax.fusion.contaminated import tempered_log_ratios
+from jacfuse_jax.fusion.robust import robust_fusion
+from jacfuse_jax.fusion.static import check_inputs, statistical_fusion
+from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
+
+_SQRT2 = 2**0.5
+_LARGEST_LOG = 14.0  # of radii in logits, beyond which softmax is one-hot in either dtype
+_NUM_HALVINGS = 40
+
+
+def contaminated_radius(
+    logits: Mapping[str, ArrayLike],
+    class_prior: ArrayLike,
+    *,
+    contamination: ArrayLike,
+    corrupted: str,
+    lipschitz: ArrayLike = 1.0,
+    tempering: ArrayLike = 1.0,
+    perturbed: str | tuple[str, ...] | None = None,
+) -> jax.Array:
+    """Radius within which the class of `fusion.contaminated_fusion` provably does not change.
+
+    Infinite where `certify_modality` certifies the sample. contamination = 0 serves statistical and
+    scaled fusion. Sound, not tight: see the module's text.
+
+    Args:
+      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
+      contamination: e in [0, 1], a scalar, traced or not.
+      corrupted: name of the modality that moves; static.
+      lipschitz: L > 0, in the 2-norm, of its logits in its input; 1 gives radii of the logits. See
+        `bounds.spectral_norm`.
+      tempering: t in [0, 1], a scalar, traced or not.
+      perturbed: name or names of the modalities that the rule bounds; static. None: all of them.
+
+    Returns:
+      (B,), radii in the 2-norm of the input; zero where nothing can be said, as for NaN.
+
+    Raises:
+      TypeError: logits are not float32 or float64.
+      ValueError: shapes disagree, a modality is unknown, a prior is not positive, or a parameter
+        lies outside its interval.
+
+    References:
+      Derived here; of the log-odds' Lipschitz constant cf. Tsuzuku, Sato, Sugiyama,
+      "Lipschitz-Margin Training", 2018.
+    """
+    arrays, log_prior = check_inputs(logits, class_prior)
+    dtype = log_prior.dtype
+    check_modalities("corrupted", corrupted, arrays)
+    names = tuple(arrays) if perturbed is None else check_modalities("perturbed", perturbed, arrays)
+    e = check_scalar("contamination", contamination, dtype, high=1)
+    t = check_scalar("tempering", tempering, dtype, high=1)
+    lipschitz = check_scalar("lipschitz", lipschitz, dtype, positive=True)
+    ratios = tempered_log_ratios(arrays, log_prior, names, e, t)
+    if corrupted not in names:
+        e, t = jnp.zeros_like(e), jnp.ones_like(t)
+    log_odds = _against_label(sum(ratios.values(), start=log_prior))
+    certificate = certify_modality(
+        arrays,
+        class_prior,
+        contamination=contamination,
+        corrupted=corrupted,
+        tempering=tempering,
+        perturbed=names,
+    )
+    log_probs = jax.nn.log_softmax(arrays[corrupted])
+    log_complement = jnp.log1p(-jnp.minimum(jnp.exp(log_probs), 1 - jnp.finfo(dtype).epsneg))
+    logit = log_probs - log_complement
+    is_label = jnp.arange(logit.shape[-1]) == certificate.label[:, None]
+
+    def ratio(log_q: jax.Array) -> jax.Array:
+        """F's terms, log((1 - e) q / prior + e)."""
+        return jnp.logaddexp(jnp.log1p(-e) + log_q - log_prior, jnp.log(e))
+
+    now = ratio(log_probs)
+
+    def gain(rho: jax.Array) -> jax.Array:
+        shift = _SQRT2 * rho[:, None]
+        raised = ratio(jax.nn.log_sigmoid(logit + shift)) - now
+        lowered = jnp.where(is_label, now - ratio(jax.nn.log_sigmoid(logit - shift)), 0)
+        return t * jnp.minimum(shift, raised + lowered.sum(axis=-1, keepdims=True))
+
+    radius = _largest_radius(lambda rho: (log_odds + gain(rho)).max(axis=-1) < 0, log_odds)
+    return jnp.where(certificate.certified, jnp.inf, radius / lipschitz)
+
+
+def robust_radius(
+    logits: Mapping[str, ArrayLike],
+    grams: Mapping[str, GramSpectrum],
+    class_prior: ArrayLike,
+    *,
+    perturbed: str,
+    gamma: ArrayLike,
+    lipschitz: ArrayLike = 1.0,
+) -> jax.Array:
+    """Radius within which the class of `fusion.robust_fusion` provably does not change.
+
+    For one perturbed modality, which is the one that moves, and one iteration. Sound; small where
+    the fused prediction is not confident: see the module's text. Costs O(K^3) a sample.
+
+    Args:
+      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      grams: {modality: spectrum of G, shared by all samples}, see `linalg.spectrum_from_kernel`.
+      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
+      perturbed: name of the modality that is recalibrated and moves; static.
+      gamma: in (0, 1], a scalar, traced or not.
+      lipschitz: L > 0, in the 2-norm, of its logits in its input; 1 gives radii of the logits.
+
+    Returns:
+      (B,), radii in the 2-norm of the input; zero where nothing can be said, as for NaN.
+
+    Raises:
+      TypeError: an array is not float32 or float64.
+      ValueError: shapes disagree, a modality is unknown, a Gram spectrum is missing or per sample,
+        or a parameter lies outside its interval.
+
+    References:
+      Derived here.
+    """
+    arrays, log_prior = check_inputs(logits, class_prior)
+    dtype = log_prior.dtype
+    check_modalities("perturbed", (perturbed,), arrays)
+    check_modalities("perturbed", (perturbed,), grams)
+    if jnp.ndim(grams[perturbed].eigenvalues) != 1:
+        raise ValueError(f"grams[{perturbed!r}] must be shared by all samples")
+    gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
+    lipschitz = check_scalar("lipschitz", lipschitz, dtype, positive=True)
+    strength = (1 - gamma) / gamma
+    fused = robust_fusion(arrays, grams, class_prior, perturbed=perturbed, gamma=gamma).log_probs
+    log_odds = _against_label(fused)
+    probs = jnp.exp(statistical_fusion(arrays, class_prior))
+    R = recalibration_matrix(probs, grams[perturbed], strength)
+    norm_R = jnp.linalg.norm(R, ord=2, axis=(-2, -1))
+    norm_z = jnp.linalg.norm(arrays[perturbed], axis=-1)
+    norm_J = (2 * probs * (1 - probs)).max(axis=-1)
+    factor = jnp.sqrt(2 * strength * grams[perturbed].eigenvalues.sum())
+
+    def is_safe(rho: jax.Array) -> jax.Array:
+        slope = factor * jnp.minimum(0.5, jnp.exp(_SQRT2 * rho) * norm_J)
+        moved = (norm_R + slope * rho) * rho + slope * rho * norm_z
+        return log_odds.max(axis=-1) + _SQRT2 * moved < 0
+
+    return _largest_radius(is_safe, log_odds) / lipschitz
+
+
+def _against_label(scores: jax.Array) -> jax.Array:
+    """Log-odds of every class against the largest, -inf for that class itself; (B, K).
+
+    Rounded up by what the scores may be wrong.
+    """
+    is_label = jnp.arange(scores.shape[-1]) == scores.argmax(axis=-1)[:, None]
+    size = jnp.where(jnp.isfinite(scores), jnp.abs(scores), 0).max(axis=-1, keepdims=True)
+    rounding = 32 * jnp.finfo(scores.dtype).eps * (1 + size)
+    return jnp.where(is_label, -jnp.inf, scores - scores.max(axis=-1, keepdims=True) + rounding)
+
+
+def _largest_radius(is_safe: Callable[[jax.Array], jax.Array], log_odds: jax.Array) -> jax.Array:
+    """Bisects log rho for the largest safe radius, below which all are; zero where none is."""
+    high = jnp.full(len(log_odds), _LARGEST_LOG, log_odds.dtype)
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        safe = is_safe(jnp.exp(middle))
+        return jnp.where(safe, middle, low), jnp.where(safe, high, middle)
+
+    low, _ = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (-high, high))
+    return jnp.where(low > -high, 0.999 * jnp.exp(low), 0)  # less than what rounding may add

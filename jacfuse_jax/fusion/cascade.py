@@ -1,0 +1,74 @@
+"""Cascades: modalities that are trusted decide alone where they are sure."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jacfuse_jax._checks import check_modalities, check_scalar
+from jacfuse_jax.fusion.contaminated import contaminated_fusion
+from jacfuse_jax.fusion.static import check_inputs, fuse_independent
+
+
+def cascade_fusion(
+    logits: Mapping[str, ArrayLike],
+    class_prior: ArrayLike,
+    *,
+    perturbed: str | tuple[str, ...],
+    confidence: ArrayLike,
+    contamination: ArrayLike = 0.0,
+    tempering: ArrayLike = 1.0,
+) -> jax.Array:
+    """Asks perturbed modalities only where the trusted ones are not sure.
+
+    With p_T the statistical fusion of the trusted modalities,
+
+        p = p_T where max_k p_T(k) > confidence, `contaminated_fusion` of all modalities elsewhere.
+
+    Where p_T decides, nothing that is done to a perturbed modality changes the prediction: these
+    samples are certified. Conversely, whatever the rule, trusted modalities alone determine the
+    class of a sample that is certified against arbitrary corruption. If the posteriors are right,
+    no rule that certifies the same samples is more accurate on clean data than letting p_T decide
+    on these and fusing everything elsewhere.
+
+    confidence = 0 drops the perturbed modalities, confidence = 1 is contaminated fusion; so is any
+    confidence where no modality is trusted.
+
+    Args:
+      logits: {modality: (B, K)}, float32 or float64, at least one modality.
+      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
+      perturbed: name or names of the modalities believed perturbed; static.
+      confidence: in [0, 1], a scalar, traced or not.
+      contamination: of the perturbed modalities where they are asked, in [0, 1].
+      tempering: of the perturbed modalities where they are asked, in [0, 1].
+
+    Returns:
+      (B, K) log-probabilities, in the dtype of the logits.
+
+    Raises:
+      TypeError: logits are not float32 or float64.
+      ValueError: shapes disagree, a modality is unknown, a prior is not positive, or confidence,
+        contamination or tempering lies outside [0, 1].
+
+    References:
+      Derived here. Cascades: Viola and Jones, "Rapid Object Detection using a Boosted Cascade of
+      Simple Features", 2001; confidence thresholds: Chow, "On Optimum Recognition Error and Reject
+      Tradeoff", 1970.
+    """
+    arrays, log_prior = check_inputs(logits, class_prior)
+    names = check_modalities("perturbed", perturbed, arrays)
+    confidence = check_scalar("confidence", confidence, log_prior.dtype, high=1)
+    fused = contaminated_fusion(
+        arrays,
+        class_prior,
+        contamination=contamination,
+        tempering=tempering,
+        perturbed=names,
+    )
+    trusted = {name: z for name, z in arrays.items() if name not in names}
+    if not trusted:
+        return fused
+    log_trusted = fuse_independent(trusted, log_prior)
+    is_sure = jnp.exp(log_trusted.max(axis=-1, keepdims=True)) > confidence
+    return jnp.where(is_sure, log_trusted, fused)
