@@ -13,7 +13,7 @@ from jacfuse_jax.fusion.robust import robust_fusion
 from jacfuse_jax.fusion.static import check_inputs, statistical_fusion
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
-from jacfuse_jax.linalg.gram import check_gram
+from jacfuse_jax.linalg.gram import check_gram, check_spectrum
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _FAILURE = 1e-9  # probability with which `spectral_norm` may return less than the norm
@@ -189,6 +189,63 @@ def total_jacobian(
     return jax.lax.map(jax.jacfwd(fuse), arrays, batch_size=batch_size)
 
 
+def bias_bound(
+    logits: Mapping[str, ArrayLike],
+    grams: Mapping[str, GramSpectrum],
+    class_prior: ArrayLike,
+    *,
+    perturbed: str | tuple[str, ...],
+    gamma: ArrayLike,
+) -> jax.Array:
+    """How far one recalibration moves a prediction at most: what robustness costs on clean data.
+
+    With p the statistical fusion, p' the robust one, c = (1 - gamma) / gamma,
+
+        ||p' - p||_2 <= (1/2) sum_m sqrt(min(rank_m, K - 1)) x_m / (1 + x_m) ||z_m||_2,
+        x_m = c ||G_m|| ||J||^2,    ||J|| <= max_i 2 p_i (1 - p_i) <= 1/2,
+
+    the sum over perturbed modalities. Proof: softmax has the Jacobian J, ||J|| <= 1/2, so that
+    ||p' - p|| <= (1/2) ||sum_m (R_m - I) z_m||; in the eigenbases of J and G_m the entries of
+    R - I are those of an orthogonal matrix times c j^2 g / (1 + c j^2 g), which increases in j and
+    g and vanishes where either does; ||J|| by Gershgorin's theorem.
+
+    Where a further modality, or any other, makes p confident, J and with it the bias vanish
+    quadratically: what the extra modality contributes is certainty that the recalibration respects.
+    Where it is not sure, neither is p, and the perturbed modality is moved most.
+
+    Args:
+      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      grams: {modality: spectrum}, shared or per sample, of every perturbed modality.
+      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
+      perturbed: name or names of the modalities believed perturbed; static.
+      gamma: in (0, 1], a scalar, traced or not.
+
+    Returns:
+      (B,), in the dtype of the logits.
+
+    Raises:
+      TypeError, ValueError: as `fusion.robust_fusion`.
+
+    References:
+      Derived here.
+    """
+    arrays, log_prior = check_inputs(logits, class_prior)
+    dtype = log_prior.dtype
+    names = check_modalities("perturbed", perturbed, arrays)
+    check_modalities("perturbed", names, grams)
+    gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
+    probs = jnp.exp(statistical_fusion(arrays, class_prior))
+    norm_J = (2 * probs * (1 - probs)).max(axis=-1)
+    total = jnp.zeros_like(norm_J)
+    for name in names:
+        z = arrays[name]
+        g, _ = check_spectrum(f"grams[{name!r}]", grams[name], z.shape, dtype)
+        x = (1 - gamma) / gamma * g.max(axis=-1) * norm_J**2
+        rank = jnp.minimum((g > 0).sum(axis=-1), z.shape[-1] - 1).astype(dtype)
+        total += jnp.sqrt(rank) * x / (1 + x) * jnp.linalg.norm(z, axis=-1)
+    return total / 2
+
+
 def jacobian_norms(
     jacobians: Mapping[str, ArrayLike], grams: Mapping[str, GramSpectrum | ArrayLike]
 ) -> JacobianNorms:
@@ -273,7 +330,7 @@ def spectral_norm(
 
     def step(_: int, x: jax.Array) -> jax.Array:
         (y,) = transpose_fn(linear_fn(x / jnp.linalg.norm(x)))
-        return jnp.where((y != 0).any(), y, x)
+        return jnp.asarray(jnp.where((y != 0).any(), y, x))
 
     x = jax.lax.fori_loop(0, num_iterations, step, start)
     estimate = jnp.sqrt(jnp.sum(linear_fn(x / jnp.linalg.norm(x)) ** 2))

@@ -109,6 +109,70 @@ class TestAPrioriBound:
             bounds.a_priori_bound(0.1, 0)
 
 
+class TestBiasBound:
+    def distance(self, logits, grams, prior, gamma, perturbed):
+        robust = fusion.robust_fusion(logits, grams, prior, perturbed=perturbed, gamma=gamma)
+        plain = fusion.statistical_fusion(logits, prior)
+        return jnp.linalg.norm(jnp.exp(robust.log_probs) - jnp.exp(plain), axis=-1)
+
+    @pytest.mark.parametrize("perturbed", ["image", NAMES])
+    def test_hundred_thousand_draws_stay_below(self, perturbed):
+        @jax.jit
+        def ratios(key):
+            keys = jax.random.split(key, 5)
+            sizes = 10 ** jax.random.uniform(keys[0], (2,), minval=-2.0, maxval=1.0)
+            gamma = 10 ** jax.random.uniform(keys[1], (), minval=-4.0, maxval=-0.01)
+            prior = jax.random.dirichlet(keys[2], jnp.ones(K)) + 1e-3
+            logits, grams = {}, {}
+            for index, name in enumerate(NAMES):
+                draws = jax.random.split(keys[3 + index])
+                scale = jnp.where(jnp.arange(1000) % 2, 1.0, 10.0)[:, None]
+                logits[name] = scale * jax.random.normal(draws[0], (1000, K))
+                kernel = sizes[index] * jax.random.normal(draws[1], (H, K))
+                grams[name] = linalg.spectrum_from_kernel(kernel)
+            options: Any = {"perturbed": perturbed, "gamma": gamma}
+            bound = bounds.bias_bound(logits, grams, prior, **options)
+            # Differences of probabilities are known to rounding, bounds may be far below that.
+            return (self.distance(logits, grams, prior, gamma, perturbed) - 1e-14) / bound
+
+        largest = [float(ratios(key).max()) for key in jax.random.split(jax.random.key(1), 100)]
+        assert max(largest) <= 1 + 1e-9
+        assert max(largest) > 0.2
+
+    def test_ascent_does_not_get_past(self):
+        @jax.jit
+        def step(z, kernel):
+            def ratio(z, kernel):
+                logits = {"image": z[:1], "audio": z[1:]}
+                grams = {"image": linalg.gram_spectrum(kernel.T @ kernel)}
+                held = jax.tree.map(jax.lax.stop_gradient, grams)
+                prior = jnp.full(K, 1 / K)
+                bound = bounds.bias_bound(logits, held, prior, perturbed="image", gamma=0.1)
+                return (self.distance(logits, held, prior, 0.1, "image") / bound)[0]
+
+            value, gradient = jax.value_and_grad(ratio)(z, kernel)
+            return value, z + 0.3 * gradient / jnp.linalg.norm(gradient)
+
+        best = 0.0
+        for seed in range(4):
+            rng = np.random.default_rng(seed)
+            z, kernel = jnp.asarray(rng.normal(size=(2, K))), jnp.asarray(rng.normal(size=(H, K)))
+            for _ in range(400):
+                value, z = step(z, kernel)
+                best = max(best, float(value))
+        assert 0.3 < best <= 1
+
+    def test_vanishes_with_certainty_and_without_recalibration(self, dtype):
+        logits, _, grams, prior = make_problem(dtype)
+        options: Any = {"perturbed": "image", "gamma": 0.1}
+        sure = {**logits, "audio": logits["audio"] + 60 * np.eye(K, dtype=dtype)[0]}
+        bound = bounds.bias_bound(sure, grams, prior, **options)
+        assert bound.dtype == dtype
+        assert (bound < 1e-15).all()
+        assert (bounds.bias_bound(logits, grams, prior, **options) > 1e-6).all()
+        assert (bounds.bias_bound(logits, grams, prior, perturbed="image", gamma=1.0) == 0).all()
+
+
 @pytest.mark.parametrize("num_iterations", [1, 2])
 class TestJacobians:
     def test_frozen_is_the_product_at_the_final_prediction(self, num_iterations, dtype):

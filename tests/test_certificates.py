@@ -329,8 +329,8 @@ class TestRadii:
             size = jnp.linalg.norm(gradient, axis=-1, keepdims=True)
             offset = moved + radius[:, None] * gradient / jnp.where(size > 0, size, 1) / 4 - x
             length = jnp.linalg.norm(offset, axis=-1, keepdims=True)
-            shrink = jnp.minimum(1, radius[:, None] / jnp.where(length > 0, length, 1))
-            return x + offset * shrink
+            shrink = radius[:, None] / jnp.maximum(length, 1e-30)
+            return x + offset * jnp.minimum(1, shrink)
 
         for rival in range(5):
             moved = x

@@ -1,0 +1,241 @@
+r"""What cannot be overturned: accuracy that is certified against any corruption of one modality.
+
+Takes the flags of `experiments.robust_fusion`; in the --workdir of such a run, with the same flags,
+it uses the classifiers that are there. For every modality in --perturbed, contaminated fusion with
+every --contaminations and cascades with every --confidences: accuracy on clean test rows, and the
+share of rows that are right whatever that modality says. A star marks what validation data choose:
+the highest certified accuracy of those that lose at most --max_clean_loss against statistical
+fusion. Writes certified.csv and figures/certified.png.
+
+    python -m experiments.certified --dataset=digits --workdir=runs/certified
+
+takes a minute on two CPU cores, most of it to train.
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from experiments import files, robust_fusion
+from experiments.config import Config
+from experiments.models import Rows
+from experiments.prepared import make_rows
+from jacfuse_jax import certificates, fusion, metrics
+
+_BOOTSTRAP_SEED = 0
+_ROUNDING = 1e-9  # of a difference of accuracies
+
+
+class Row(NamedTuple):
+    """One line of certified.csv.
+
+    Attributes:
+      corrupted: the modality that may say anything.
+      method: "statistical", "contaminated" or "cascade".
+      contamination: of contaminated fusion.
+      confidence: of cascades.
+      selected: whether validation data chose it.
+      clean: accuracy on clean test rows, with its 95% bootstrap interval over groups.
+      certified: share of test rows that are right whatever the modality says, likewise.
+    """
+
+    dataset: str
+    seed: int
+    corrupted: str
+    method: str
+    contamination: float | None
+    confidence: float | None
+    selected: bool
+    clean: float
+    clean_low: float
+    clean_high: float
+    certified: float
+    certified_low: float
+    certified_high: float
+    num_examples: int
+
+
+class _Rule(NamedTuple):
+    method: str
+    contamination: float | None = None
+    confidence: float | None = None
+
+
+class _Outcome(NamedTuple):
+    """Rows that are right, and right and certified; (N,) each."""
+
+    clean: NDArray[np.bool_]
+    certified: NDArray[np.bool_]
+
+
+def run(config: Config) -> list[Row]:
+    """Measures, prints a table and writes the files.
+
+    Args:
+      config: settings of the run whose classifiers are fused.
+
+    Returns:
+      The rows of certified.csv.
+    """
+    dataset = robust_fusion.load(config)
+    prepared = robust_fusion.prepare(config, dataset, config.seed)
+    models = prepared.models
+    validation, test = (
+        make_rows(config, models, dataset.splits[name]) for name in ("validation", "test")
+    )
+    rules = [
+        _Rule("statistical"),
+        *(_Rule("contaminated", contamination=e) for e in config.contaminations),
+        *(_Rule("cascade", confidence=c) for c in config.confidences),
+    ]
+    class_prior = models.evidence.class_prior
+    rows: list[Row] = []
+    for corrupted in config.perturbed:
+        measure = partial(_measure, class_prior=class_prior, corrupted=corrupted)
+        selected = _select(
+            {rule: measure(rule, validation) for rule in rules}, config.max_clean_loss
+        )
+        for rule in rules:
+            outcome = measure(rule, test)
+            clean, certified = (
+                metrics.bootstrap_interval(values, _BOOTSTRAP_SEED, groups=test.groups)
+                for values in outcome
+            )
+            rows.append(
+                Row(
+                    config.dataset,
+                    config.seed,
+                    corrupted,
+                    *rule,
+                    rule in selected,
+                    *(float(clean.mean), float(clean.low), float(clean.high)),
+                    *(float(certified.mean), float(certified.low), float(certified.high)),
+                    len(test.labels),
+                )
+            )
+    folder = Path(config.workdir)
+    files.write_csv(
+        Row._fields, ([files.six_digits(x) for x in row] for row in rows), folder / "certified.csv"
+    )
+    files.write_atomically(folder / "figures" / "certified.png", partial(_draw, rows))
+    print(make_table(rows))
+    for name in ("certified.csv", "figures/certified.png"):
+        print(f"wrote {folder / name}")
+    return rows
+
+
+def make_table(rows: Sequence[Row]) -> str:
+    """A table in Markdown, in %, what validation data chose with a star.
+
+    Args:
+      rows: of certified.csv.
+    """
+    body = [
+        [
+            row.corrupted,
+            _label(row) + (" *" if row.selected else ""),
+            f"{100 * row.clean:.1f}",
+            "{:.1f} [{:.1f}, {:.1f}]".format(
+                *(100 * x for x in (row.certified, row.certified_low, row.certified_high))
+            ),
+        ]
+        for row in rows
+    ]
+    return tabulate(
+        body,
+        ["corrupted", "method", "clean", "certified"],
+        tablefmt="github",
+        colalign=("left", "left", "right", "right"),
+        disable_numparse=True,
+    )
+
+
+def _measure(rule: _Rule, rows: Rows, *, class_prior: jax.Array, corrupted: str) -> _Outcome:
+    logits = {m: jnp.asarray(o.logits) for m, o in rows.outputs["standard"].items()}
+    if rule.method == "statistical":  # an unbounded influence: nothing is certified
+        label = np.asarray(fusion.statistical_fusion(logits, class_prior).argmax(axis=-1))
+        return _Outcome(label == rows.labels, np.zeros(len(label), bool))
+    found = _certify(
+        logits,
+        class_prior,
+        contamination=rule.contamination or 0.0,
+        confidence=1.0 if rule.confidence is None else rule.confidence,
+        corrupted=corrupted,
+        perturbed=corrupted,
+    )
+    is_correct = np.asarray(found.label) == rows.labels
+    return _Outcome(is_correct, is_correct & np.asarray(found.certified))
+
+
+_certify = jax.jit(certificates.certify_modality, static_argnames=("corrupted", "perturbed"))
+
+
+def _select(outcomes: dict[_Rule, _Outcome], max_clean_loss: float) -> set[_Rule]:
+    """Of every method, the rule that certifies most of those that are accurate enough."""
+    least = outcomes[_Rule("statistical")].clean.mean() - max_clean_loss - _ROUNDING
+    selected: set[_Rule] = set()
+    for method in dict.fromkeys(rule.method for rule in outcomes):
+        of_method = {rule: x for rule, x in outcomes.items() if rule.method == method}
+        feasible = {rule: x for rule, x in of_method.items() if x.clean.mean() >= least}
+        if feasible:
+            selected.add(max(feasible, key=lambda rule: feasible[rule].certified.mean()))
+        else:
+            selected.add(max(of_method, key=lambda rule: of_method[rule].clean.mean()))
+    return selected
+
+
+def _label(row: Row) -> str:
+    if row.contamination is not None:
+        return f"{row.method} e={row.contamination:g}"
+    return f"{row.method} c={row.confidence:g}" if row.confidence is not None else row.method
+
+
+def _draw(rows: Sequence[Row], path: Path) -> None:
+    """Certified against clean accuracy, a panel for every corrupted modality."""
+    panels = list(dict.fromkeys(row.corrupted for row in rows))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5 * len(panels), 4.2), squeeze=False, layout="constrained"
+    )
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        for method, marker in (("statistical", "s"), ("contaminated", "o"), ("cascade", "D")):
+            points = sorted(
+                (row for row in rows if (row.corrupted, row.method) == (panel, method)),
+                key=lambda row: row.certified,
+            )
+            (line,) = axis.plot(
+                [100 * row.clean for row in points],
+                [100 * row.certified for row in points],
+                marker=marker,
+                markersize=4,
+                label=method,
+            )
+            chosen: Any = [(100 * r.clean, 100 * r.certified) for r in points if r.selected]
+            axis.plot(*zip(*chosen, strict=True), "*", ms=13, color=line.get_color())
+        axis.set(title=f"{panel} may say anything", xlabel="clean accuracy in %")
+        axis.grid(alpha=0.3)
+    axes.flat[0].set_ylabel("certified accuracy in %")
+    axes.flat[0].legend(loc="lower left")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main(argv: list[str]) -> None:
+    """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
+    robust_fusion.start(argv, run)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, robust_fusion.end_at_once)
+    sys.unraisablehook = robust_fusion.skip_cancelled_reads
+    app.run(main)
