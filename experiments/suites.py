@@ -35,8 +35,8 @@ SUITES: dict[str, dict[str, Any]] = {
         "confidences": ["0.7", "0.75", "0.8", "0.9", "0.95"],
         "num_train": 20_000,
         "num_eval": 5000,
-        "num_attack": 300,
-        "num_select": 400,
+        "num_attack": 200,
+        "num_select": 300,
     },
     "full": {
         "methods": METHODS,
