@@ -98,6 +98,19 @@ def check_logits(logits: Mapping[str, ArrayLike]) -> dict[str, jax.Array]:
     return {name: array.astype(dtype) for name, array in arrays.items()}
 
 
+def check_labelled(
+    logits: Mapping[str, ArrayLike], labels: ArrayLike
+) -> tuple[dict[str, jax.Array], jax.Array, jnp.dtype]:
+    """Returns logits as `check_logits`, labels and dtype; raises unless there is a label a row."""
+    arrays, labels = check_logits(logits), jnp.asarray(labels)
+    first = next(iter(arrays.values()))
+    if labels.shape != first.shape[:1] or not len(first):
+        raise ValueError(
+            f"labels must have shape {first.shape[:1]}, at least one, got {labels.shape}"
+        )
+    return arrays, labels, first.dtype
+
+
 def check_class_prior(class_prior: ArrayLike, num_classes: int, dtype: Any) -> jax.Array:
     """Returns the prior in `dtype`; raises unless it is a positive (K,) vector."""
     prior = jnp.asarray(class_prior)

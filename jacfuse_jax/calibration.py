@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import (
     check_floating,
-    check_logits,
+    check_labelled,
     check_modalities,
     check_scalar,
 )
@@ -143,7 +143,7 @@ def choose_gamma(
     References:
       Derived here.
     """
-    arrays, labels, dtype = _check_labelled(logits, labels)
+    arrays, labels, dtype = check_labelled(logits, labels)
     names = check_modalities("perturbed", perturbed, arrays)
     beta = check_scalar("corrupted_share", corrupted_share, dtype, high=1)
     candidates = jnp.asarray(gammas, dtype)
@@ -204,7 +204,7 @@ def choose_contamination(
     References:
       Derived here.
     """
-    arrays, labels, dtype = _check_labelled(logits, labels)
+    arrays, labels, dtype = check_labelled(logits, labels)
     names = check_modalities("perturbed", perturbed, arrays)
     loss = check_scalar("max_clean_loss", max_clean_loss, dtype)
     candidates = jnp.asarray(contaminations, dtype)
@@ -225,15 +225,3 @@ def choose_contamination(
     is_accurate = clean >= statistical - loss - 0.5 / len(labels)
     objective = jnp.where(is_accurate.any(), jnp.where(is_accurate, certified, -1), clean)
     return ContaminationChoice(candidates[objective.argmax()], candidates, clean, certified)
-
-
-def _check_labelled(
-    logits: Mapping[str, ArrayLike], labels: ArrayLike
-) -> tuple[dict[str, jax.Array], jax.Array, jnp.dtype]:
-    arrays, labels = check_logits(logits), jnp.asarray(labels)
-    first = next(iter(arrays.values()))
-    if labels.shape != first.shape[:1] or not len(first):
-        raise ValueError(
-            f"labels must have shape {first.shape[:1]}, at least one, got {labels.shape}"
-        )
-    return arrays, labels, first.dtype

@@ -13,6 +13,7 @@ from experiments.methods import (
     REGIME_OF,
     Method,
     Observed,
+    Parameters,
     expand_methods,
 )
 from experiments.predictions import predict_all, worst_case
@@ -22,7 +23,13 @@ from experiments.threat_models import THREAT_MODELS, make_scenarios
 from tests.experiments import tiny
 
 BOTH = tiny.MODALITIES
-VALUES = {"gamma": (0.5, 0.1), "scale": (0.2,), "contamination": (0.5,), "tempering": (1.0,)}
+VALUES = {
+    "gamma": (0.5, 0.1),
+    "scale": (0.2,),
+    "contamination": (0.5,),
+    "tempering": (1.0,),
+    "confidence": (0.8,),
+}
 
 
 class TestWorstCase:
@@ -82,7 +89,7 @@ class TestTargets:
         for method in EVERY_METHOD:
             if method.rule in {*HEADS, *REGIME_OF, "mean", "max", "product", "temperature"}:
                 expected.add(Target(method))
-            elif method.parameters.count(None) < 4:
+            elif method.parameters != Parameters():
                 expected |= {Target(method, believed) for believed in beliefs}
             if method.rule in RECALIBRATED:
                 expected |= {
