@@ -35,11 +35,14 @@ class Classifier(NamedTuple):
       output_fn: maps (parameters, inputs (B, H, W, C)) to `UnimodalOutput`.
       parameters: pytree of its arrays.
       kernel: (H, K), of its last linear layer.
+      lipschitz_fn: maps (parameters, key) to a bound on the Lipschitz constant of the logits in the
+        input, in the 2-norm; None where there is none.
     """
 
     output_fn: Callable[[Any, jax.Array], UnimodalOutput]
     parameters: Any
     kernel: jax.Array
+    lipschitz_fn: Callable[[Any, jax.Array], jax.Array] | None = None
 
     def logits_fn(self, parameters: Any, inputs: jax.Array) -> jax.Array:
         """Maps (parameters, inputs (B, H, W, C)) to logits (B, K)."""
@@ -170,4 +173,7 @@ def _freeze(model: LeNet) -> Classifier:
     def output_fn(parameters: Any, inputs: jax.Array) -> UnimodalOutput:
         return nnx.merge(graph, parameters)(inputs)
 
-    return Classifier(output_fn, parameters, model.head.kernel[...])
+    def lipschitz_fn(parameters: Any, key: jax.Array) -> jax.Array:
+        return nnx.merge(graph, parameters).lipschitz_bound(key)
+
+    return Classifier(output_fn, parameters, model.head.kernel[...], lipschitz_fn)

@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jacfuse_jax import fusion
+from experiments.threat_models import DETECT
+from jacfuse_jax import detection, fusion
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum, recalibrate, solve_generalized
 
@@ -83,12 +84,14 @@ class Evidence(NamedTuple):
       temperatures: {modality: temperature fitted on validation data}.
       mean_squared_jacobian: (K, K), mean of J^2 over validation data, with J = diag(p) - p p^T at
         the statistical fusion p.
+      detector: {modality: what its logits are compared with}.
     """
 
     grams: dict[str, GramSpectrum]
     class_prior: jax.Array
     temperatures: dict[str, jax.Array]
     mean_squared_jacobian: jax.Array
+    detector: dict[str, detection.Reference]
 
 
 class Observed(NamedTuple):
@@ -146,7 +149,8 @@ def predict(
       observed: what the classifiers say.
       parameters: of the rule, traced or not; those that it does not have are not looked at.
       evidence: what is known of the classifiers.
-      believed: the modalities that the rule believes perturbed; static.
+      believed: the modalities that the rule believes perturbed; static. `DETECT` averages over
+        them as `detection.detected_fusion` does.
       surrogate: what an attacker differentiates in place of a recalibrated rule; static:
         "stop_gradient" holds the matrices R fixed, so that gradients see p = softmax(R z + ...)
         alone (the same prediction); "iterated" recalibrates three times.
@@ -158,6 +162,20 @@ def predict(
       ValueError: unknown rule.
     """
     class_prior = evidence.class_prior
+    if believed == DETECT and rule in GRIDS:
+        return detection.detected_fusion(
+            lambda names: predict(
+                rule,
+                observed,
+                parameters,
+                evidence=evidence,
+                believed=names,
+                surrogate=surrogate,
+            ),
+            observed.logits["standard"],
+            evidence.detector,
+            class_prior,
+        )
     if rule in HEADS:
         return observed.heads[rule]
     logits = dict(observed.logits[REGIME_OF.get(rule, "standard")])

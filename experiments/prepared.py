@@ -15,7 +15,7 @@ from experiments.config import Config
 from experiments.fusion_heads import train_head
 from experiments.methods import HEADS, REGIME_OF, Evidence
 from experiments.models import Models, Outputs, Rows
-from jacfuse_jax import calibration, fusion, jacobians
+from jacfuse_jax import calibration, detection, fusion, jacobians
 from jacfuse_jax.linalg import spectrum_from_kernel
 
 
@@ -134,4 +134,5 @@ def _evidence(
         class_prior,
         {name: calibration.fit_temperature(z, validation["label"]) for name, z in logits.items()},
         jnp.einsum("bij,bkj->ik", jac, jac, precision=jax.lax.Precision.HIGHEST) / len(jac),
+        jax.jit(detection.fit_detector)(logits, validation["label"], class_prior),
     )

@@ -13,6 +13,7 @@ from experiments.perturbations import PerturbFn
 from experiments.predictions import is_correct, predict_all, worst_case
 from experiments.steps import read_step, run_steps
 from experiments.targets import OWN, Step, Target
+from experiments.threat_models import DETECT
 from jacfuse_jax import metrics
 
 _SEVERITIES = (2, 3, 4, 5)
@@ -27,12 +28,12 @@ class Score(NamedTuple):
     """One line of selection.csv.
 
     Attributes:
-      believed: modalities that the method believes perturbed.
+      believed: modalities that the method believes perturbed, or "detect".
       method: label of the method.
       clean: accuracy on all clean validation rows.
       robust: accuracy on the attacked ones, in the worst case over targets, sample by sample; mean
-        over severities 2 to 5 and over the believed modalities, perturbed one at a time; None
-        where too much clean accuracy is lost.
+        over severities 2 to 5 and over the believed modalities, or all, perturbed one at a time;
+        None where too much clean accuracy is lost.
       selected: whether it is the method that stands for its rule.
     """
 
@@ -68,7 +69,7 @@ def select(
     chosen ones, to show the trade-off.
 
     Args:
-      beliefs: sets of modalities believed perturbed.
+      beliefs: sets of modalities believed perturbed, or `DETECT`.
       methods: all combinations of parameters of all rules.
       perturb_fn: see `perturbations.make_perturb_fn`.
       rows: validation rows.
@@ -84,6 +85,9 @@ def select(
     """
     attacked_rows = rows.first(num_attack)
 
+    def suspects(believed: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(rows.outputs["standard"]) if believed == DETECT else believed
+
     def clean_accuracy(method: Method, believed: tuple[str, ...]) -> float:
         log_probs = predict_all(method, believed, [rows.observed()], rows, evidence)[0]
         return float(is_correct(log_probs, rows.labels).mean())
@@ -91,7 +95,7 @@ def select(
     tunable = [method for method in methods if method.rule in GRIDS]
     least = clean_accuracy(_STATISTICAL, ()) - max_clean_loss - _ROUNDING
     least_attacked = least - _TRADE_OFF * max_clean_loss
-    modalities = list(dict.fromkeys(modality for believed in beliefs for modality in believed))
+    modalities = list(dict.fromkeys(m for believed in beliefs for m in suspects(believed)))
     clean = {
         (believed, method): clean_accuracy(method, believed)
         for believed in dict.fromkeys([*beliefs, *((modality,) for modality in modalities)])
@@ -132,7 +136,7 @@ def select(
 
     def robust_accuracy(method: Method, believed: tuple[str, ...]) -> float:
         accuracies: list[float] = []
-        for modality in believed:
+        for modality in suspects(believed):
             for severity in _SEVERITIES:
                 found = observations[modality, severity]
                 log_probs = predict_all(method, believed, found, attacked_rows, evidence)

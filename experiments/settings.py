@@ -38,7 +38,8 @@ _THREAT_MODELS = flags.DEFINE_list(
     "threat_models",
     ["known"],
     f"Of {','.join(THREAT_MODELS)}: one modality is perturbed and the defender knows which, "
-    "guesses wrong or does not know; both are; or whichever hurts most, unknown to the defender.",
+    "guesses wrong, does not know or judges each sample; both are; or whichever hurts most, "
+    "unknown to the defender.",
 )
 _GAMMAS = flags.DEFINE_list("gammas", ["0.5", "0.1", "0.01"], "Of robust fusion, in (0, 1].")
 _SCALES = flags.DEFINE_list("scales", ["0.5", "0.2", "0.1"], "Of scaled fusion, in [0, 1].")

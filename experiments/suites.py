@@ -4,6 +4,7 @@ from typing import Any
 
 from experiments.methods import METHODS
 from experiments.targets import STRENGTHS
+from experiments.threat_models import THREAT_MODELS
 
 SUITES: dict[str, dict[str, Any]] = {
     "quick": {
@@ -41,7 +42,7 @@ SUITES: dict[str, dict[str, Any]] = {
     "full": {
         "methods": METHODS,
         "perturbations": ["clean", *STRENGTHS],
-        "threat_models": ["known", "wrong", "unknown", "both", "either"],
+        "threat_models": THREAT_MODELS,
         "gammas": ["0.5", "0.3", "0.1", "0.03", "0.01", "0.001", "0.0001"],
         "scales": ["0.5", "0.35", "0.25", "0.2", "0.15", "0.1", "0.05"],
         "contaminations": ["0.05", "0.1", "0.3", "0.5", "0.7", "0.9"],

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-THREAT_MODELS = ("known", "wrong", "unknown", "both", "either")
+THREAT_MODELS = ("known", "wrong", "unknown", "detect", "both", "either")
+DETECT = ("detect",)
+"""In place of believed modalities: the defender judges each sample, see `jacfuse_jax.detection`."""
 
 
 class Scenario(NamedTuple):
@@ -13,7 +15,7 @@ class Scenario(NamedTuple):
       threat_model: of `THREAT_MODELS`.
       alternatives: sets of modalities to perturb; the attacker takes, sample by sample, whichever
         hurts most.
-      believed: the modalities that the defender believes perturbed.
+      believed: the modalities that the defender believes perturbed, or `DETECT`.
     """
 
     threat_model: str
@@ -32,9 +34,9 @@ def make_scenarios(
     """Lists the scenarios of threat models.
 
     "known": one modality is perturbed and the defender knows which; "wrong": the defender believes
-    all others perturbed; "unknown": believes all of them; "both": all are perturbed, and the
-    defender knows; "either": the attacker perturbs the modality that hurts most, sample by sample,
-    and the defender does not know which.
+    all others perturbed; "unknown": believes all of them; "detect": judges each sample; "both": all
+    are perturbed, and the defender knows; "either": the attacker perturbs the modality that hurts
+    most, sample by sample, and the defender does not know which.
 
     Args:
       threat_models: of `THREAT_MODELS`.
@@ -50,6 +52,11 @@ def make_scenarios(
         else:
             for modality in perturbed:
                 others = tuple(other for other in modalities if other != modality)
-                believed = {"known": (modality,), "wrong": others, "unknown": modalities}[name]
+                believed = {
+                    "known": (modality,),
+                    "wrong": others,
+                    "unknown": modalities,
+                    "detect": DETECT,
+                }[name]
                 scenarios.append(Scenario(name, ((modality,),), believed))
     return scenarios

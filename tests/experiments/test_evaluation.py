@@ -19,7 +19,7 @@ from experiments.methods import (
 from experiments.predictions import predict_all, worst_case
 from experiments.steps import read_step, run_steps
 from experiments.targets import LINF_ATTACKS, OWN, Target, applies
-from experiments.threat_models import THREAT_MODELS, make_scenarios
+from experiments.threat_models import DETECT, THREAT_MODELS, make_scenarios
 from tests.experiments import tiny
 
 BOTH = tiny.MODALITIES
@@ -84,7 +84,7 @@ class TestTargets:
     def test_are_own_classifiers_fused_methods_under_every_belief_and_surrogates(self, attacked):
         targets = targets_of(attacked, SCENARIOS, make_contests(SCENARIOS, EVERY_METHOD))
         others = tuple(m for m in BOTH if m not in attacked)
-        beliefs = [BOTH] if len(attacked) == 2 else [attacked, others, BOTH]
+        beliefs = [BOTH] if len(attacked) == 2 else [attacked, others, BOTH, DETECT]
         expected = {OWN, Target(Method("statistical"))}
         for method in EVERY_METHOD:
             if method.rule in {*HEADS, *REGIME_OF, "mean", "max", "product", "temperature"}:

@@ -18,7 +18,8 @@ from experiments.methods import (
     expand_methods,
     predict,
 )
-from jacfuse_jax import fusion
+from experiments.threat_models import DETECT
+from jacfuse_jax import detection, fusion
 from jacfuse_jax.linalg import spectrum_from_kernel
 from tests import reference
 
@@ -51,6 +52,7 @@ EVIDENCE = Evidence(
     jnp.asarray(PRIOR),
     {name: jnp.asarray(1.0 + index) for index, name in enumerate(MODALITIES)},
     jnp.asarray(np.mean(SQUARED_JACOBIANS, axis=0)),
+    detection.fit_detector(STANDARD, np.arange(5) % K, PRIOR),
 )
 GRAMS = {name: kernel.T @ kernel for name, kernel in KERNELS.items()}
 
@@ -234,6 +236,21 @@ class TestSurrogates:
         )
         np.testing.assert_allclose(actual, direct.log_probs, rtol=1e-10)
         assert np.abs(actual - fuse(rule, ("image",))).max() > 1e-3
+
+
+@pytest.mark.parametrize("rule", GRIDS)
+def test_a_defender_who_detects_averages_over_whom_to_believe(rule):
+    found = detection.detect(STANDARD, EVIDENCE.detector, PRIOR)
+    expected = np.exp(found.log_unperturbed)[:, None] * np.exp(statistical(STANDARD))
+    for name in MODALITIES:
+        expected += np.exp(found.log_perturbed[name])[:, None] * np.exp(fuse(rule, (name,)))
+    np.testing.assert_allclose(np.exp(fuse(rule, DETECT)), expected, rtol=1e-9, atol=1e-12)
+    assert np.abs(expected - np.exp(fuse(rule, MODALITIES))).max() > 1e-3
+
+
+def test_rules_without_parameters_detect_nothing():
+    for rule in ("statistical", "mean", "concatenation", "unimodal:image"):
+        np.testing.assert_array_equal(fuse(rule, DETECT), fuse(rule, ("image",)))
 
 
 class TestExpandMethods:

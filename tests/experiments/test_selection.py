@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from experiments.methods import (
 from experiments.models import Rows
 from experiments.selection import select
 from experiments.targets import OWN, Target
+from experiments.threat_models import DETECT
+from jacfuse_jax import detection
 from jacfuse_jax.linalg import spectrum_from_kernel
 from jacfuse_jax.models import UnimodalOutput
 
@@ -35,6 +39,7 @@ STATISTICAL = Method("statistical")
 PREDICT = jax.jit(predict, static_argnames=("rule", "believed"))
 
 
+@functools.cache
 def make_problem(seed=0):
     """Rows with noisy logits; the audio is more often right than the image."""
     rng = np.random.default_rng(seed)
@@ -52,6 +57,7 @@ def make_problem(seed=0):
         np.full(K, 1 / K),  # pyright: ignore[reportArgumentType]
         {},
         np.eye(K),  # pyright: ignore[reportArgumentType]
+        detection.fit_detector(logits, labels, np.full(K, 1 / K)),
     )
     return rows, evidence
 
@@ -94,13 +100,15 @@ def run(folder, *, methods=METHODS, max_clean_loss=0.02, beliefs=BELIEFS):
     return contests, scores, perturb_fn.steps
 
 
-def accuracy(method, believed, changes=()):
-    """Share of rows that are right under each of the changed logits; of clean ones if none."""
+@functools.cache
+def accuracy(method, believed, steps=()):
+    """Share of rows that are right under each of the steps; of clean ones if there is none."""
     rows, evidence = make_problem()
-    rows = rows.first(NUM_ATTACK) if changes else rows
+    rows = rows.first(NUM_ATTACK) if steps else rows
     clean = {m: output.logits for m, output in rows.outputs["standard"].items()}
     correct = np.ones(len(rows.labels), bool)
-    for change in changes or [{}]:
+    for step in steps or [None]:
+        change = {} if step is None else perturbed_logits(step, rows)["standard"]
         observed = Observed({"standard": {**clean, **change}}, {}, {})
         log_probs = PREDICT(
             method.rule, observed, method.parameters, evidence=evidence, believed=believed
@@ -111,15 +119,12 @@ def accuracy(method, believed, changes=()):
 
 def robust_accuracy(method, believed, steps):
     """By brute force: right under all attacks of a severity, mean over severities, modalities."""
-    rows, _ = make_problem()
-    rows = rows.first(NUM_ATTACK)
     found = []
-    for modality in believed:
+    for modality in BOTH if believed == DETECT else believed:
         for severity in (2, 3, 4, 5):
-            chosen = [s for s in steps if (s.attacked, s.severity) == ((modality,), severity)]
+            chosen = tuple(s for s in steps if (s.attacked, s.severity) == ((modality,), severity))
             assert chosen
-            changes = [perturbed_logits(step, rows)["standard"] for step in chosen]
-            found.append(accuracy(method, believed, changes))
+            found.append(accuracy(method, believed, chosen))
     return np.mean(found)
 
 
@@ -179,6 +184,20 @@ def test_what_is_chosen_is_not_what_an_unbounded_loss_would_choose(selected, tmp
             (own,) = (s for s in of_rule if s.method == method.label)
             assert own.robust == max(s.robust for s in of_rule if s.robust is not None)
     assert any(unbounded[b].selected != selected[0][b].selected for b in BELIEFS)
+
+
+def test_a_defender_who_detects_is_judged_on_attacks_against_those_who_know(tmp_path):
+    methods = [STATISTICAL, *(Method("scaled", Parameters(scale=t)) for t in (0.5, 0.2))]
+    contests, scores, steps = run(tmp_path, methods=methods, max_clean_loss=1.0, beliefs=[DETECT])
+    assert {step.attacked for step in steps} == {("image",), ("audio",)}
+    assert all(step.target.believed in ((), step.attacked) for step in steps)
+    for method, score in zip(methods[1:], scores, strict=True):
+        assert (score.believed, score.method) == ("detect", method.label)
+        assert score.clean == pytest.approx(accuracy(method, DETECT))
+        assert score.robust == pytest.approx(robust_accuracy(method, DETECT, steps))
+    assert len({score.robust for score in scores}) == 2
+    best = max(scores, key=lambda score: score.robust)
+    assert [method.label for method in contests[DETECT].selected] == [best.method]
 
 
 def test_without_a_feasible_combination_the_highest_clean_accuracy_is_chosen(tmp_path):

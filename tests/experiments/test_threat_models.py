@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.threat_models import THREAT_MODELS, Scenario, make_scenarios
+from experiments.threat_models import DETECT, THREAT_MODELS, Scenario, make_scenarios
 
 TWO = ("image", "audio")
 THREE = ("image", "audio", "text")
@@ -16,6 +16,7 @@ def alone(*names):
         ("known", TWO, [(alone("image"), ("image",)), (alone("audio"), ("audio",))]),
         ("wrong", TWO, [(alone("image"), ("audio",)), (alone("audio"), ("image",))]),
         ("unknown", TWO, [(alone("image"), TWO), (alone("audio"), TWO)]),
+        ("detect", TWO, [(alone("image"), DETECT), (alone("audio"), DETECT)]),
         ("both", TWO, [((TWO,), TWO)]),
         ("either", TWO, [(alone("image", "audio"), TWO)]),
         ("known", THREE, [(alone(name), (name,)) for name in THREE]),
@@ -52,6 +53,6 @@ def test_only_chosen_modalities_are_perturbed_alone():
 def test_no_two_scenarios_read_alike():
     scenarios = make_scenarios(THREAT_MODELS, TWO, TWO)
     read = [(scenario.threat_model, scenario.perturbed) for scenario in scenarios]
-    assert len(set(read)) == len(read) == 8
+    assert len(set(read)) == len(read) == 10
     assert ("both", "image+audio") in read
     assert ("either", "image or audio") in read

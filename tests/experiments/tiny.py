@@ -13,7 +13,7 @@ from experiments.fusion_heads import FusionHead
 from experiments.methods import Evidence, Method, Observed, Parameters
 from experiments.models import Models, Rows
 from experiments.targets import Target, branch_of
-from jacfuse_jax import jacobians
+from jacfuse_jax import detection, jacobians
 from jacfuse_jax.linalg import spectrum_from_kernel
 from jacfuse_jax.models import UnimodalOutput
 
@@ -46,6 +46,7 @@ def make_models(modalities=MODALITIES, regimes=("standard",), head_names=()) -> 
         jnp.asarray(prior),
         {m: jnp.asarray(1.5 + index) for index, m in enumerate(modalities)},
         jnp.asarray(np.mean([j @ j for j in jac], axis=0)),
+        make_detector(classifiers["standard"], prior),
     )
     heads = {
         name: FusionHead(combine, {modality: kernel() for modality in modalities})
@@ -53,6 +54,15 @@ def make_models(modalities=MODALITIES, regimes=("standard",), head_names=()) -> 
     }
     fill_values = {modality: np.full(SHAPE, 0.3) for modality in modalities}
     return Models(classifiers, heads, evidence, dict.fromkeys(modalities, (0.0, 1.0)), fill_values)
+
+
+def make_detector(classifiers: dict[str, Classifier], prior: Any) -> Any:
+    """Fitted to noisy indicators of the labels."""
+    rng = np.random.default_rng(2)
+    labels = np.arange(60) % NUM_CLASSES
+    noise = {m: rng.normal(size=(60, NUM_CLASSES)) for m in classifiers}
+    logits = {m: 3 * np.eye(NUM_CLASSES)[labels] + noise[m] for m in classifiers}
+    return detection.fit_detector(logits, labels, prior)
 
 
 def classify(parameters: Any, x: jax.Array) -> UnimodalOutput:

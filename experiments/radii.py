@@ -1,0 +1,236 @@
+"""Certified radii of a fused class in the input of one modality, and what attacks need to break it.
+
+The classifier's Lipschitz constant, a product over its layers, turns radii of logits into radii of
+inputs, in the 2-norm. PGD with one, ten and a hundred times each row's radius goes through
+classifier and fusion.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+from tabulate import tabulate
+
+from experiments.classifiers import Classifier
+from experiments.config import Config
+from experiments.methods import Evidence
+from experiments.models import Models, Rows
+from jacfuse_jax import attacks, certificates, fusion
+
+_FACTORS = (1, 10, 100)
+
+
+class Row(NamedTuple):
+    """One line of radii.csv.
+
+    Attributes:
+      corrupted: the modality that moves, and that the rule believes perturbed.
+      method: "statistical", "contaminated" or "robust".
+      contamination: of contaminated fusion.
+      gamma: of robust fusion.
+      lipschitz: upper bound on the Lipschitz constant of the modality's logits.
+      unlimited: share of rows that hold whatever the modality says.
+      median: median radius of all other rows, in the 2-norm of the input.
+      changed_1: share of these whose class PGD changes within the radius: 0, as proved.
+      changed_10: within ten times the radius.
+      changed_100: within a hundred times.
+      num_examples: rows.
+    """
+
+    dataset: str
+    seed: int
+    corrupted: str
+    method: str
+    contamination: float | None
+    gamma: float | None
+    lipschitz: float
+    unlimited: float
+    median: float
+    changed_1: float
+    changed_10: float
+    changed_100: float
+    num_examples: int
+
+
+class _Rule(NamedTuple):
+    """A rule, and the radius (B,) that it has for logits; both take logits and its parameter."""
+
+    method: str
+    contamination: float | None
+    gamma: float | None
+    fuse_fn: Callable[..., jax.Array]
+    radius_fn: Callable[..., jax.Array]
+
+    @property
+    def parameter(self) -> float:
+        return self.gamma if self.gamma is not None else self.contamination or 0.0
+
+
+def measure(
+    config: Config, models: Models, rows: Rows, corrupted: str, contaminations: Sequence[float]
+) -> list[Row]:
+    """Radii of statistical, contaminated and robust fusion, and PGD on them.
+
+    Args:
+      config: --gammas, --attack_steps, --seed.
+      models: trained.
+      rows: all are attacked.
+      corrupted: the modality that moves.
+      contaminations: of contaminated fusion.
+
+    Returns:
+      A row for every rule.
+    """
+    classifier = models.classifiers["standard"][corrupted]
+    assert classifier.lipschitz_fn is not None
+    key = jax.random.key(config.seed)
+    lipschitz = float(jax.jit(classifier.lipschitz_fn)(classifier.parameters, key))
+    rules = _make_rules(models.evidence, corrupted, contaminations, config.gammas)
+    logits = {m: jnp.asarray(o.logits) for m, o in rows.outputs["standard"].items()}
+    inputs = jnp.asarray(rows.inputs[corrupted])
+    found: list[Row] = []
+    for rule in rules:
+        radius = jax.jit(rule.radius_fn)(logits, rule.parameter) / lipschitz
+        share_changed = partial(
+            _share_changed, rule, classifier, inputs, logits, key, corrupted, config.attack_steps
+        )
+        changed = [share_changed(factor * radius) for factor in _FACTORS]
+        is_limited = np.isfinite(radius)
+        found.append(
+            Row(
+                config.dataset,
+                config.seed,
+                corrupted,
+                rule.method,
+                rule.contamination,
+                rule.gamma,
+                lipschitz,
+                1 - float(is_limited.mean()),
+                float(np.median(np.asarray(radius)[is_limited])) if is_limited.any() else np.inf,
+                *changed,
+                len(inputs),
+            )
+        )
+    return found
+
+
+def make_table(rows: Sequence[Row]) -> str:
+    """A table in Markdown, shares in %.
+
+    Args:
+      rows: of radii.csv.
+    """
+    body: list[list[str]] = []
+    for row in rows:
+        label = row.method
+        if row.contamination is not None:
+            label += f" e={row.contamination:g}"
+        if row.gamma is not None:
+            label += f" γ={row.gamma:g}"
+        shares = (row.unlimited, row.changed_1, row.changed_10, row.changed_100)
+        unlimited, *changed = (f"{100 * share:.1f}" for share in shares)
+        body.append([row.corrupted, label, unlimited, f"{row.median:.2g}", *changed])
+    return tabulate(
+        body,
+        ["moved", "method", "any radius", "median radius", "PGD at 1 x", "10 x", "100 x"],
+        tablefmt="github",
+        colalign=("left", "left", *5 * ["right"]),
+        disable_numparse=True,
+    )
+
+
+def _make_rules(
+    evidence: Evidence, corrupted: str, contaminations: Sequence[float], gammas: Sequence[float]
+) -> list[_Rule]:
+    prior = evidence.class_prior
+
+    def fuse_contaminated(z: Mapping[str, Any], e: Any) -> jax.Array:
+        return fusion.contaminated_fusion(z, prior, contamination=e, perturbed=corrupted)
+
+    def contaminated_radius(z: Mapping[str, Any], e: Any) -> jax.Array:
+        return certificates.contaminated_radius(
+            z, prior, contamination=e, corrupted=corrupted, perturbed=corrupted
+        )
+
+    def fuse_robust(z: Mapping[str, Any], gamma: Any) -> jax.Array:
+        fused = fusion.robust_fusion(z, evidence.grams, prior, perturbed=corrupted, gamma=gamma)
+        return fused.log_probs
+
+    def robust_radius(z: Mapping[str, Any], gamma: Any) -> jax.Array:
+        return certificates.robust_radius(
+            z, evidence.grams, prior, perturbed=corrupted, gamma=gamma
+        )
+
+    bounded = fuse_contaminated, contaminated_radius
+    return [
+        _Rule("statistical", None, None, *bounded),
+        *(_Rule("contaminated", e, None, *bounded) for e in contaminations),
+        *(_Rule("robust", None, gamma, fuse_robust, robust_radius) for gamma in gammas),
+    ]
+
+
+def _share_changed(
+    rule: _Rule,
+    classifier: Classifier,
+    inputs: jax.Array,
+    logits: dict[str, jax.Array],
+    key: jax.Array,
+    corrupted: str,
+    num_steps: int,
+    budget: jax.Array,
+) -> float:
+    """Share of the rows with a finite budget (N,) whose class PGD changes; 0 if there is none."""
+    changed: NDArray[np.bool_] = np.asarray(
+        _is_changed(
+            rule.fuse_fn,
+            classifier.logits_fn,
+            corrupted,
+            num_steps,
+            classifier.parameters,
+            inputs,
+            logits,
+            jnp.where(jnp.isfinite(budget), budget, 0),
+            key,
+            rule.parameter,
+        )
+    )
+    is_limited = np.isfinite(budget)
+    return float(changed[is_limited].mean()) if is_limited.any() else 0.0
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _is_changed(
+    fuse_fn: Callable[..., jax.Array],
+    logits_fn: Callable[..., jax.Array],
+    corrupted: str,
+    num_steps: int,
+    parameters: Any,
+    inputs: jax.Array,
+    logits: dict[str, jax.Array],
+    budget: jax.Array,
+    key: jax.Array,
+    parameter: Any,
+) -> jax.Array:
+    radius = budget.reshape(-1, *(inputs.ndim - 1) * [1])
+
+    def log_prob_fn(x: Mapping[str, jax.Array]) -> jax.Array:
+        # The attack moves within the unit ball, so that every row has its own budget.
+        z = logits_fn(parameters, inputs + radius * x["step"])
+        return fuse_fn({**logits, corrupted: z}, parameter)
+
+    clean = fuse_fn(logits, parameter).argmax(axis=-1)
+    found = attacks.pgd(
+        log_prob_fn,
+        {"step": jnp.zeros_like(inputs)},
+        clean,
+        key,
+        epsilon={"step": 1.0},
+        norm="l2",
+        num_steps=num_steps,
+        loss="margin",
+    )
+    return log_prob_fn(found).argmax(axis=-1) != clean
