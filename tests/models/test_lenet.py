@@ -76,3 +76,36 @@ def test_bad_sizes_are_refused():
         LeNet((8, 8, 1), 3, kernel_size=4, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="patch_size must divide 8 and 9, got 4"):
         LeNet((8, 9, 1), 3, patch_size=4, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("input_shape", "kwargs"),
+    [
+        ((7, 6, 2), {"channels": (4, 3), "kernel_size": 3, "hidden_sizes": (8,)}),
+        ((8, 12, 1), {"channels": (5, 6), "kernel_size": 3, "patch_size": 4, "hidden_sizes": (9,)}),
+    ],
+)
+def test_lipschitz_bound(input_shape, kwargs):
+    model = LeNet(input_shape, 4, rngs=nnx.Rngs(3), **kwargs)
+    bound = float(jax.jit(model.lipschitz_bound)(jax.random.key(1)))
+    # Each convolution written out as a matrix, by Flax's own code.
+    norms = [np.linalg.norm(layer.kernel[...], 2) for layer in (*model.hidden, model.head)]
+    shape = input_shape
+    for layer in model.patches:
+        norms.append(np.linalg.norm(layer.kernel[...], 2))
+        size = kwargs["patch_size"]
+        shape = (shape[0] // size, shape[1] // size, layer.kernel.shape[1])
+    for layer in model.convolutions:
+        kernel = np.asarray(layer.kernel[...])
+        theirs = nnx.Conv(*kernel.shape[2:], kernel.shape[:2], use_bias=False, rngs=nnx.Rngs(0))
+        theirs.kernel = layer.kernel
+        eye = jnp.eye(int(np.prod(shape)), dtype=jnp.float32).reshape(-1, *shape)
+        norms.append(np.linalg.norm(np.asarray(theirs(eye)).reshape(len(eye), -1), 2))
+        shape = (-(-shape[0] // 2), -(-shape[1] // 2), kernel.shape[-1])
+    product = np.prod(norms)
+    assert product * (1 - 1e-5) <= bound <= 1.1 ** len(model.convolutions) * product
+
+    x = jax.random.normal(jax.random.key(2), (20, *input_shape), jnp.float32)
+    jac = jax.jit(jax.vmap(jax.jacrev(lambda x: model(x[None]).logits[0])))(x).reshape(20, 4, -1)
+    sharpest = float(jnp.linalg.norm(jac, ord=2, axis=(1, 2)).max())
+    assert 0.02 * bound < sharpest <= bound
