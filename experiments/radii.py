@@ -98,7 +98,7 @@ def measure(
         share_changed = partial(
             _share_changed, rule, classifier, inputs, logits, key, corrupted, config.attack_steps
         )
-        changed = [share_changed(factor * radius) for factor in _FACTORS]
+        changed_1, changed_10, changed_100 = (share_changed(f * radius) for f in _FACTORS)
         is_limited = np.isfinite(radius)
         found.append(
             Row(
@@ -111,7 +111,7 @@ def measure(
                 lipschitz,
                 1 - float(is_limited.mean()),
                 float(np.median(np.asarray(radius)[is_limited])) if is_limited.any() else np.inf,
-                *changed,
+                *(changed_1, changed_10, changed_100),
                 len(inputs),
             )
         )

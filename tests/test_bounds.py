@@ -8,7 +8,7 @@ import pytest
 from jacfuse_jax import bounds, fusion, linalg
 from tests import reference
 
-NAMES = ("image", "audio")
+NAMES = ("image", "audio", "video")
 K, H = 5, 7
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,14 +93,14 @@ def reference_scores(logits, detector, prior, prevalence):
     columns.append((1 - prevalence) * agreement(names))
     for name in names:
         center, whitening, class_means, _ = (np.asarray(x) for x in detector[name])
-        covariance = np.linalg.inv(whitening @ whitening.T)
+        covariance: Any = np.linalg.inv(whitening @ whitening.T)
         means = class_means @ np.linalg.inv(whitening) + center
         gauss = sum(
-            prior[k] * scipy.stats.multivariate_normal(means[k], covariance).pdf(logits[name])
+            prior[k] * scipy.stats.multivariate_normal.pdf(logits[name], means[k], covariance)
             for k in range(num_classes)
         )
         cauchy = sum(
-            prior[k] * scipy.stats.multivariate_t(means[k], covariance, df=1).pdf(logits[name])
+            prior[k] * scipy.stats.multivariate_t.pdf(logits[name], means[k], covariance, df=1)
             for k in range(num_classes)
         )
         others = agreement([n for n in names if n != name])
@@ -178,7 +180,7 @@ class TestDetect:
         _, _, prior, detector = fitted(names=NAMES[:2])
         logits = {"image": np.array([[6.0, 0, 0, 0, 0]]), "audio": np.array([[0.0, 6, 0, 0, 0]])}
         found = detection.detect(logits, detector, prior)
-        np.testing.assert_allclose(*found.disagreement.values())
+        np.testing.assert_allclose(found.disagreement["image"], found.disagreement["audio"])
         logits["audio"] = 10 * logits["audio"]
         found = detection.detect(logits, detector, prior)
         assert found.log_perturbed["audio"] > found.log_perturbed["image"] + 5

@@ -196,7 +196,7 @@ def test_a_defender_who_detects_is_judged_on_attacks_against_those_who_know(tmp_
         assert score.clean == pytest.approx(accuracy(method, DETECT))
         assert score.robust == pytest.approx(robust_accuracy(method, DETECT, steps))
     assert len({score.robust for score in scores}) == 2
-    best = max(scores, key=lambda score: score.robust)
+    best = max(scores, key=lambda score: score.robust or 0)
     assert [method.label for method in contests[DETECT].selected] == [best.method]
 
 

@@ -97,7 +97,9 @@ def test_lipschitz_bound(input_shape, kwargs):
         shape = (shape[0] // size, shape[1] // size, layer.kernel.shape[1])
     for layer in model.convolutions:
         kernel = np.asarray(layer.kernel[...])
-        theirs = nnx.Conv(*kernel.shape[2:], kernel.shape[:2], use_bias=False, rngs=nnx.Rngs(0))
+        theirs = nnx.Conv(
+            kernel.shape[2], kernel.shape[3], kernel.shape[:2], use_bias=False, rngs=nnx.Rngs(0)
+        )
         theirs.kernel = layer.kernel
         eye = jnp.eye(int(np.prod(shape)), dtype=jnp.float32).reshape(-1, *shape)
         norms.append(np.linalg.norm(np.asarray(theirs(eye)).reshape(len(eye), -1), 2))
