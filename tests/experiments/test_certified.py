@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import certified
+from experiments import certified, radii
 from experiments.certified import Row
 from tests.experiments import runs
 
@@ -56,10 +56,37 @@ def test_a_run_writes_what_is_certified(tmp_path):
                 low, mid, high = (float(row[name + end]) for end in ("_low", "", "_high"))
                 assert low <= mid <= high
     assert process.stdout.count(" *") == 6
+    check_radii(runs.read_rows(tmp_path / "run", "radii.csv"), rows)
     # It reports the rows of the file.
     lines = [line for line in process.stdout.splitlines() if line.startswith("| upper")]
     cells = [cell.strip() for cell in lines[0].split("|")]
     assert cells[2:4] == ["statistical *", f"{100 * float(rows[0]['clean']):.1f}"]
+
+
+def check_radii(found, certified_rows):
+    assert list(found[0]) == list(radii.Row._fields)
+    chosen = {
+        row["corrupted"]: row["contamination"]
+        for row in certified_rows
+        if row["method"] == "contaminated" and row["selected"] == "True"
+    }
+    assert [(r["corrupted"], r["method"], r["contamination"], r["gamma"]) for r in found] == [
+        (modality, *rule)
+        for modality in ("upper", "lower")
+        for rule in (
+            ("statistical", "", ""),
+            ("contaminated", chosen[modality], ""),
+            ("robust", "", "0.1"),
+        )
+    ]
+    for row in found:
+        assert (float(row["unlimited"]) > 0) == (row["method"] == "contaminated")
+        assert 0 < float(row["median"]) < 1
+        assert 1 < float(row["lipschitz"]) < 1000
+        assert row["num_examples"] == "20"
+        shares = [float(row[f"changed_{factor}"]) for factor in (1, 10, 100)]
+        assert shares[0] == 0
+    assert max(float(row["changed_100"]) for row in found) > 0.3
 
 
 def test_bad_flags_end_in_one_line(tmp_path):
