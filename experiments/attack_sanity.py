@@ -12,8 +12,6 @@ it uses the classifiers that are there. For every perturbed modality it attacks 
 takes about four minutes on two CPU cores, most of it to compile.
 """
 
-import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 from numpy.typing import NDArray
 from tabulate import tabulate
 from tqdm.auto import tqdm
@@ -208,6 +205,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, robust_fusion.end_at_once)
-    sys.unraisablehook = robust_fusion.skip_cancelled_reads
-    app.run(main)
+    robust_fusion.launch(main)

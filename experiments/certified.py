@@ -11,11 +11,9 @@ them: see `experiments.radii`. Writes certified.csv, radii.csv and figures/certi
 
     python -m experiments.certified --dataset=digits --workdir=runs/certified
 
-takes a minute on two CPU cores, most of it to train.
+takes about two minutes on two CPU cores, most of it to train and compile.
 """
 
-import signal
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,18 +23,17 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from absl import app
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from experiments import files, radii, robust_fusion
+from experiments import files, radii, robust_fusion, selection
 from experiments.config import Config
+from experiments.methods import Method, Parameters
 from experiments.models import Rows
 from experiments.prepared import make_rows
 from jacfuse_jax import certificates, fusion, metrics
 
 _BOOTSTRAP_SEED = 0
-_ROUNDING = 1e-9  # of a difference of accuracies
 
 
 class Row(NamedTuple):
@@ -194,22 +191,20 @@ _certify = jax.jit(certificates.certify_modality, static_argnames=("corrupted", 
 
 def _select(outcomes: dict[_Rule, _Outcome], max_clean_loss: float) -> set[_Rule]:
     """Of every method, the rule that certifies most of those that are accurate enough."""
-    least = outcomes[_Rule("statistical")].clean.mean() - max_clean_loss - _ROUNDING
-    selected: set[_Rule] = set()
-    for method in dict.fromkeys(rule.method for rule in outcomes):
-        of_method = {rule: x for rule, x in outcomes.items() if rule.method == method}
-        feasible = {rule: x for rule, x in of_method.items() if x.clean.mean() >= least}
-        if feasible:
-            selected.add(max(feasible, key=lambda rule: feasible[rule].certified.mean()))
-        else:
-            selected.add(max(of_method, key=lambda rule: of_method[rule].clean.mean()))
-    return selected
+    clean = {rule: outcome.clean.mean() for rule, outcome in outcomes.items()}
+    certified = {rule: outcome.certified.mean() for rule, outcome in outcomes.items()}
+    least = clean[_Rule("statistical")] - max_clean_loss - selection.ROUNDING
+    return {
+        selection.choose(
+            [rule for rule in outcomes if rule.method == method], clean, certified, least
+        )
+        for method in dict.fromkeys(rule.method for rule in outcomes)
+    }
 
 
 def _label(row: Row) -> str:
-    if row.contamination is not None:
-        return f"{row.method} e={row.contamination:g}"
-    return f"{row.method} c={row.confidence:g}" if row.confidence is not None else row.method
+    parameters = Parameters(contamination=row.contamination, confidence=row.confidence)
+    return Method(row.method, parameters).label
 
 
 def _draw(rows: Sequence[Row], path: Path) -> None:
@@ -247,6 +242,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, robust_fusion.end_at_once)
-    sys.unraisablehook = robust_fusion.skip_cancelled_reads
-    app.run(main)
+    robust_fusion.launch(main)

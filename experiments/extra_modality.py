@@ -20,8 +20,6 @@ Writes extra_modality.csv and figures/extra_modality_*.png.
 takes about two minutes on two CPU cores, most of it to train and compile.
 """
 
-import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +28,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-from absl import app
 from tabulate import tabulate
 
 from experiments import files, robust_fusion
@@ -377,6 +374,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, robust_fusion.end_at_once)
-    sys.unraisablehook = robust_fusion.skip_cancelled_reads
-    app.run(main)
+    robust_fusion.launch(main)

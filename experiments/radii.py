@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 from tabulate import tabulate
 
-from experiments.classifiers import Classifier
 from experiments.config import Config
-from experiments.methods import Evidence
+from experiments.methods import Evidence, Method, Parameters
 from experiments.models import Models, Rows
 from jacfuse_jax import attacks, certificates, fusion
 
@@ -94,12 +92,25 @@ def measure(
     inputs = jnp.asarray(rows.inputs[corrupted])
     found: list[Row] = []
     for rule in rules:
-        radius = jax.jit(rule.radius_fn)(logits, rule.parameter) / lipschitz
-        share_changed = partial(
-            _share_changed, rule, classifier, inputs, logits, key, corrupted, config.attack_steps
-        )
-        changed_1, changed_10, changed_100 = (share_changed(f * radius) for f in _FACTORS)
+        radius = np.asarray(jax.jit(rule.radius_fn)(logits, rule.parameter) / lipschitz)
         is_limited = np.isfinite(radius)
+        changed: list[float] = []
+        for factor in _FACTORS:
+            is_changed = _is_changed(
+                rule.fuse_fn,
+                classifier.logits_fn,
+                corrupted,
+                config.attack_steps,
+                classifier.parameters,
+                inputs,
+                logits,
+                jnp.where(is_limited, factor * radius, 0),
+                key,
+                rule.parameter,
+            )
+            of_limited = np.asarray(is_changed)[is_limited]
+            changed.append(float(of_limited.mean()) if of_limited.size else 0.0)
+        changed_1, changed_10, changed_100 = changed
         found.append(
             Row(
                 config.dataset,
@@ -110,7 +121,7 @@ def measure(
                 rule.gamma,
                 lipschitz,
                 1 - float(is_limited.mean()),
-                float(np.median(np.asarray(radius)[is_limited])) if is_limited.any() else np.inf,
+                float(np.median(radius[is_limited])) if is_limited.any() else np.inf,
                 *(changed_1, changed_10, changed_100),
                 len(inputs),
             )
@@ -126,11 +137,8 @@ def make_table(rows: Sequence[Row]) -> str:
     """
     body: list[list[str]] = []
     for row in rows:
-        label = row.method
-        if row.contamination is not None:
-            label += f" e={row.contamination:g}"
-        if row.gamma is not None:
-            label += f" γ={row.gamma:g}"
+        parameters = Parameters(contamination=row.contamination, gamma=row.gamma)
+        label = Method(row.method, parameters).label
         shares = (row.unlimited, row.changed_1, row.changed_10, row.changed_100)
         unlimited, *changed = (f"{100 * share:.1f}" for share in shares)
         body.append([row.corrupted, label, unlimited, f"{row.median:.2g}", *changed])
@@ -171,35 +179,6 @@ def _make_rules(
         *(_Rule("contaminated", e, None, *bounded) for e in contaminations),
         *(_Rule("robust", None, gamma, fuse_robust, robust_radius) for gamma in gammas),
     ]
-
-
-def _share_changed(
-    rule: _Rule,
-    classifier: Classifier,
-    inputs: jax.Array,
-    logits: dict[str, jax.Array],
-    key: jax.Array,
-    corrupted: str,
-    num_steps: int,
-    budget: jax.Array,
-) -> float:
-    """Share of the rows with a finite budget (N,) whose class PGD changes; 0 if there is none."""
-    changed: NDArray[np.bool_] = np.asarray(
-        _is_changed(
-            rule.fuse_fn,
-            classifier.logits_fn,
-            corrupted,
-            num_steps,
-            classifier.parameters,
-            inputs,
-            logits,
-            jnp.where(jnp.isfinite(budget), budget, 0),
-            key,
-            rule.parameter,
-        )
-    )
-    is_limited = np.isfinite(budget)
-    return float(changed[is_limited].mean()) if is_limited.any() else 0.0
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -249,7 +249,16 @@ def main(argv: list[str]) -> None:
     start(argv, run)
 
 
-if __name__ == "__main__":
+def launch(main_fn: Callable[[list[str]], None]) -> None:
+    """Runs a binary: Ctrl-C ends it at once, and damaged checkpoints are reported once.
+
+    Args:
+      main_fn: takes what absl leaves of the command line.
+    """
     signal.signal(signal.SIGINT, end_at_once)
     sys.unraisablehook = skip_cancelled_reads
-    app.run(main)
+    app.run(main_fn)
+
+
+if __name__ == "__main__":
+    launch(main)

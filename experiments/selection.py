@@ -1,8 +1,8 @@
 """Parameters of the fusion rules, chosen on validation data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,8 @@ _SEVERITIES = (2, 3, 4, 5)
 # Combinations that lose more clean accuracy than may be chosen, by this share of that loss, are
 # attacked all the same: they show the trade-off.
 _TRADE_OFF = 2.0
-_ROUNDING = 1e-9  # of a difference of accuracies
+ROUNDING = 1e-9  # of a difference of accuracies
+T = TypeVar("T")
 _STATISTICAL = Method("statistical")
 
 
@@ -93,7 +94,7 @@ def select(
         return float(is_correct(log_probs, rows.labels).mean())
 
     tunable = [method for method in methods if method.rule in GRIDS]
-    least = clean_accuracy(_STATISTICAL, ()) - max_clean_loss - _ROUNDING
+    least = clean_accuracy(_STATISTICAL, ()) - max_clean_loss - ROUNDING
     least_attacked = least - _TRADE_OFF * max_clean_loss
     modalities = list(dict.fromkeys(m for believed in beliefs for m in suspects(believed)))
     clean = {
@@ -152,14 +153,11 @@ def select(
             for method in tunable
             if clean[believed, method] >= least_attacked
         }
-        selected: set[Method] = set()
-        for rule in dict.fromkeys(method.rule for method in tunable):
-            of_rule = [method for method in tunable if method.rule == rule]
-            feasible = [method for method in of_rule if clean[believed, method] >= least]
-            if feasible:
-                selected.add(max(feasible, key=lambda method: robust[method]))
-            else:
-                selected.add(max(of_rule, key=lambda method: clean[believed, method]))
+        clean_of = {method: clean[believed, method] for method in tunable}
+        selected = {
+            choose([method for method in tunable if method.rule == rule], clean_of, robust, least)
+            for rule in dict.fromkeys(method.rule for method in tunable)
+        }
         front = _fronts(believed, clean, robust)
         kept = [
             method
@@ -178,6 +176,21 @@ def select(
             for method in tunable
         ]
     return contests, scores
+
+
+def choose(
+    candidates: Sequence[T], clean: Mapping[T, float], robust: Mapping[T, float], least: float
+) -> T:
+    """The most robust candidate of those that are accurate enough, or else the most accurate.
+
+    Args:
+      candidates: at least one; of equal ones the first is taken.
+      clean: accuracy of each.
+      robust: of those at least that are accurate enough.
+      least: accuracy that is enough.
+    """
+    feasible = [candidate for candidate in candidates if clean[candidate] >= least]
+    return max(feasible or candidates, key=(robust if feasible else clean).__getitem__)
 
 
 def _fronts(
