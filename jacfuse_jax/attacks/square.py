@@ -37,8 +37,9 @@ def square(
     take turns, one a query.
 
     (B, H, W, C) is an image of C channels, with square windows unless p H W exceeds the square of
-    the shorter side. A sequence (B, T, C) is read as an image of height 1, so that windows are
-    intervals of time; anything else as B feature vectors of height 1 with a single channel.
+    the shorter side. A video (B, T, H, W, C) is an image of T C channels: a window has its place in
+    all frames. A sequence (B, T, C) is read as an image of height 1, so that windows are intervals
+    of time; anything else as B feature vectors of height 1 with a single channel.
 
     Departs from the paper in this: windows also reach the last row and column; a colour that would
     leave the signs of a window as they are is inverted, not drawn anew; windows of the l2 attack
@@ -121,21 +122,37 @@ def _as_images(budget: Budget) -> Budget:
     """The budget with all arrays as (B, H, W, C)."""
     images = Budget({}, budget.epsilon, {})
     for name, clean in budget.clean.items():
-        shape = (clean.shape[0], 1, -1, clean.shape[2] if clean.ndim == 3 else 1)
-        shape = clean.shape if clean.ndim == 4 else shape
-        images.clean[name] = clean.reshape(shape)
+        images.clean[name] = _as_image(clean)
         if name in budget.valid_range:
             low, high = budget.valid_range[name]
             images.valid_range[name] = (
-                jnp.broadcast_to(low, clean.shape).reshape(shape),
-                jnp.broadcast_to(high, clean.shape).reshape(shape),
+                _as_image(jnp.broadcast_to(low, clean.shape)),
+                _as_image(jnp.broadcast_to(high, clean.shape)),
             )
     return images
 
 
+def _as_image(x: jax.Array) -> jax.Array:
+    """(B, ...) to (B, H, W, C)."""
+    if x.ndim == 4:
+        return x
+    if x.ndim == 5:
+        x = jnp.moveaxis(x, 1, 3)
+        return x.reshape(*x.shape[:3], -1)
+    return x.reshape(x.shape[0], 1, -1, x.shape[2] if x.ndim == 3 else 1)
+
+
 def _shaped_like(inputs: Mapping[str, Any], images: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Undoes `_as_images`."""
-    return {name: image.reshape(jnp.shape(inputs[name])) for name, image in images.items()}
+    shaped: dict[str, jax.Array] = {}
+    for name, image in images.items():
+        shape = jnp.shape(inputs[name])
+        if len(shape) == 5:
+            frames = image.reshape(*image.shape[:3], shape[1], shape[4])
+            shaped[name] = jnp.moveaxis(frames, 3, 1)
+        else:
+            shaped[name] = image.reshape(shape)
+    return shaped
 
 
 def _shares(initial_share: float, num_queries: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Corruptions of images (B, H, W, C)."""
+"""Corruptions of images (B, H, W, C) and of videos (B, T, H, W, C)."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def shot_noise(
 
     Args:
       key: PRNG key of JAX's default kind (threefry); the same key gives the same noise.
-      x: (B, H, W, C), float32 or float64.
+      x: (B, H, W, C) or (B, T, H, W, C), float32 or float64.
       photons: expected count of an entry that reads `high`, in (0, 1e6], traced or not.
       valid_range: (low, high), scalars or arrays that broadcast against `x`.
 
@@ -39,7 +39,7 @@ def shot_noise(
 
     Raises:
       TypeError: not float32 or float64.
-      ValueError: not (B, H, W, C), photons lies outside its interval, or low <= high fails.
+      ValueError: x is neither images nor videos, photons lies outside its interval, or low <= high fails.
     """
     x = _check_images(x)
     photons = check_scalar("photons", photons, x.dtype, high=_MAX_PHOTONS, positive=True)
@@ -61,7 +61,7 @@ def impulse_noise(
 
     Args:
       key: PRNG key; the same key hits the same entries, and a larger fraction a superset.
-      x: (B, H, W, C), float32 or float64; each channel is hit independently.
+      x: (B, H, W, C) or (B, T, H, W, C), float32 or float64; channels are hit independently.
       fraction: in [0, 1], traced or not.
       valid_range: (low, high), scalars or arrays that broadcast against `x`.
 
@@ -70,7 +70,7 @@ def impulse_noise(
 
     Raises:
       TypeError: not float32 or float64.
-      ValueError: not (B, H, W, C), fraction lies outside [0, 1], or low <= high fails.
+      ValueError: x is neither images nor videos, fraction lies outside [0, 1], or low <= high fails.
     """
     x = _check_images(x)
     fraction = check_scalar("fraction", fraction, x.dtype, high=1)
@@ -88,7 +88,7 @@ def gaussian_blur(x: ArrayLike, *, stddev: ArrayLike, radius: int = 12) -> jax.A
     by rounding at most.
 
     Args:
-      x: (B, H, W, C), float32 or float64; channels are blurred separately.
+      x: (B, H, W, C) or (B, T, H, W, C), float32 or float64; channels are blurred separately.
       stddev: in pixels, not negative, traced or not; 0 changes nothing.
       radius: of the kernel in pixels, at least 1; static. The default serves a stddev up to 3.
 
@@ -97,7 +97,7 @@ def gaussian_blur(x: ArrayLike, *, stddev: ArrayLike, radius: int = 12) -> jax.A
 
     Raises:
       TypeError: not float32 or float64.
-      ValueError: not (B, H, W, C), stddev is not a finite scalar >= 0, or radius < 1.
+      ValueError: x is neither images nor videos, stddev is not a finite scalar >= 0, or radius < 1.
     """
     x = _check_images(x)
     stddev = check_scalar("stddev", stddev, x.dtype)
@@ -106,7 +106,7 @@ def gaussian_blur(x: ArrayLike, *, stddev: ArrayLike, radius: int = 12) -> jax.A
     i = jnp.arange(-radius, radius + 1, dtype=x.dtype)
     weights = jnp.exp(-(i**2) / jnp.maximum(2 * stddev**2, jnp.finfo(x.dtype).tiny))
     weights = weights / weights.sum()
-    return _convolve(_convolve(x, weights, axis=1), weights, axis=2)
+    return _convolve(_convolve(x, weights, axis=-3), weights, axis=-2)
 
 
 def occlusion(
@@ -115,11 +115,11 @@ def occlusion(
     """Covers one square per sample, inside the image and uniformly placed, in all channels.
 
     Its side is the integer nearest to sqrt(fraction H W), but at most min(H, W): a square cannot
-    cover more of an oblong image.
+    cover more of an oblong image. All frames of a video are covered in the same place.
 
     Args:
       key: PRNG key; the same key covers the same pixels, and a larger fraction a superset.
-      x: (B, H, W, C), float32 or float64.
+      x: (B, H, W, C) or (B, T, H, W, C), float32 or float64.
       fraction: share of the area, in [0, 1], traced or not.
       fill_value: what a covered entry reads, a scalar or an array that broadcasts against `x`.
 
@@ -128,19 +128,20 @@ def occlusion(
 
     Raises:
       TypeError: not float32 or float64.
-      ValueError: not (B, H, W, C), or fraction lies outside [0, 1].
+      ValueError: x is neither images nor videos, or fraction lies outside [0, 1].
 
     References:
       DeVries, Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
     """
     x = _check_images(x)
     fraction = check_scalar("fraction", fraction, x.dtype, high=1)
-    num_samples, height, width, _ = x.shape
+    num_samples, *_, height, width, _ = x.shape
     side = jnp.minimum(jnp.round(jnp.sqrt(fraction * (height * width))), min(height, width))
     key_rows, key_columns = jax.random.split(key)
     rows = random_band(key_rows, num_samples, height, side)
     columns = random_band(key_columns, num_samples, width, side)
-    return fill(x, rows[:, :, None, None] & columns[:, None, :, None], fill_value)
+    covered = rows[:, :, None, None] & columns[:, None, :, None]
+    return fill(x, covered if x.ndim == 4 else covered[:, None], fill_value)
 
 
 def contrast(x: ArrayLike, *, factor: ArrayLike) -> jax.Array:
@@ -149,7 +150,7 @@ def contrast(x: ArrayLike, *, factor: ArrayLike) -> jax.Array:
     An average of x and m, so it leaves the range of the image by rounding at most.
 
     Args:
-      x: (B, H, W, C), float32 or float64.
+      x: (B, H, W, C) or (B, T, H, W, C), float32 or float64.
       factor: share of the contrast that is kept, in [0, 1], traced or not.
 
     Returns:
@@ -157,11 +158,11 @@ def contrast(x: ArrayLike, *, factor: ArrayLike) -> jax.Array:
 
     Raises:
       TypeError: not float32 or float64.
-      ValueError: not (B, H, W, C), or factor lies outside [0, 1].
+      ValueError: x is neither images nor videos, or factor lies outside [0, 1].
     """
     x = _check_images(x)
     factor = check_scalar("factor", factor, x.dtype, high=1)
-    mean = x.mean(axis=(1, 2, 3), keepdims=True)
+    mean = x.mean(axis=tuple(range(1, x.ndim)), keepdims=True)
     return mean + factor * (x - mean)
 
 
@@ -169,7 +170,7 @@ def brightness(x: ArrayLike, *, offset: ArrayLike, valid_range: ValidRange) -> j
     """Brightens, x' = clip(x + offset); see `bias` for an offset of random sign.
 
     Args:
-      x: (B, H, W, C), float32 or float64.
+      x: (B, H, W, C) or (B, T, H, W, C), float32 or float64.
       offset: in units of the input, not negative, traced or not.
       valid_range: (low, high) to clip to, scalars or arrays that broadcast against `x`.
 
@@ -178,17 +179,17 @@ def brightness(x: ArrayLike, *, offset: ArrayLike, valid_range: ValidRange) -> j
 
     Raises:
       TypeError: not float32 or float64.
-      ValueError: not (B, H, W, C), offset is not a finite scalar >= 0, or low <= high fails.
+      ValueError: x is neither images nor videos, offset is not a finite scalar >= 0, or low <= high fails.
     """
     x = _check_images(x)
     return clip(x + check_scalar("offset", offset, x.dtype), valid_range)
 
 
 def _check_images(x: ArrayLike) -> jax.Array:
-    """Returns images as an array; raises unless they are a floating (B, H, W, C)."""
+    """Returns images or videos as an array; raises unless they are floating, of 4 or 5 axes."""
     array = check_batch(x)
-    if array.ndim != 4:
-        raise ValueError(f"x must have shape (B, H, W, C), got {array.shape}")
+    if array.ndim not in (4, 5):
+        raise ValueError(f"x must have shape (B, H, W, C) or (B, T, H, W, C), got {array.shape}")
     return array
 
 

@@ -1,5 +1,6 @@
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,6 +85,38 @@ def test_more_queries_are_stronger_on_average():
         for n in (30, 300)
     )
     assert np.mean(few) < np.mean(many)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_windows_of_a_video_lie_in_the_same_place_in_all_frames(norm):
+    rng = np.random.default_rng(0)
+    video = rng.uniform(size=(BATCH, 3, 5, 4, 2))
+    image = np.moveaxis(video, 1, 3).reshape(BATCH, 5, 4, 6)
+    kernel = rng.normal(size=(120, 4))
+    labels = (image.reshape(BATCH, -1) @ kernel).argmax(axis=1)
+
+    def attacked(x, as_image_fn):
+        def log_prob_fn(inputs):
+            return jax.nn.log_softmax(as_image_fn(inputs["x"]).reshape(BATCH, -1) @ kernel)
+
+        return jax.jit(
+            lambda x: square(
+                log_prob_fn,
+                {"x": x},
+                labels,
+                jax.random.key(0),
+                epsilon={"x": 0.05},
+                norm=norm,
+                num_queries=60,
+                valid_range={"x": (0.0, 1.0)},
+            )
+        )(x)["x"]
+
+    expected = attacked(image, lambda x: x)
+    found = attacked(video, lambda x: jnp.moveaxis(x, 1, 3).reshape(BATCH, 5, 4, 6))
+    assert (found != video).any()
+    found_image = np.moveaxis(np.asarray(found), 1, 3).reshape(BATCH, 5, 4, 6)
+    np.testing.assert_array_equal(found_image, expected)
 
 
 def test_misclassified_samples_are_not_touched():

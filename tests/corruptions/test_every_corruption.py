@@ -126,7 +126,9 @@ def test_misuse(name):
         with pytest.raises(ValueError, match=r"fill_value must broadcast against x, .* \(7,\) and"):
             corrupt(name, KEY, x, values[0], fill_value=np.zeros(7))
     if getattr(corruptions, name).__module__.endswith("image"):
-        with pytest.raises(ValueError, match=r"x must have shape \(B, H, W, C\), got \(40, 25, 25"):
+        with pytest.raises(
+            ValueError, match=r"x must have shape \(B, H, W, C\) or .*, got \(40, 25"
+        ):
             corrupt(name, KEY, x[..., 0], values[0])
     if takes(name, "axis"):
         with pytest.raises(ValueError, match=f"axis must be in 1 .. {x.ndim - 1}, .*, got 0"):

@@ -159,3 +159,33 @@ def test_brightness_is_an_offset_with_a_ceiling(dtype):
     y = corruptions.brightness(x, offset=0.4, valid_range=UNIT)
     expected = np.minimum(x.astype(np.float64) + 0.4, 1)
     np.testing.assert_allclose(y, expected, rtol=0, atol=np.finfo(dtype).eps)
+
+
+# As an image, a video is a row of frames, or its frames are channels.
+def test_frames_of_a_video_are_corrupted_alike(dtype):
+    video = random_images(8, 3 * 20, 24, 2, dtype=dtype).reshape(8, 3, 20, 24, 2)
+    frames = video.reshape(24, 20, 24, 2)
+    blurred = corruptions.gaussian_blur(video, stddev=1.5)
+    expected = corruptions.gaussian_blur(frames, stddev=1.5)
+    np.testing.assert_array_equal(blurred, np.reshape(expected, video.shape))
+    as_channels = np.moveaxis(video, 1, 3).reshape(8, 20, 24, 6)
+
+    def of_channels(y):
+        return np.moveaxis(np.reshape(y, (8, 20, 24, 3, 2)), 3, 1)
+
+    covered = corruptions.occlusion(KEY, video, fraction=0.3, fill_value=-1.0)
+    expected = corruptions.occlusion(KEY, as_channels, fraction=0.3, fill_value=-1.0)
+    np.testing.assert_array_equal(covered, of_channels(expected))
+    flat = corruptions.contrast(video, factor=0.3)
+    expected = corruptions.contrast(as_channels, factor=0.3)
+    np.testing.assert_allclose(flat, of_channels(expected), atol=4 * np.finfo(dtype).eps)
+
+
+def test_noise_differs_between_the_frames_of_a_video():
+    still = np.full((4, 3, 20, 24, 1), 0.5)
+    for noisy in (
+        corruptions.shot_noise(KEY, still, photons=10.0, valid_range=UNIT),
+        corruptions.impulse_noise(KEY, still, fraction=0.4, valid_range=UNIT),
+    ):
+        first, second, third = np.moveaxis(np.asarray(noisy), 1, 0)
+        assert min((first != second).mean(), (second != third).mean()) > 0.3
