@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+PEERS := .venv/peers_installed
 
 .PHONY: install demo test lint typecheck clean
 
@@ -15,17 +16,22 @@ $(STAMP): pyproject.toml constraints.txt
 	  --build-constraint constraints.txt --editable ".[experiments,dev]"
 	touch $(STAMP)
 
+# Torch, which only tests compare with, takes gigabytes.
+$(PEERS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[torch]"
+	touch $(PEERS)
+
 demo: $(STAMP)
 	$(BIN)/python -m experiments.robust_fusion --dataset=digits --num_attack=200 --workdir=runs/demo
 
-test: $(STAMP)
+test: $(PEERS)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: $(STAMP)
+typecheck: $(PEERS)
 	$(BIN)/pyright
 	$(BIN)/pyright --project tests
 
