@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.stored import Column
+
 
 def num_batches(num_examples: int, batch_size: int) -> int:
     """Returns ceil(num_examples / batch_size), the length of `iterate_batches`.
@@ -27,19 +29,21 @@ def num_batches(num_examples: int, batch_size: int) -> int:
 
 
 def iterate_batches(
-    arrays: Mapping[str, NDArray[Any]],
+    arrays: Mapping[str, Column],
     batch_size: int,
     *,
     shuffle_seed: int | Sequence[int] | None = None,
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Iterates over rows in batches that all have the same shapes.
 
-    The last partial batch is filled up with copies of its first row, and "mask" tells rows from
-    copies: one compiled function serves every batch, and sums weighted by the mask count every row
-    exactly once.
+    The last partial batch is filled up with copies of the rows that came first, and "mask" tells
+    rows from copies: one compiled function serves every batch, and sums weighted by the mask count
+    every row exactly once. Copies are as varied as rows, since layers that normalise over a batch
+    see them, too.
 
     Args:
-      arrays: {name: (N, ...)}, N >= 1 and the same for all; "mask" is not a legal name.
+      arrays: {name: (N, ...)}, N >= 1 and the same for all; "mask" is not a legal name. Of a
+        `StoredColumn` each batch is read when it is asked for.
       batch_size: B, at least 1; may exceed N.
       shuffle_seed: for `np.random.default_rng`, for example (seed, epoch); None keeps the order.
 
@@ -63,17 +67,15 @@ def iterate_batches(
     order = np.arange(num_examples)
     if shuffle_seed is not None:
         order = np.random.default_rng(shuffle_seed).permutation(num_examples)
-    return (
-        _batch(arrays, order[i * batch_size : (i + 1) * batch_size], batch_size)
-        for i in range(count)
-    )
+    return (_batch(arrays, order, i * batch_size, batch_size) for i in range(count))
 
 
 def _batch(
-    arrays: Mapping[str, NDArray[Any]], rows: NDArray[np.intp], batch_size: int
+    arrays: Mapping[str, Column], order: NDArray[np.intp], start: int, batch_size: int
 ) -> dict[str, NDArray[Any]]:
-    """Gathers the rows, padded to the batch size, and adds the mask."""
-    padded = np.pad(rows, (0, batch_size - len(rows)), constant_values=rows[0])
-    batch = {name: array[padded] for name, array in arrays.items()}
-    batch["mask"] = (np.arange(batch_size) < len(rows)).astype(np.float32)
+    """Gathers the batch that starts at a position of the order, and adds the mask."""
+    positions = np.arange(start, start + batch_size)
+    rows = order[positions % len(order)]
+    batch = {name: array[rows] for name, array in arrays.items()}
+    batch["mask"] = (positions < len(order)).astype(np.float32)
     return batch

@@ -6,17 +6,23 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines import av_mnist, digits
+from data_pipelines import av_mnist, digits, ravdess, vggsound
 from data_pipelines.av_mnist import AvMnistConfig
 from data_pipelines.errors import DataError
+from data_pipelines.ravdess import Ravdess, RavdessConfig
+from data_pipelines.stored import StoredColumn, StoredSplit
+from data_pipelines.vggsound import VggSound, VggSoundConfig
 
 MODALITIES: dict[str, tuple[str, ...]] = {
     "digits": ("upper", "lower"),
     "av_mnist": ("image", "audio"),
+    "ravdess": ("video", "audio"),
+    "vggsound": ("video", "audio"),
 }
 """Names of the modalities of every data set; known without its data."""
 
-Splits: TypeAlias = dict[str, dict[str, NDArray[Any]]]
+Splits: TypeAlias = dict[str, dict[str, Any]]
+Parts: TypeAlias = dict[str, tuple[StoredSplit, NDArray[np.intp]]]
 
 
 class MultimodalDataset(NamedTuple):
@@ -26,9 +32,11 @@ class MultimodalDataset(NamedTuple):
       name: of the data set.
       modalities: their names, in the order of `MODALITIES`.
       num_classes: labels are 0 .. num_classes - 1.
-      splits: {"train" | "validation" | "test": {modality: (N, H, W, 1) float32, "label": (N,)
-        int32, "group": (N,) int32}}. Rows of one group, which has
-        the number of its first row, are not independent of each other: they share a recording.
+      splits: {"train" | "validation" | "test": {modality: (N, ...) float32, "label": (N,) int32,
+        "group": (N,) int32}}. A row of a modality is a picture (H, W, 1) or frames (T, H, W, 3);
+        those of "ravdess" and "vggsound" are a `StoredColumn`, all else is in memory. Rows of one
+        group, which has the number of its first row, are not independent of each other: they share
+        a recording, an actor or a video.
     """
 
     name: str
@@ -44,35 +52,66 @@ def load(
     manual_dir: Path | None = None,
     num_train: int | None = None,
     num_eval: int | None = None,
+    fold: int = 0,
+    max_missing: float = 1.0,
+    num_workers: int | None = None,
     progress: bool = True,
     av_mnist_config: AvMnistConfig = av_mnist.DEFAULT_CONFIG,
+    ravdess_config: RavdessConfig = ravdess.DEFAULT_CONFIG,
+    vggsound_config: VggSoundConfig = vggsound.DEFAULT_CONFIG,
 ) -> MultimodalDataset:
-    """Loads a data set into memory, preparing it first if need be.
+    """Loads a data set, preparing it first if need be.
 
     Args:
       name: a key of `MODALITIES`.
       data_dir: where prepared data sets are kept; "digits" needs none.
-      manual_dir: folder with the raw files; None downloads them. "digits" needs none.
+      manual_dir: folder with the raw files; None downloads them, all but those of "vggsound".
+        "digits" needs none.
       num_train: the first so many training rows; None is all.
       num_eval: the first so many test rows; None is all. Validation rows are always all.
+      fold: of "ravdess", 0 to 5: which actors are in which split.
+      max_missing: share of the clips of "vggsound" that may be missing or damaged, 0 to 1.
+      num_workers: processes that decode clips of "ravdess" and "vggsound"; None is one for each CPU
+        that this process may use.
       progress: shows progress bars.
       av_mnist_config: sizes, seed and raw files of "av_mnist".
+      ravdess_config: sizes of "ravdess".
+      vggsound_config: sizes of "vggsound".
 
     Returns:
       The data set.
 
     Raises:
-      DataError: unknown name, fewer rows than asked for, or raw files that cannot be used.
+      DataError: unknown name or fold, fewer rows than asked for, or raw files that cannot be used.
     """
     if name not in MODALITIES:
         raise DataError(f"--dataset={name}: unknown; choose from {', '.join(MODALITIES)}")
+    if not 0 <= fold < ravdess.NUM_FOLDS:
+        raise DataError(f"--fold={fold}: choose from 0 to {ravdess.NUM_FOLDS - 1}")
+    data_dir = Path(data_dir)
+    if name == "digits":
+        return MultimodalDataset(name, MODALITIES[name], 10, _load_digits(num_train, num_eval))
     if name == "av_mnist":
         splits = _load_av_mnist(
-            Path(data_dir), manual_dir, num_train, num_eval, progress, av_mnist_config
+            data_dir, manual_dir, num_train, num_eval, progress, av_mnist_config
         )
-    else:
-        splits = _load_digits(num_train, num_eval)
-    return MultimodalDataset(name, MODALITIES[name], 10, splits)
+        return MultimodalDataset(name, MODALITIES[name], 10, splits)
+    if name == "ravdess":
+        ravdess.prepare(
+            data_dir, manual_dir, ravdess_config, num_workers=num_workers, progress=progress
+        )
+        parts = _ravdess_parts(Ravdess(data_dir=data_dir, config=ravdess_config), fold)
+        return _load_stored(name, parts, "actor", num_train, num_eval, progress)
+    vggsound.prepare(
+        data_dir,
+        manual_dir,
+        vggsound_config,
+        num_workers=num_workers,
+        max_missing=max_missing,
+        progress=progress,
+    )
+    parts = _vggsound_parts(VggSound(data_dir=data_dir, config=vggsound_config))
+    return _load_stored(name, parts, "youtube_id", num_train, num_eval, progress)
 
 
 def _load_digits(num_train: int | None, num_eval: int | None) -> Splits:
@@ -105,11 +144,54 @@ def _load_av_mnist(
         columns = av_mnist.read_split(
             data_dir, split, num_examples=count, config=config, progress=progress
         )
-        recordings = columns["recording"]
-        _, first, inverse = np.unique(recordings, return_index=True, return_inverse=True)
         splits[split] = {key: columns[key] for key in (*MODALITIES["av_mnist"], "label")}
-        splits[split]["group"] = first[inverse].astype(np.int32)
+        splits[split]["group"] = _groups(columns["recording"])
     return splits
+
+
+def _ravdess_parts(builder: Any, fold: int) -> Parts:
+    """Returns which rows are in which split of a fold, actors and emotions mixed."""
+    rows = StoredSplit(builder, "full")
+    order = np.random.default_rng(0).permutation(len(rows))
+    actors = np.array(rows.read(["actor"], order)["actor"])
+    return {
+        split: (rows, order[np.isin(actors, chosen)])
+        for split, chosen in ravdess.split_actors(fold).items()
+    }
+
+
+def _vggsound_parts(builder: Any) -> Parts:
+    """Returns all rows of all splits; they were mixed when they were written."""
+    splits = {split: StoredSplit(builder, split) for split in ("train", "validation", "test")}
+    return {split: (rows, np.arange(len(rows))) for split, rows in splits.items()}
+
+
+def _load_stored(
+    name: str,
+    parts: Parts,
+    group_feature: str,
+    num_train: int | None,
+    num_eval: int | None,
+    progress: bool,
+) -> MultimodalDataset:
+    """Loads labels and groups of the first rows; modalities stay on disk."""
+    _check_counts(num_train, len(parts["train"][1]), num_eval, len(parts["test"][1]))
+    counts = {"train": num_train, "validation": None, "test": num_eval}
+    splits: Splits = {}
+    for split, (stored, all_rows) in parts.items():
+        rows = all_rows[: counts[split]]
+        columns = stored.read(["label", group_feature], rows, progress=progress)
+        splits[split] = {key: StoredColumn(stored, key, rows) for key in MODALITIES[name]}
+        splits[split]["label"] = np.array(columns["label"], np.int32)
+        splits[split]["group"] = _groups(np.array(columns[group_feature]))
+    num_classes = parts["train"][0].features["label"].num_classes
+    return MultimodalDataset(name, MODALITIES[name], num_classes, splits)
+
+
+def _groups(values: NDArray[Any]) -> NDArray[np.int32]:
+    """Returns for every row the number of the first row with the same value."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return first[inverse].astype(np.int32)
 
 
 def _check_counts(

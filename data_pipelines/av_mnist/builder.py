@@ -8,16 +8,13 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import tensorflow_datasets as tfds
 from numpy.typing import NDArray
-from tensorflow_datasets.core.download import downloader
 
 from data_pipelines.av_mnist.energy import fit_subspace, project
 from data_pipelines.av_mnist.pairing import pair_recordings
 from data_pipelines.av_mnist.sources import PUBLISHED, RawData, Sources, manual_paths, read_sources
 from data_pipelines.av_mnist.spectrogram import SIZE, encode_png, log_spectrogram
 from data_pipelines.errors import DataError
-
-# With ten attempts, the default, it takes over three minutes to find that there is no network.
-downloader.MAX_RETRIES = 4
+from data_pipelines.preparing import download, forget_download
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -126,24 +123,13 @@ def _raw_data(config: AvMnistConfig, dl_manager: tfds.download.DownloadManager) 
 def _downloaded_data(config: AvMnistConfig, dl_manager: tfds.download.DownloadManager) -> RawData:
     """Downloads what has not been downloaded yet, and keeps nothing that turns out to be wrong."""
     urls = {name: source.url for name, source in config.sources._asdict().items()}
-    try:
-        # One after the other: when one fails, none is still under way.
-        paths = {name: Path(dl_manager.download(url)) for name, url in urls.items()}
-    except (OSError, tfds.download.DownloadError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"download failed ({reason}); check the network, or get the files in another way and"
-            " name their folder with --manual_dir"
-        ) from None
+    paths = download(dl_manager, urls)
     try:
         return _read(config, paths)
     except DataError as error:
         problem = str(error)
         for name, path in paths.items():
-            path.unlink()
-            path.with_name(path.name + ".INFO").unlink(
-                missing_ok=True
-            )  # else TFDS insists on the same bytes
+            forget_download(path)
             problem = problem.replace(str(path), urls[name])
         raise DataError(f"{problem} (the downloads are removed: run again to fetch them)") from None
 

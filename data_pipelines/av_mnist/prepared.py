@@ -1,10 +1,5 @@
 """Makes AV-MNIST on disk, once and whole, and reads it back."""
 
-import fcntl
-import io
-import shutil
-from collections.abc import Generator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +9,9 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from data_pipelines.av_mnist.builder import DEFAULT_CONFIG, AvMnist, AvMnistConfig
-from data_pipelines.av_mnist.sources import manual_paths
 from data_pipelines.av_mnist.spectrogram import decode_pngs
 from data_pipelines.errors import DataError
+from data_pipelines.preparing import prepare_builder
 
 
 def prepare(
@@ -28,9 +23,7 @@ def prepare(
 ) -> None:
     """Makes the data set in `data_dir` unless it is there already.
 
-    It is written to a folder of its own that is renamed when complete, so an interrupted one is
-    never taken for a finished one; the next call removes what it left. Two processes may prepare
-    the same data set at once: the second waits for the first.
+    `preparing.prepare_builder` says what happens when it is interrupted, or called twice at once.
 
     Args:
       data_dir: where prepared data sets and downloads are kept; made if missing.
@@ -42,32 +35,7 @@ def prepare(
       DataError: raw files are missing, damaged or foreign, or cannot be downloaded; `data_dir`
         cannot be written to, or holds something else in the place of the data set.
     """
-    tfds.display_progress_bar(progress)
-    builder = _builder(data_dir, config)
-    folder = Path(builder.data_dir)
-    downloads = Path(data_dir) / "downloads"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror
-        raise DataError(f"--data_dir={data_dir}: {reason}; name a folder to write to") from None
-    with _locked(folder.parent.parent / "lock"):
-        if folder.exists():
-            if not builder.is_prepared():
-                raise DataError(f"{folder}: not a prepared data set; remove the folder")
-            return
-        # Nobody else is at work while the lock is held, so these are remains of a killed process.
-        for remains in [*folder.parent.glob("incomplete.*"), *downloads.rglob("*.tmp.*")]:
-            shutil.rmtree(remains) if remains.is_dir() else remains.unlink()
-        if manual_dir is not None:
-            manual_paths(config.sources, Path(manual_dir))
-        # What is printed here is that all sizes are unknown; progress bars go to stderr.
-        with redirect_stdout(io.StringIO()):
-            builder.download_and_prepare(
-                file_format="array_record",
-                download_dir=downloads,
-                download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
-            )
+    prepare_builder(_builder(data_dir, config), data_dir, manual_dir=manual_dir, progress=progress)
 
 
 def read_split(
@@ -120,11 +88,3 @@ def read_split(
 def _builder(data_dir: Path, config: AvMnistConfig) -> Any:
     """Returns the builder as Any: decorators hide the true types of its methods."""
     return AvMnist(data_dir=data_dir, config=config)
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None]:
-    """Holds an exclusive lock, which the system releases however the process ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

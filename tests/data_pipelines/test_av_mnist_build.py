@@ -1,13 +1,8 @@
 import hashlib
-import http.server
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +14,7 @@ from tensorflow_datasets.core.download import downloader
 from data_pipelines.av_mnist import AvMnistConfig, prepare, read_split
 from data_pipelines.av_mnist.sources import PUBLISHED, Sources
 from data_pipelines.errors import DataError
+from tests.data_pipelines.local_server import served
 from tests.data_pipelines.raw_files import (
     TAR,
     idx_bytes,
@@ -131,6 +127,7 @@ import os, signal, sys
 from pathlib import Path
 import tensorflow_datasets as tfds
 from data_pipelines.av_mnist import AvMnist, prepare
+from tests.data_pipelines.local_server import served
 from tests.data_pipelines.raw_files import tiny_config
 
 data_dir, manual_dir, moment = sys.argv[1:]
@@ -179,26 +176,6 @@ def test_two_processes_may_prepare_at_once(built: Splits, manual_dir: Path, tmp_
     _assert_same(_read(tmp_path, tiny_config()), built)
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    # Silent; the base class chose the parameters' names.
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ARG002
-        return
-
-
-@contextmanager
-def _served(folder: Path) -> Generator[str]:
-    """Serves a folder on this machine and yields its address."""
-    handler = partial(_Handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def _sources(home: str, labels_sha256: str | None = None) -> Sources:
     """The raw files' places on the local server."""
     files = [source.pattern for source in PUBLISHED]
@@ -216,7 +193,7 @@ def test_downloaded_files_give_the_same_data_set(
     built: Splits, manual_dir: Path, tmp_path: Path
 ) -> None:
     sha256 = hashlib.sha256(idx_bytes(labels_of(85))).hexdigest()
-    with _served(manual_dir) as home:
+    with served(manual_dir) as (home, _):
         _assert_same(_build(tmp_path, None, tiny_config(sources=_sources(home, sha256))), built)
 
 
@@ -227,7 +204,7 @@ def test_a_wrong_download_is_refused_and_fetched_anew(
     labels = raw / "mnist/train-labels-idx1-ubyte.gz"
     sound = labels.read_bytes()
     sha256 = hashlib.sha256(idx_bytes(labels_of(85))).hexdigest()
-    with _served(raw) as home:
+    with served(raw) as (home, _):
         config = tiny_config(sources=_sources(home, sha256))
         labels.write_bytes((manual_dir / "mnist/t10k-labels-idx1-ubyte.gz").read_bytes())
         with pytest.raises(DataError, match=r"http\S+train-labels\S+: .*differs .*run again"):
@@ -243,7 +220,7 @@ def test_a_failed_download_says_so_and_the_next_run_succeeds(
     built: Splits, manual_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(downloader, "MAX_RETRIES", 1)
-    with _served(manual_dir) as home:
+    with served(manual_dir) as (home, _):
         sources = _sources(home)
         missing = sources._replace(
             recordings=sources.recordings._replace(url=f"{home}/gone.tar.gz")

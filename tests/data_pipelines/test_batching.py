@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,24 @@ def test_every_row_comes_exactly_once_in_batches_of_constant_shape(
         assert set(batch["mask"].tolist()) <= {0.0, 1.0}
     assert sorted(seen) == list(range(num_examples))
     assert all(batch["mask"].all() for batch in batches[:-1])
+
+
+@pytest.mark.parametrize("shuffle_seed", [None, 3])
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(7, 3), (7, 5), (2, 5), (1, 4), (6, 3)])
+def test_the_last_batch_is_filled_up_from_the_start_of_the_epoch(
+    num_examples: int, batch_size: int, shuffle_seed: int | None
+) -> None:
+    arrays = {"row": np.arange(num_examples)}
+
+    batches = list(iterate_batches(arrays, batch_size, shuffle_seed=shuffle_seed))
+
+    order = list(range(num_examples))
+    if shuffle_seed is not None:
+        order = np.random.default_rng(shuffle_seed).permutation(num_examples).tolist()
+    seen = np.concatenate([batch["row"] for batch in batches]).tolist()
+    assert seen == list(itertools.islice(itertools.cycle(order), len(seen)))
+    mask = np.concatenate([batch["mask"] for batch in batches]).tolist()
+    assert mask == [1] * num_examples + [0] * (len(seen) - num_examples)
 
 
 def _order(shuffle_seed: int | tuple[int, ...] | None) -> list[int]:

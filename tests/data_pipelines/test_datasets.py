@@ -3,12 +3,41 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from data_pipelines.av_mnist import read_split
+from data_pipelines.batching import iterate_batches
 from data_pipelines.datasets import MODALITIES, load
 from data_pipelines.errors import DataError
+from data_pipelines.ravdess import Ravdess, split_actors
+from data_pipelines.stored import StoredColumn, StoredSplit
+from data_pipelines.vggsound import VggSound
+from tests.data_pipelines import vggsound_files
+from tests.data_pipelines.media_files import ravdess_zips, tiny_ravdess_config
 from tests.data_pipelines.raw_files import tiny_config, write_raw_files
+
+
+@pytest.fixture(scope="module")
+def keywords(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What `load` needs for every data set, in small."""
+    folder = tmp_path_factory.mktemp("data sets")
+    vggsound_files.write_vggsound(folder / "vggsound_raw")
+    common: dict[str, Any] = {
+        "data_dir": folder,
+        "progress": False,
+        "num_workers": 1,
+        "av_mnist_config": tiny_config(),
+        "ravdess_config": tiny_ravdess_config(),
+        "vggsound_config": vggsound_files.tiny_config(),
+    }
+    manual_dirs = {
+        "digits": None,
+        "av_mnist": write_raw_files(folder / "av_mnist_raw"),
+        "ravdess": ravdess_zips(folder / "ravdess_raw", emotions=(1, 3, 5)),
+        "vggsound": folder / "vggsound_raw",
+    }
+    return {name: {**common, "manual_dir": path} for name, path in manual_dirs.items()}
 
 
 def test_digits_are_all_of_scikit_learns_images_each_in_one_split(tmp_path: Path) -> None:
@@ -65,17 +94,10 @@ def test_av_mnist_rows_share_a_group_if_and_only_if_they_share_a_recording(tmp_p
     assert len(set(splits["train"]["group"].tolist())) < 60  # some do share one
 
 
-@pytest.mark.parametrize("name", ["digits", "av_mnist"])
-def test_first_rows_are_those_of_the_whole(name: str, tmp_path: Path) -> None:
-    manual_dir = write_raw_files(tmp_path / "raw")
-    keywords: dict[str, Any] = {
-        "data_dir": tmp_path,
-        "manual_dir": manual_dir,
-        "progress": False,
-        "av_mnist_config": tiny_config(),
-    }
-    whole = load(name, **keywords).splits
-    part = load(name, num_train=13, num_eval=7, **keywords).splits
+@pytest.mark.parametrize("name", MODALITIES)
+def test_first_rows_are_those_of_the_whole(name: str, keywords: dict[str, dict[str, Any]]) -> None:
+    whole = load(name, **keywords[name]).splits
+    part = load(name, num_train=13, num_eval=7, **keywords[name]).splits
 
     assert len(part["train"]["label"]) == 13
     assert len(part["test"]["label"]) == 7
@@ -83,14 +105,116 @@ def test_first_rows_are_those_of_the_whole(name: str, tmp_path: Path) -> None:
         assert set(arrays) == {*MODALITIES[name], "label", "group"}
         for key, array in arrays.items():
             assert array.dtype == (np.float32 if key in MODALITIES[name] else np.int32)
-            expected = whole[split][key][: None if split == "validation" else len(array)]
-            np.testing.assert_array_equal(array, expected)
+            expected = np.asarray(whole[split][key])[
+                : None if split == "validation" else len(array)
+            ]
+            np.testing.assert_array_equal(np.asarray(array), expected)
+
+
+def _assert_groups(groups: NDArray[np.int32], values: NDArray[Any]) -> None:
+    """Asserts that a group is the number of the first row with the same value."""
+    assert groups.tolist() == [values.tolist().index(value) for value in values.tolist()]
+
+
+@pytest.mark.parametrize("fold", [0, 3, 5])
+def test_no_actor_of_ravdess_is_in_two_splits(
+    fold: int, keywords: dict[str, dict[str, Any]]
+) -> None:
+    dataset = load("ravdess", fold=fold, **keywords["ravdess"])
+
+    builder = Ravdess(data_dir=keywords["ravdess"]["data_dir"], config=tiny_ravdess_config())
+    full = StoredSplit(builder, "full")
+    order = np.random.default_rng(0).permutation(len(full))
+    rows = full.read(["video", "audio", "label", "actor"], order)
+    assert (dataset.modalities, dataset.num_classes) == (("video", "audio"), 8)
+    assert len(order) == 24 * 3
+    for split, actors in split_actors(fold).items():
+        columns = dataset.splits[split]
+        chosen = [i for i, actor in enumerate(rows["actor"]) if actor in actors]
+        assert len(columns["label"]) == len(chosen) == 3 * len(actors)
+        for modality in dataset.modalities:
+            assert isinstance(columns[modality], StoredColumn)
+            expected = (np.stack([rows[modality][i] for i in chosen]) / 255).astype(np.float32)
+            np.testing.assert_array_equal(np.asarray(columns[modality]), expected)
+        np.testing.assert_array_equal(columns["label"], [rows["label"][i] for i in chosen])
+        _assert_groups(columns["group"], np.array([rows["actor"][i] for i in chosen]))
+        # The first few rows are of several actors and emotions.
+        assert len(set(columns["group"][:6].tolist())) > 1
+        assert len(set(columns["label"][:6].tolist())) > 1
+
+
+def test_rows_of_vggsound_share_a_group_if_and_only_if_they_share_a_video(
+    keywords: dict[str, dict[str, Any]],
+) -> None:
+    dataset = load("vggsound", **keywords["vggsound"])
+
+    config = vggsound_files.tiny_config()
+    builder = VggSound(data_dir=keywords["vggsound"]["data_dir"], config=config)
+    assert (dataset.modalities, dataset.num_classes) == (("video", "audio"), 4)
+    sizes = {split: len(columns["label"]) for split, columns in dataset.splits.items()}
+    assert sizes == {"train": 24, "validation": 4, "test": 12}
+    for split, columns in dataset.splits.items():
+        stored = StoredSplit(builder, split)
+        rows = stored.read(["label", "youtube_id"], np.arange(len(stored)))
+        np.testing.assert_array_equal(columns["label"], rows["label"])
+        _assert_groups(columns["group"], np.array(rows["youtube_id"]))
+        assert columns["video"].shape == (len(stored), 2, 8, 8, 3)
+        assert columns["audio"].shape == (len(stored), 8, 20, 1)
+    assert len(set(dataset.splits["train"]["group"].tolist())) < 24  # some do share a video
+    assert set(dataset.splits["train"]["label"][:12].tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("name", ["ravdess", "vggsound"])
+def test_classes_can_be_told_by_colour_and_by_pitch(
+    name: str, keywords: dict[str, dict[str, Any]]
+) -> None:
+    splits = load(name, **keywords[name]).splits
+    train, test = splits["train"], splits["test"]
+    for modality in ("video", "audio"):
+        flat = {
+            split: np.asarray(splits[split][modality]).reshape(len(splits[split]["label"]), -1)
+            for split in ("train", "test")
+        }
+        distances = np.linalg.norm(flat["test"][:, None] - flat["train"], axis=2)
+        assert np.mean(train["label"][distances.argmin(axis=1)] == test["label"]) > 0.9
+
+
+def test_batches_of_stored_rows_hold_together(keywords: dict[str, dict[str, Any]]) -> None:
+    train = load("vggsound", **keywords["vggsound"]).splits["train"]
+    eager = {key: np.asarray(column) for key, column in train.items()}
+    for actual, expected in zip(
+        iterate_batches(train, 7, shuffle_seed=0),
+        iterate_batches(eager, 7, shuffle_seed=0),
+        strict=True,
+    ):
+        for key, rows in expected.items():
+            np.testing.assert_array_equal(actual[key], rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("ravdess", {"num_train": 49}, r"--num_train=49: choose between 1 and the 48 rows"),
+        ("ravdess", {"num_eval": 13}, r"--num_eval=13: choose between 1 and the 12 rows"),
+        ("vggsound", {"num_train": 25}, r"--num_train=25: choose between 1 and the 24 rows"),
+        ("vggsound", {"num_eval": 0}, r"--num_eval=0: choose between 1 and the 12 rows"),
+        ("ravdess", {"num_workers": 0}, "--num_workers=0: choose at least 1"),
+    ],
+)
+def test_more_rows_than_there_are_are_refused(
+    name: str, changes: dict[str, Any], message: str, keywords: dict[str, dict[str, Any]]
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load(name, **{**keywords[name], **changes})
 
 
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"name": "cifar"}, r"--dataset=cifar: unknown; choose from digits, av_mnist"),
+        (
+            {"name": "cifar"},
+            r"--dataset=cifar: unknown; choose from digits, av_mnist, ravdess, vggs",
+        ),
         (
             {"name": "digits", "num_train": 1098},
             r"--num_train=1098: choose between 1 and the 1097 rows",
@@ -98,6 +222,11 @@ def test_first_rows_are_those_of_the_whole(name: str, tmp_path: Path) -> None:
         ({"name": "digits", "num_train": 0}, r"--num_train=0: choose between 1"),
         ({"name": "digits", "num_eval": 501}, r"--num_eval=501: choose between 1 and the 500 rows"),
         ({"name": "av_mnist", "num_train": 55_001}, r"--num_train=55001: .* the 55000 rows"),
+        ({"name": "ravdess", "fold": 6}, "--fold=6: choose from 0 to 5"),
+        ({"name": "ravdess", "fold": -1}, "--fold=-1: choose from 0 to 5"),
+        ({"name": "vggsound"}, "--manual_dir=None: VGGSound is not downloaded; name the folder"),
+        ({"name": "vggsound", "max_missing": 2}, "--max_missing=2: choose a share from 0 to 1"),
+        ({"name": "vggsound", "num_workers": -1}, "--num_workers=-1: choose at least 1"),
         ({"name": "av_mnist", "num_eval": 10_001}, r"--num_eval=10001: .* the 10000 rows"),
     ],
 )

@@ -1,0 +1,161 @@
+"""Waveforms out of WAV files and videos, and their log-mel spectrograms."""
+
+import io
+import struct
+from contextlib import nullcontext
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import librosa  # its parts are loaded on first use
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from data_pipelines.errors import MediaError
+from data_pipelines.media.container import count_packets, first_stream, opened
+
+_WINDOW_S = 0.025
+_HOP_S = 0.010
+_DYNAMIC_RANGE_DB = 80.0
+_UNKNOWN_LENGTH = 0xFFFFFFFF  # what programs write that cannot go back to the header
+
+
+def read_wav(file: Path | BinaryIO, name: str, *, sample_rate_hz: int) -> NDArray[np.float32]:
+    """Reads a WAV file as the mean of its channels, resampled.
+
+    Args:
+      file: path, or a file that can be seeked in.
+      name: what messages call it.
+      sample_rate_hz: of the result.
+
+    Returns:
+      (num_samples,), at least one; integers are scaled to [-1, 1].
+
+    Raises:
+      MediaError: missing, empty, not WAV, truncated, without samples, or a sample is NaN or
+        infinite.
+    """
+    try:
+        with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
+            if stream.seek(0, io.SEEK_END) == 0:
+                raise MediaError(f"{name}: the file is empty")
+            stream.seek(0)
+            with soundfile.SoundFile(stream) as sound:
+                if sound.format not in ("WAV", "WAVEX"):
+                    raise MediaError(f"{name}: {sound.format}, expected WAV")
+                rate_hz = sound.samplerate
+                channels = sound.read(dtype="float32", always_2d=True)
+            if _is_cut(stream):
+                raise MediaError(f"{name}: truncated within its samples")
+    except soundfile.LibsndfileError:
+        raise MediaError(f"{name}: not a WAV file, or truncated in its header") from None
+    except OSError as error:
+        raise MediaError(f"{name}: cannot be read ({error.strerror})") from None
+    waveform = _checked(channels.mean(axis=1), name)
+    return librosa.resample(waveform, orig_sr=rate_hz, target_sr=sample_rate_hz)
+
+
+def read_audio_track(
+    path: Path | BinaryIO, name: str, *, sample_rate_hz: int
+) -> NDArray[np.float32]:
+    """Reads the first sound track of a video as the mean of its channels, resampled.
+
+    Args:
+      path: a file of any container and codec that FFmpeg reads; a file object must be seekable.
+      name: what messages call it.
+      sample_rate_hz: of the result.
+
+    Returns:
+      (num_samples,), at least one.
+
+    Raises:
+      MediaError: empty, not media, no sound in it, truncated, damaged, of no length, or a sample
+        is NaN or infinite.
+    """
+    count_packets(path, name, "audio")
+    blocks: list[NDArray[np.float32]] = []
+    with opened(path, name) as container:
+        first_stream(container, name, "audio")
+        resampler = av.AudioResampler(format="fltp", rate=sample_rate_hz)
+        # None makes the resampler give what it still holds back.
+        for frame in chain(container.decode(audio=0), [None]):
+            if frame is not None and frame.is_corrupt:
+                raise MediaError(f"{name}: its audio is damaged")
+            blocks += [block.to_ndarray().mean(axis=0) for block in resampler.resample(frame)]
+    return _checked(np.concatenate([np.empty(0, np.float32), *blocks]), name)
+
+
+def log_mel(
+    waveform: NDArray[np.float32], *, sample_rate_hz: int, num_mels: int, num_frames: int
+) -> NDArray[np.uint8]:
+    """Returns 255 (1 + max(10 log10(S / max S), -80) / 80), S the mel spectrogram of the power.
+
+    Hann window of 25 ms, hop of 10 ms, mel bands (Slaney's) from 0 to half the sample rate. The
+    waveform is centred in what the frames cover, padded with zeros or cropped at both ends. The
+    level is relative to the clip's own maximum, so loudness is lost; silence gives zeros.
+
+    Args:
+      waveform: (num_samples,), finite.
+      sample_rate_hz: of the waveform.
+      num_mels: number of bands. More than about 160 leave bands empty at 16 kHz.
+      num_frames: number of columns.
+
+    Returns:
+      (num_mels, num_frames): row = band, from low to high; column = time.
+
+    Raises:
+      ValueError: a sample is NaN or infinite.
+    """
+    if not np.isfinite(waveform).all():
+        raise ValueError("waveform must be finite, got NaN or infinity")
+    window, hop = round(_WINDOW_S * sample_rate_hz), round(_HOP_S * sample_rate_hz)
+    # Low bands are narrower than the window's own frequency bins: zeros interpolate between these.
+    num_fft = 1 << (2 * window - 1).bit_length()
+    power = librosa.feature.melspectrogram(
+        y=_centred(waveform, (num_frames - 1) * hop + num_fft),
+        sr=sample_rate_hz,
+        n_fft=num_fft,
+        win_length=window,
+        hop_length=hop,
+        center=False,
+        n_mels=num_mels,
+    )
+    peak = power.max()
+    if peak == 0:
+        return np.zeros((num_mels, num_frames), np.uint8)
+    floor = 10 ** (-_DYNAMIC_RANGE_DB / 10)
+    level_db = 10 * np.log10(np.maximum(power / peak, floor))
+    return np.rint(255 * (1 + level_db / _DYNAMIC_RANGE_DB)).astype(np.uint8)
+
+
+def _checked(waveform: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    """Returns a waveform that has samples, all of them finite."""
+    if not len(waveform):
+        raise MediaError(f"{name}: the audio has no length")
+    if not np.isfinite(waveform).all():
+        raise MediaError(f"{name}: a sample of its audio is NaN or infinite")
+    return waveform
+
+
+def _is_cut(file: BinaryIO) -> bool:
+    """Tells whether the data chunk of a WAV file is shorter than it says: libsndfile lets it be."""
+    size = file.seek(0, io.SEEK_END)
+    position = 12  # the first chunk follows "RIFF", a length and "WAVE"
+    while position + 8 <= size:
+        file.seek(position)
+        chunk, length = struct.unpack("<4sI", file.read(8))
+        position += 8
+        if chunk == b"data":
+            return length != _UNKNOWN_LENGTH and position + length > size
+        position += length + length % 2
+    return True
+
+
+def _centred(waveform: NDArray[np.float32], num_samples: int) -> NDArray[np.float32]:
+    """Pads or crops both ends alike."""
+    surplus = len(waveform) - num_samples
+    if surplus >= 0:
+        return waveform[surplus // 2 : surplus // 2 + num_samples]
+    return np.pad(waveform, (-surplus // 2, -surplus - -surplus // 2))

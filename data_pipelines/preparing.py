@@ -1,0 +1,114 @@
+"""Makes a data set on disk with its tensorflow-datasets builder, once and whole."""
+
+import fcntl
+import io
+import shutil
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
+
+from data_pipelines.errors import DataError
+
+# With ten attempts, the default, it takes over three minutes to find that there is no network.
+downloader.MAX_RETRIES = 4
+
+
+def prepare_builder(
+    builder: Any, data_dir: Path, *, manual_dir: Path | None = None, progress: bool = True
+) -> None:
+    """Makes a data set in `data_dir` unless it is there already.
+
+    It is written to a folder of its own that is renamed when complete, so an interrupted one is
+    never taken for a finished one; the next call removes what it left. Two processes may prepare
+    the same data set at once: the second waits for the first.
+
+    Args:
+      builder: of tensorflow-datasets, made with this `data_dir`.
+      data_dir: where prepared data sets and downloads are kept; made if missing.
+      manual_dir: folder with the raw files; None downloads them.
+      progress: shows progress bars.
+
+    Raises:
+      DataError: `manual_dir` is missing; `data_dir` cannot be written to, or holds something else
+        in the place of the data set; what the builder raises about raw files.
+    """
+    tfds.display_progress_bar(progress)
+    folder = Path(builder.data_dir)
+    downloads = Path(data_dir) / "downloads"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+        raise DataError(f"--data_dir={data_dir}: {reason}; name a folder to write to") from None
+    with _locked(folder.parent.parent / "lock"):
+        if folder.exists() and not builder.is_prepared():
+            raise DataError(f"{folder}: not a prepared data set; remove the folder")
+        if not folder.exists():
+            if manual_dir is not None and not Path(manual_dir).is_dir():
+                raise DataError(
+                    f"--manual_dir={manual_dir}: no such folder; name the one with the raw files,"
+                    " or leave the flag out to download them"
+                )
+            # Nobody else is at work while the lock is held, so these are remains of a killed
+            # process.
+            for remains in [*folder.parent.glob("incomplete.*"), *downloads.rglob("*.tmp.*")]:
+                shutil.rmtree(remains) if remains.is_dir() else remains.unlink()
+            # What is printed here is that all sizes are unknown; progress bars go to stderr.
+            with redirect_stdout(io.StringIO()):
+                builder.download_and_prepare(
+                    file_format="array_record",
+                    download_dir=downloads,
+                    download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
+                )
+        # Here as well for a process that was killed after the last renaming.
+        if decoded_dir(builder).exists():
+            shutil.rmtree(decoded_dir(builder))
+
+
+def decoded_dir(builder: Any) -> Path:
+    """Returns the folder for decoded clips: it outlives a kill, until the data set is complete."""
+    # While the builder writes, its own folder is another one below the same parent.
+    return Path(builder.data_dir).parent / f"decoded.{builder.version}"
+
+
+def download(dl_manager: tfds.download.DownloadManager, urls: Mapping[str, str]) -> dict[str, Path]:
+    """Downloads what has not been downloaded yet.
+
+    Args:
+      dl_manager: of a builder.
+      urls: {name: address}.
+
+    Returns:
+      {name: path}.
+
+    Raises:
+      DataError: a download failed.
+    """
+    try:
+        # One after the other: when one fails, none is still under way.
+        return {name: Path(dl_manager.download(url)) for name, url in urls.items()}
+    except (OSError, tfds.download.DownloadError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"download failed ({reason}); check the network, or get the files in another way and"
+            " name their folder with --manual_dir"
+        ) from None
+
+
+def forget_download(path: Path) -> None:
+    """Removes a downloaded file that turned out to be wrong, so that it is fetched anew."""
+    path.unlink()
+    # Else TFDS insists on the same bytes.
+    path.with_name(path.name + ".INFO").unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[None]:
+    """Holds an exclusive lock, which the system releases however the process ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

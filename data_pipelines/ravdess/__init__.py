@@ -1,0 +1,17 @@
+"""Acted emotions: the video and the voice of 24 actors, split by actor."""
+
+from data_pipelines.ravdess.builder import DEFAULT_CONFIG, Ravdess, RavdessConfig
+from data_pipelines.ravdess.folds import NUM_FOLDS, split_actors
+from data_pipelines.ravdess.names import EMOTIONS, ClipName
+from data_pipelines.ravdess.prepared import prepare
+
+__all__ = [
+    "DEFAULT_CONFIG",
+    "EMOTIONS",
+    "NUM_FOLDS",
+    "ClipName",
+    "Ravdess",
+    "RavdessConfig",
+    "prepare",
+    "split_actors",
+]

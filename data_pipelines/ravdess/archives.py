@@ -1,0 +1,191 @@
+"""Finds the clips in the published zip archives, and reads one of them, in memory."""
+
+import dataclasses
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from data_pipelines.errors import DataError, MediaError
+from data_pipelines.ravdess.names import NUM_ACTORS, ClipName
+
+HOMEPAGE = "https://zenodo.org/records/1188976"
+
+URLS = {
+    name: f"{HOMEPAGE}/files/{name}?download=1"
+    for name in (
+        "Audio_Speech_Actors_01-24.zip",
+        *(f"Video_Speech_Actor_{actor:02d}.zip" for actor in range(1, NUM_ACTORS + 1)),
+    )
+}
+"""{file name: public home} of the archives: the sound of all actors, then the videos of each."""
+
+_AUDIO, *_VIDEOS = URLS
+_REMEDY = "fetch the archive again from its public home"
+
+
+class Member(NamedTuple):
+    """A file in a zip archive.
+
+    Attributes:
+      archive: path of the archive.
+      name: of the file in it.
+      crc: CRC-32 of the file's content, as the archive states it.
+    """
+
+    archive: Path
+    name: str
+    crc: int
+
+
+class Clip(NamedTuple):
+    """One utterance.
+
+    Attributes:
+      name: of its sound file.
+      video: the file with picture and sound.
+      audio: the WAV file, sound alone.
+    """
+
+    name: ClipName
+    video: Member
+    audio: Member
+
+
+def manual_paths(manual_dir: Path) -> dict[str, Path]:
+    """Returns {name of the archive: path} of a folder that holds all of them.
+
+    Args:
+      manual_dir: the folder.
+
+    Returns:
+      The paths, in the order of `URLS`.
+
+    Raises:
+      DataError: archives are missing.
+    """
+    missing = [name for name in URLS if not (manual_dir / name).is_file()]
+    if missing:
+        raise DataError(
+            f"--manual_dir={manual_dir}: {len(missing)} of {len(URLS)} archives are missing:"
+            f" {list_some(missing)}; get them from {HOMEPAGE}, or leave out --manual_dir"
+            " to download them"
+        )
+    return {name: manual_dir / name for name in URLS}
+
+
+def find_clips(paths: Mapping[str, Path]) -> list[Clip]:
+    """Lists the archives and pairs video and sound.
+
+    Files that are neither .mp4 nor .wav, folders and videos without sound are ignored.
+
+    Args:
+      paths: {name of the archive: path}, all of `URLS`.
+
+    Returns:
+      The clips, sorted by name: by emotion first, by actor last. At least one of every actor.
+
+    Raises:
+      DataError: an archive is missing or not a zip archive; a member would leave the folder, has
+        no legal name, is a song, comes twice or belongs to another actor; a video has no sound or
+        a sound has no video; an actor has no clips.
+    """
+    audio = _members(paths[_AUDIO], modality=3, suffix=".wav", actor=None)
+    video: dict[ClipName, Member] = {}
+    for actor, name in enumerate(_VIDEOS, 1):
+        video |= _members(paths[name], modality=1, suffix=".mp4", actor=actor)
+    sounds = {dataclasses.replace(name, modality=1): name for name in audio}
+    for kind, other, unpaired in (
+        ("video", "sound", video.keys() - sounds.keys()),
+        ("sound", "video", sounds.keys() - video.keys()),
+    ):
+        if unpaired:
+            names = [str(name)[3:] for name in sorted(unpaired)]
+            raise DataError(
+                f"{paths[_AUDIO].parent}: {len(names)} clips have {kind} and no {other}:"
+                f" {list_some(names)} (without modality); {_REMEDY}"
+            )
+    absent = [f"{actor:02d}" for actor in range(1, NUM_ACTORS + 1)]
+    absent = [actor for actor in absent if int(actor) not in {name.actor for name in audio}]
+    if absent:
+        raise DataError(f"{paths[_AUDIO]}: no clips of actors {list_some(absent)}; {_REMEDY}")
+    return [Clip(sounds[name], video[name], audio[sounds[name]]) for name in sorted(video)]
+
+
+def read_member(member: Member) -> bytes:
+    """Reads one file of an archive; its CRC-32 is checked.
+
+    Args:
+      member: the file.
+
+    Returns:
+      Its content.
+
+    Raises:
+      MediaError: the archive is damaged there.
+    """
+    try:
+        with zipfile.ZipFile(member.archive) as archive:
+            return archive.read(member.name)
+    # RuntimeError: encrypted; NotImplementedError: a compression that is not deflate.
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise MediaError(f"{member.archive}: {member.name} is damaged ({reason})") from None
+
+
+def list_some(names: list[str]) -> str:
+    """Returns the first three names, and how many there are besides.
+
+    Args:
+      names: to list in a message.
+
+    Returns:
+      Text such as "a, b, c and 4 more".
+    """
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _members(
+    path: Path, *, modality: int, suffix: str, actor: int | None
+) -> dict[ClipName, Member]:
+    """Returns an archive's files of one modality, all of the given actor unless that is None."""
+    found: dict[ClipName, Member] = {}
+    for info in _list(path):
+        file = PurePosixPath(info.filename)
+        where = f"{path}: member {info.filename!r}"
+        if file.is_absolute() or ".." in file.parts or "\\" in info.filename:
+            raise DataError(f"{where} leaves the folder; {_REMEDY}")
+        # Archives made on a Mac hold a file ._NAME of properties for every file NAME.
+        if info.is_dir() or file.suffix not in (".mp4", ".wav") or file.name.startswith("._"):
+            continue
+        try:
+            name = ClipName.parse(file.stem)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        if (name.modality, file.suffix) == (2, ".mp4"):
+            continue
+        if (name.modality, file.suffix) != (modality, suffix):
+            raise DataError(f"{where}: expected modality {modality:02d} and {suffix}; {_REMEDY}")
+        if name.vocal_channel != 1:
+            raise DataError(f"{where}: song, expected speech; {_REMEDY}")
+        if file.parent.name != f"Actor_{name.actor:02d}" or name.actor != (actor or name.actor):
+            raise DataError(
+                f"{where}: the actor in its name is not that of its folder or archive; {_REMEDY}"
+            )
+        if name in found:
+            raise DataError(f"{where}: the clip comes twice; {_REMEDY}")
+        found[name] = Member(path, info.filename, info.CRC)
+    return found
+
+
+def _list(path: Path) -> list[zipfile.ZipInfo]:
+    """Lists the files in an archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise DataError(f"{path}: not a zip archive, or truncated ({error}); {_REMEDY}") from None

@@ -1,0 +1,160 @@
+"""Columns of prepared data sets that are read from disk when their rows are asked for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast, overload
+
+import numpy as np
+import tensorflow_datasets as tfds
+from numpy.typing import DTypeLike, NDArray
+from tqdm.auto import tqdm
+
+from data_pipelines.errors import DataError
+
+# A whole record is in memory for every row of a chunk, whichever features are wanted.
+_CHUNK_ROWS = 256
+
+
+class StoredSplit:
+    """Rows of one split of a prepared data set, in array_record files on disk.
+
+    Attributes:
+      features: {name: tensorflow-datasets feature}.
+    """
+
+    def __init__(self, builder: Any, split: str) -> None:
+        """Opens the files.
+
+        Args:
+          builder: of tensorflow-datasets; what it builds is prepared.
+          split: its name.
+
+        Raises:
+          DataError: what was prepared cannot be read any more.
+        """
+        self.features: Any = builder.info.features
+        self._folder = Path(builder.data_dir)
+        self._split = split
+        try:
+            # TFDS would decode all features of a record; `read` decodes those that it returns.
+            self._records: Any = builder.as_data_source(
+                split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            )
+        except Exception as error:  # array_record raises types of its own
+            raise self._damaged(error) from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(
+        self, features: Sequence[str], rows: NDArray[np.intp], *, progress: bool = False
+    ) -> dict[str, list[Any]]:
+        """Reads some features of some rows.
+
+        Args:
+          features: their names.
+          rows: (N,) in 0 .. len(self) - 1.
+          progress: shows a progress bar.
+
+        Returns:
+          {feature: N values}.
+
+        Raises:
+          DataError: what was prepared cannot be read any more.
+        """
+        wanted = {name: self.features[name] for name in features}
+        parse_fn = cast(Any, tfds.features.FeaturesDict(wanted)).deserialize_example_np
+        columns: dict[str, list[Any]] = {name: [] for name in features}
+        with tqdm(total=len(rows), desc=f"Reading {self._split}", disable=not progress) as bar:
+            for start in range(0, len(rows), _CHUNK_ROWS):
+                chunk = rows[start : start + _CHUNK_ROWS].tolist()
+                try:
+                    for record in self._records.__getitems__(chunk):
+                        example = parse_fn(record)
+                        for name, column in columns.items():
+                            column.append(example[name])
+                except Exception as error:  # array_record and protobuf raise types of their own
+                    raise self._damaged(error) from error
+                bar.update(len(chunk))
+        return columns
+
+    def _damaged(self, error: Exception) -> DataError:
+        """The error for files that cannot be read."""
+        return DataError(
+            f"--data_dir: {self._folder} is damaged (split {self._split},"
+            f" {type(error).__name__}); remove this folder, and it is prepared again"
+        )
+
+
+class StoredColumn:
+    """Rows of one 8-bit feature, as float32 in [0, 1], for data sets larger than memory.
+
+    `column[rows]`, with a one-dimensional array of row numbers, reads these rows;
+    `column[start:stop]` reads nothing and is a column again; `np.asarray(column)` reads all rows.
+
+    Attributes:
+      shape: (N, ...).
+      dtype: float32.
+    """
+
+    def __init__(self, split: StoredSplit, feature: str, rows: NDArray[np.intp]) -> None:
+        """Names the rows.
+
+        Args:
+          split: which holds them.
+          feature: uint8, of a fixed shape.
+          rows: (N,) numbers of the split's rows, in the order wanted.
+
+        Raises:
+          TypeError: the feature is not uint8.
+        """
+        if split.features[feature].np_dtype != np.uint8:
+            raise TypeError(f"{feature} must be uint8, got {split.features[feature].np_dtype}")
+        self._split, self._feature, self._rows = split, feature, rows
+        self.shape: tuple[int, ...] = (len(rows), *split.features[feature].shape)
+        self.dtype = np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: slice) -> "StoredColumn": ...
+    @overload
+    def __getitem__(self, index: NDArray[Any]) -> NDArray[np.float32]: ...
+    def __getitem__(self, index: slice | NDArray[Any]) -> "StoredColumn | NDArray[np.float32]":
+        rows = self._rows[index]
+        if isinstance(index, slice):
+            return StoredColumn(self._split, self._feature, rows)
+        if np.ndim(rows) != 1:
+            raise TypeError(f"choose rows with a slice or a one-dimensional array, got {index!r}")
+        pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for i, value in enumerate(self._split.read([self._feature], rows)[self._feature]):
+            pixels[i] = value
+        return np.divide(pixels, np.float32(255), dtype=np.float32)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a StoredColumn is on disk: an array of it is always a copy")
+        return self[np.arange(len(self))].astype(dtype or self.dtype, copy=False)
+
+
+Column: TypeAlias = NDArray[Any] | StoredColumn
+"""Rows in memory or on disk."""
+
+
+def summarise(column: Column) -> tuple[float, float, NDArray[np.float32]]:
+    """Returns what attacks and corruptions need to know of a modality's values.
+
+    Args:
+      column: (N, ...), N >= 1; read in chunks.
+
+    Returns:
+      The lowest value, the highest, and the mean over rows (...), summed in float64.
+    """
+    low, high = np.inf, -np.inf
+    total = np.zeros(column.shape[1:], np.float64)
+    for start in range(0, len(column), _CHUNK_ROWS):
+        chunk = np.asarray(column[start : start + _CHUNK_ROWS])
+        low, high = min(low, float(chunk.min())), max(high, float(chunk.max()))
+        total += chunk.sum(axis=0, dtype=np.float64)
+    return low, high, (total / len(column)).astype(np.float32)
