@@ -125,8 +125,9 @@ def run(config: Config) -> list[Row]:
                 )
             )
         chosen = [rule.contamination for rule in selected if rule.contamination is not None]
-        attacked = test.first(config.num_attack)
-        found_radii += radii.measure(config, models, attacked, corrupted, chosen)
+        if models.classifiers["standard"][corrupted].lipschitz_fn is not None:
+            attacked = test.first(config.num_attack)
+            found_radii += radii.measure(config, models, attacked, corrupted, chosen)
     folder = Path(config.workdir)
     files.write_csv(
         Row._fields, ([files.six_digits(x) for x in row] for row in rows), folder / "certified.csv"
@@ -137,7 +138,11 @@ def run(config: Config) -> list[Row]:
         ([files.six_digits(x) for x in row] for row in found_radii),
         folder / "radii.csv",
     )
-    print(make_table(rows), radii.make_table(found_radii), sep="\n\n")
+    print(make_table(rows))
+    if found_radii:
+        print("\n" + radii.make_table(found_radii))
+    else:
+        print("\nno radii: nothing bounds the Lipschitz constants of these classifiers")
     for name in ("certified.csv", "radii.csv", "figures/certified.png"):
         print(f"wrote {folder / name}")
     return rows

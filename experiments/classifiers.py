@@ -1,6 +1,6 @@
 """The unimodal classifiers of every data set: architecture, training, outputs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,24 +8,34 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
-from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from data_pipelines.batching import iterate_batches, num_batches
 from data_pipelines.datasets import MultimodalDataset
+from data_pipelines.stored import Column
 from experiments import training_regimes
+from experiments.config import ConfigError
 from jacfuse_jax import jacobians, training
-from jacfuse_jax.models import LeNet, UnimodalOutput
+from jacfuse_jax.models import (
+    IMAGENET_MEAN,
+    IMAGENET_STDDEV,
+    LeNet,
+    ResNet,
+    UnimodalOutput,
+    load_torchvision,
+    resnet18,
+    small_resnet,
+)
 
 _LEARNING_RATE = 1e-3
-# Keyword arguments of LeNet and the default number of epochs.
-_ARCHITECTURES: dict[tuple[str, str], dict[str, Any]] = {
+# Keyword arguments of LeNet.
+_LENETS: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "upper"): {"channels": (16, 32), "kernel_size": 3, "hidden_sizes": (64, 32)},
     ("digits", "lower"): {"channels": (16, 32), "kernel_size": 3, "hidden_sizes": (64, 32)},
     ("av_mnist", "image"): {"channels": (16, 32), "kernel_size": 3, "patch_size": 4},
     ("av_mnist", "audio"): {"channels": (16, 32), "kernel_size": 3, "patch_size": 8},
 }
-DEFAULT_NUM_EPOCHS = {"digits": 30, "av_mnist": 4}
+DEFAULT_NUM_EPOCHS = {"digits": 30, "av_mnist": 4, "ravdess": 40, "vggsound": 15}
 
 
 class Classifier(NamedTuple):
@@ -56,6 +66,8 @@ def train_classifiers(
     batch_size: int,
     seed: int,
     workdir: Path,
+    valid_ranges: Mapping[str, tuple[float, float]],
+    weights: Mapping[str, str],
     regime: str = "standard",
 ) -> dict[str, Classifier]:
     """Trains the classifier of every modality, or restores it from the working directory.
@@ -69,6 +81,8 @@ def train_classifiers(
       seed: of initial parameters, order, and whatever a regime draws.
       workdir: checkpoints go to `checkpoints/<modality>` below it, those of a regime other than
         "standard" to `checkpoints_<regime>/<modality>`.
+      valid_ranges: {modality: (low, high)} of the training inputs.
+      weights: {modality: file} of those residual networks that start from torchvision's weights.
       regime: one of `training_regimes.REGIMES`.
 
     Returns:
@@ -76,12 +90,13 @@ def train_classifiers(
 
     Raises:
       ValueError: unknown regime.
+      ConfigError: a file of weights is missing, damaged or of another architecture.
       CheckpointError: as in `training.fit`.
     """
     loss_fn = training_regimes.choose_loss_fn(regime)
     folder = workdir / ("checkpoints" if regime == "standard" else f"checkpoints_{regime}")
     num_steps = num_epochs * num_batches(len(dataset.splits["train"]["label"]), batch_size)
-    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, num_steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, max(num_steps, 1)))
     classifiers: dict[str, Classifier] = {}
     for index, modality in enumerate(dataset.modalities):
         arrays = {
@@ -89,16 +104,25 @@ def train_classifiers(
             "label": dataset.splits["train"]["label"],
         }
         key = jax.random.fold_in(jax.random.key(seed), index)
-        model = LeNet(
-            arrays["inputs"].shape[1:],
-            dataset.num_classes,
-            **_ARCHITECTURES[dataset.name, modality],
-            rngs=nnx.Rngs(key),
-        )
+        model = _make_model(dataset, modality, nnx.Rngs(key))
+        if modality in weights:
+            assert isinstance(model, ResNet)
+            try:
+                # Trained further, it starts with a new head, since classes differ as a rule.
+                load_torchvision(model, weights[modality], load_head=num_epochs == 0)
+            except ValueError as error:
+                raise ConfigError(f"--weights={modality}={error}") from None
         training.fit(
             model,
             optimizer,
-            _make_batches(arrays, modality, num_epochs, batch_size, seed=(seed, index)),
+            _make_batches(
+                arrays,
+                modality,
+                num_epochs,
+                batch_size,
+                seed=(seed, index),
+                valid_range=valid_ranges[modality],
+            ),
             num_epochs=num_epochs,
             checkpoint_dir=folder / modality,
             loss_fn=loss_fn,
@@ -107,7 +131,7 @@ def train_classifiers(
     return classifiers
 
 
-def predict(classifier: Classifier, inputs: NDArray[Any], *, batch_size: int) -> UnimodalOutput:
+def predict(classifier: Classifier, inputs: Column, *, batch_size: int) -> UnimodalOutput:
     """Classifies inputs in batches.
 
     Args:
@@ -144,15 +168,15 @@ def input_grams(classifier: Classifier, parameters: Any, inputs: jax.Array) -> j
 
 
 def _make_batches(
-    arrays: dict[str, NDArray[Any]],
+    arrays: dict[str, Column],
     modality: str,
     num_epochs: int,
     batch_size: int,
     *,
     seed: tuple[int, int],
+    valid_range: tuple[float, float],
 ) -> Callable[[int], Iterable[training.Batch]]:
     """Batches of an epoch, in an order that depends on seed and epoch alone, behind a bar."""
-    valid_range = (float(arrays["inputs"].min()), float(arrays["inputs"].max()))
 
     def make_batches(epoch: int) -> Iterable[training.Batch]:
         batches = iterate_batches(arrays, batch_size, shuffle_seed=(*seed, epoch))
@@ -166,7 +190,19 @@ def _make_batches(
     return make_batches
 
 
-def _freeze(model: LeNet) -> Classifier:
+def _make_model(dataset: MultimodalDataset, modality: str, rngs: nnx.Rngs) -> LeNet | ResNet:
+    """The untrained classifier of a modality."""
+    shape = dataset.splits["train"][modality].shape[1:]
+    if (dataset.name, modality) in _LENETS:
+        architecture = _LENETS[dataset.name, modality]
+        return LeNet(shape, dataset.num_classes, **architecture, rngs=rngs)
+    make_fn = resnet18 if dataset.name == "vggsound" else small_resnet
+    # Levels of sound lie in [0, 1] like pixels; frames are seen as ImageNet's weights expect them.
+    mean, stddev = (IMAGENET_MEAN, IMAGENET_STDDEV) if shape[-1] == 3 else (0.5, 0.25)
+    return make_fn(shape[-1], dataset.num_classes, mean=mean, stddev=stddev, rngs=rngs)
+
+
+def _freeze(model: LeNet | ResNet) -> Classifier:
     """Separates the trained model into a pure function and its parameters."""
     graph, parameters = nnx.split(model)
 
@@ -174,6 +210,13 @@ def _freeze(model: LeNet) -> Classifier:
         return nnx.merge(graph, parameters)(inputs)
 
     def lipschitz_fn(parameters: Any, key: jax.Array) -> jax.Array:
-        return nnx.merge(graph, parameters).lipschitz_bound(key)
+        lenet = nnx.merge(graph, parameters)
+        assert isinstance(lenet, LeNet)
+        return lenet.lipschitz_bound(key)
 
-    return Classifier(output_fn, parameters, model.head.kernel[...], lipschitz_fn)
+    return Classifier(
+        output_fn,
+        parameters,
+        model.head.kernel[...],
+        lipschitz_fn if isinstance(model, LeNet) else None,
+    )

@@ -12,8 +12,8 @@ import jax
 
 from experiments.files import write_atomically
 
-# Flags that say where things are, not what is computed.
-_PLACES = ("workdir", "data_dir", "manual_dir")
+# Flags that say where and with what means, not what is computed.
+_MEANS = ("workdir", "data_dir", "manual_dir", "num_workers", "max_missing")
 
 
 class ConfigError(ValueError):
@@ -28,6 +28,10 @@ class Config:
     workdir: str
     data_dir: str
     manual_dir: str | None
+    num_workers: int | None
+    max_missing: float
+    fold: int
+    weights: dict[str, str]
     perturbed: tuple[str, ...]
     perturbations: tuple[str, ...]
     methods: tuple[str, ...]
@@ -110,7 +114,7 @@ def check_workdir(config: Config) -> None:
     differences = [
         f"--{name}={owner.get(name)}, now {flags.get(name)}"
         for name in dict.fromkeys([*owner, *flags])
-        if name not in _PLACES and owner.get(name) != flags.get(name)
+        if name not in _MEANS and owner.get(name) != flags.get(name)
     ]
     if differences:
         raise ConfigError(

@@ -165,15 +165,19 @@ def make_perturb_fn(
     def perturb(step: Step, branches: tuple[Branch, ...], key: jax.Array, rows: Rows) -> Observed:
         attacked, perturbation = step.attacked, step.perturbation
         strength = STRENGTHS[perturbation][step.severity - 1]
+        inputs = {modality: rows.inputs[modality] for modality in attacked}
+        rows = rows._replace(inputs=inputs)
         if perturbation == "mismatched_pair":
-            # Samples trade inputs within the whole split, not within batches, which are padded.
-            traded = corrupt(key, {m: rows.inputs[m] for m in attacked}, perturbation, strength)
-            rows = rows._replace(inputs={**rows.inputs, **jax.tree.map(np.asarray, traded)})
+            # Samples trade within the whole split, not within batches, which are padded; they trade
+            # row numbers, as inputs may not fit into memory.
+            numbers = np.arange(len(rows.labels), dtype=np.float32)
+            traded = corrupt(key, dict.fromkeys(attacked, numbers), perturbation, strength)
+            rows = rows._replace(inputs={m: np.asarray(n, np.intp) for m, n in traded.items()})
         observed: list[Observed] = []
         for index, batch in enumerate(_batches(rows, batch_size)):
             batch_key = jax.random.fold_in(key, index)
             if perturbation == "mismatched_pair":
-                x = {modality: jnp.asarray(batch.inputs[modality]) for modality in attacked}
+                x = {m: jnp.asarray(inputs[m][batch.inputs[m]]) for m in attacked}
             elif step.target is None:
                 x = corrupt_batch(
                     batch, batch_key, strength, attacked=attacked, perturbation=perturbation

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.batching import iterate_batches
 from data_pipelines.datasets import MultimodalDataset
+from data_pipelines.stored import summarise
 from experiments.classifiers import Classifier, input_grams, predict, train_classifiers
 from experiments.config import Config
 from experiments.fusion_heads import train_head
@@ -32,6 +33,8 @@ def train_models(config: Config, dataset: MultimodalDataset, seed: int, folder: 
       The models.
     """
     train = dataset.splits["train"]
+    summaries = {modality: summarise(train[modality]) for modality in dataset.modalities}
+    valid_ranges = {modality: (low, high) for modality, (low, high, _) in summaries.items()}
     regimes = ["standard", *(REGIME_OF[m] for m in config.methods if m in REGIME_OF)]
     classifiers = {
         regime: train_classifiers(
@@ -40,6 +43,8 @@ def train_models(config: Config, dataset: MultimodalDataset, seed: int, folder: 
             batch_size=config.batch_size,
             seed=seed,
             workdir=folder,
+            valid_ranges=valid_ranges,
+            weights=config.weights,
             regime=regime,
         )
         for regime in regimes
@@ -63,8 +68,8 @@ def train_models(config: Config, dataset: MultimodalDataset, seed: int, folder: 
         classifiers,
         heads,
         _evidence(config, dataset, classifiers["standard"]),
-        {m: (float(train[m].min()), float(train[m].max())) for m in dataset.modalities},
-        {m: train[m].mean(axis=0) for m in dataset.modalities},
+        valid_ranges,
+        {modality: mean for modality, (_, _, mean) in summaries.items()},
     )
 
 

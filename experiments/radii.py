@@ -82,9 +82,13 @@ def measure(
 
     Returns:
       A row for every rule.
+
+    Raises:
+      ValueError: the classifier of the modality has no `lipschitz_fn`.
     """
     classifier = models.classifiers["standard"][corrupted]
-    assert classifier.lipschitz_fn is not None
+    if classifier.lipschitz_fn is None:
+        raise ValueError(f"nothing bounds the Lipschitz constant of the classifier of {corrupted}")
     key = jax.random.key(config.seed)
     lipschitz = float(jax.jit(classifier.lipschitz_fn)(classifier.parameters, key))
     rules = _make_rules(models.evidence, corrupted, contaminations, config.gammas)

@@ -73,6 +73,9 @@ def load(config: Config) -> datasets.MultimodalDataset:
         manual_dir=None if config.manual_dir is None else Path(config.manual_dir),
         num_train=config.num_train,
         num_eval=config.num_eval,
+        fold=config.fold,
+        max_missing=config.max_missing,
+        num_workers=config.num_workers,
     )
     counts = np.bincount(dataset.splits["train"]["label"], minlength=dataset.num_classes)
     if counts.min() == 0:

@@ -7,6 +7,7 @@ import numpy as np
 from absl import flags
 
 from data_pipelines import datasets
+from data_pipelines.ravdess import NUM_FOLDS
 from experiments.classifiers import DEFAULT_NUM_EPOCHS
 from experiments.config import Config, ConfigError, choices
 from experiments.evaluation import DEFAULT_PERTURBATIONS, PERTURBATIONS
@@ -19,13 +20,37 @@ _SUITE = flags.DEFINE_enum(
     "suite",
     None,
     sorted(SUITES),
-    "Values for all flags that are not given, see suites.py; of digits, all rows are taken.",
+    "Values for all flags that are not given, see suites.py; of digits and ravdess, all rows are "
+    "taken.",
 )
 _DATASET = flags.DEFINE_enum("dataset", "digits", sorted(datasets.MODALITIES), "Data set.")
 _MANUAL_DIR = flags.DEFINE_string(
     "manual_dir", None, "Folder with the raw files; they are downloaded where it is not given."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", "~/.cache/jacfuse_jax", "Folder of prepared data.")
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers", None, "Processes that decode media; default one a core.", lower_bound=1
+)
+_MAX_MISSING = flags.DEFINE_float(
+    "max_missing",
+    1.0,
+    "Share of the clips of VGGSound that may be missing or damaged.",
+    lower_bound=0,
+    upper_bound=1,
+)
+_FOLD = flags.DEFINE_integer(
+    "fold",
+    0,
+    "Of RAVDESS: whose actors are tested on; no actor is in two splits.",
+    lower_bound=0,
+    upper_bound=NUM_FOLDS - 1,
+)
+_WEIGHTS = flags.DEFINE_multi_string(
+    "weights",
+    [],
+    "MODALITY=FILE.safetensors, repeatable: weights of torchvision's ResNet-18 to start from, of "
+    "vggsound. The last layer is new, unless --num_epochs=0.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/robust_fusion", "Folder of results.")
 _PERTURBED = flags.DEFINE_list("perturbed", None, "Modalities to perturb in turn; default all.")
 _PERTURBATIONS = flags.DEFINE_list(
@@ -85,7 +110,10 @@ _NUM_RESTARTS = flags.DEFINE_integer(
     "num_restarts", 1, "Random starts of PGD and APGD.", lower_bound=1
 )
 _NUM_EPOCHS = flags.DEFINE_integer(
-    "num_epochs", None, f"Training epochs; default {DEFAULT_NUM_EPOCHS}.", lower_bound=1
+    "num_epochs",
+    None,
+    f"Training epochs; default {DEFAULT_NUM_EPOCHS}. 0 takes --weights as they are.",
+    lower_bound=0,
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Rows at a time.", lower_bound=1)
 _SEED = flags.DEFINE_integer(
@@ -105,8 +133,9 @@ _MIN_GAMMA = float(np.finfo(np.float32).tiny)  # smaller ones are zero to the cl
 def config_from_flags() -> Config:
     """Collects the flags; raises ConfigError where one does not fit."""
     for name, value in SUITES.get(_SUITE.value or "", {}).items():
-        has_rows = _DATASET.value != "digits" or name not in ("num_train", "num_eval")
-        if has_rows and not flags.FLAGS[name].present:
+        is_small = _DATASET.value in ("digits", "ravdess")
+        fits = not is_small or name not in ("num_train", "num_eval")
+        if fits and not flags.FLAGS[name].present:
             flags.FLAGS[name].value = value
     if not 0 <= _MAX_CLEAN_LOSS.value <= 1:  # NaN passes the bounds of the flag
         raise ConfigError(f"--max_clean_loss={_MAX_CLEAN_LOSS.value} is not in [0, 1]")
@@ -114,12 +143,24 @@ def config_from_flags() -> Config:
         raise ConfigError(
             f"--seed={_SEED.value} --num_seeds={_NUM_SEEDS.value}: seeds must stay below {2**32}"
         )
+    if not 0 <= _MAX_MISSING.value <= 1:
+        raise ConfigError(f"--max_missing={_MAX_MISSING.value} is not in [0, 1]")
     modalities, chosen = datasets.MODALITIES[_DATASET.value], _PERTURBED.value
+    num_epochs = _NUM_EPOCHS.value
+    if num_epochs is None:
+        num_epochs = DEFAULT_NUM_EPOCHS[_DATASET.value]
+    weights = _weights(_WEIGHTS.value, _DATASET.value, modalities)
+    if not num_epochs and weights.keys() != set(modalities):
+        raise ConfigError("--num_epochs=0 trains nothing; give --weights of every modality")
     return Config(
         dataset=_DATASET.value,
         workdir=str(Path(_WORKDIR.value).expanduser()),
         data_dir=str(Path(_DATA_DIR.value).expanduser()),
         manual_dir=_MANUAL_DIR.value and str(Path(_MANUAL_DIR.value).expanduser()),
+        num_workers=_NUM_WORKERS.value,
+        max_missing=_MAX_MISSING.value,
+        fold=_FOLD.value,
+        weights=weights,
         perturbed=choices("perturbed", modalities if chosen is None else chosen, modalities),
         perturbations=choices("perturbations", _PERTURBATIONS.value, PERTURBATIONS),
         methods=choices("methods", _METHODS.value, METHODS),
@@ -138,7 +179,7 @@ def config_from_flags() -> Config:
         num_attack=_NUM_ATTACK.value,
         attack_steps=_ATTACK_STEPS.value,
         num_restarts=_NUM_RESTARTS.value,
-        num_epochs=_NUM_EPOCHS.value or DEFAULT_NUM_EPOCHS[_DATASET.value],
+        num_epochs=num_epochs,
         batch_size=_BATCH_SIZE.value,
         seed=_SEED.value,
         num_seeds=_NUM_SEEDS.value,
@@ -166,3 +207,21 @@ def _numbers(
 def _shares(flag: str, texts: list[str]) -> tuple[float, ...]:
     """The numbers of a flag, all in [0, 1]."""
     return _numbers(flag, texts, lambda x: 0 <= x <= 1, "[0, 1]")
+
+
+def _weights(texts: list[str], dataset: str, modalities: tuple[str, ...]) -> dict[str, str]:
+    """{modality: file} of --weights."""
+    files: dict[str, str] = {}
+    for text in texts:
+        modality, _, file = text.partition("=")
+        if dataset != "vggsound":
+            raise ConfigError(f"--weights={text}: only classifiers of vggsound take weights")
+        if modality not in modalities or not file:
+            raise ConfigError(
+                f"--weights={text} is not MODALITY=FILE.safetensors with a modality of "
+                f"{','.join(modalities)}"
+            )
+        if modality in files:
+            raise ConfigError(f"--weights={text}: there is another file of {modality}")
+        files[modality] = str(Path(file).expanduser())
+    return files

@@ -39,7 +39,8 @@ def shot_noise(
 
     Raises:
       TypeError: not float32 or float64.
-      ValueError: x is neither images nor videos, photons lies outside its interval, or low <= high fails.
+      ValueError: x is neither images nor videos, photons lies outside its interval, or low <= high
+        fails.
     """
     x = _check_images(x)
     photons = check_scalar("photons", photons, x.dtype, high=_MAX_PHOTONS, positive=True)
@@ -70,7 +71,8 @@ def impulse_noise(
 
     Raises:
       TypeError: not float32 or float64.
-      ValueError: x is neither images nor videos, fraction lies outside [0, 1], or low <= high fails.
+      ValueError: x is neither images nor videos, fraction lies outside [0, 1], or low <= high
+        fails.
     """
     x = _check_images(x)
     fraction = check_scalar("fraction", fraction, x.dtype, high=1)
@@ -179,7 +181,8 @@ def brightness(x: ArrayLike, *, offset: ArrayLike, valid_range: ValidRange) -> j
 
     Raises:
       TypeError: not float32 or float64.
-      ValueError: x is neither images nor videos, offset is not a finite scalar >= 0, or low <= high fails.
+      ValueError: x is neither images nor videos, offset is not a finite scalar >= 0, or low <= high
+        fails.
     """
     x = _check_images(x)
     return clip(x + check_scalar("offset", offset, x.dtype), valid_range)

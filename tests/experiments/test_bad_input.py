@@ -50,6 +50,18 @@ def error_of(*arguments):
         ("--num_eval=1", "--num_eval=1: intervals need test rows of two groups; raise it"),
         ("--num_attack=1", "--num_attack=1: intervals need test rows of two groups; raise it"),
         ("--max_clean_loss=nan", "--max_clean_loss=nan is not in [0, 1]"),
+        ("--max_missing=nan", "--max_missing=nan is not in [0, 1]"),
+        ("--weights=upper=x", "--weights=upper=x: only classifiers of vggsound take weights"),
+        (
+            "--dataset=vggsound --weights=image=x",
+            "--weights=image=x is not MODALITY=FILE.safetensors with a modality of video,audio",
+        ),
+        ("--dataset=vggsound --weights=video", "--weights=video is not MODALITY=FILE.safetensors"),
+        (
+            "--dataset=vggsound --weights=video=x --weights=video=y",
+            "--weights=video=y: there is another file of video",
+        ),
+        ("--num_epochs=0", "--num_epochs=0 trains nothing; give --weights of every modality"),
         ("--seed=4294967295 --num_seeds=2", "--seed=4294967295 --num_seeds=2: seeds must stay"),
     ],
 )
@@ -75,6 +87,8 @@ def test_flags(argument, message, tmp_path):
             "--max_clean_loss=-0.1",
             "flag --max_clean_loss=-0.1: -0.1 is not a number in the range [0, 1]",
         ),
+        ("--fold=6", "flag --fold=6: 6 is not an integer in the range [0, 5]"),
+        ("--num_workers=0", "flag --num_workers=0: 0 is not a positive integer"),
         ("--select_attack=missing", "flag --select_attack=missing: value should be one of <fgm|"),
         ("--suite=huge", "flag --suite=huge: value should be one of <full|quick|standard>"),
     ],

@@ -33,8 +33,9 @@ def test_a_suite_gives_its_values_to_flags_that_are_not_given(name):
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_a_suite_takes_all_rows_of_the_digits_which_are_few(name):
-    config = config_of(f"--suite={name}")
+@pytest.mark.parametrize("dataset", ["digits", "ravdess"])
+def test_a_suite_takes_all_rows_of_data_sets_that_are_small(name, dataset):
+    config = config_of(f"--suite={name}", f"--dataset={dataset}")
     assert config.num_train is config.num_eval is None
     assert config.num_attack == SUITES[name]["num_attack"]
 
@@ -62,3 +63,14 @@ def test_modalities_and_epochs_are_those_of_the_data_set():
     assert (digits.perturbed, av_mnist.perturbed) == (("upper", "lower"), ("image", "audio"))
     assert (digits.num_epochs, av_mnist.num_epochs) == (30, 4)
     assert config_of("--dataset=av_mnist", "--perturbed=audio,audio").perturbed == ("audio",)
+
+
+def test_weights_are_files_of_modalities():
+    config = config_of(
+        "--dataset=vggsound",
+        "--weights=video=a=b.safetensors",
+        "--weights=audio=c",
+        "--num_epochs=0",
+    )
+    assert config.weights == {"video": "a=b.safetensors", "audio": "c"}
+    assert config.num_epochs == 0

@@ -1,0 +1,459 @@
+"""Robust late fusion as a scikit-learn classifier. No other module imports scikit-learn."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.model_selection import check_cv
+from sklearn.preprocessing import LabelEncoder
+from sklearn.utils import (
+    _safe_indexing,  # pyright: ignore[reportPrivateUsage] documented; knows every data frame
+    assert_all_finite,
+    check_consistent_length,
+    check_random_state,
+    column_or_1d,
+    get_tags,
+    indexable,
+)
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from jacfuse_jax._checks import check_choice, check_modalities, check_scalar
+from jacfuse_jax.calibration import choose_contamination, choose_gamma, fit_temperature
+from jacfuse_jax.fusion import contaminated_log_probs, robust_fusion
+from jacfuse_jax.linalg import GramSpectrum, spectrum_from_kernel
+
+_Logits = dict[str, NDArray[np.float64]]
+_SMALLEST_PROB = np.finfo(np.float64).eps  # as in sklearn.metrics.log_loss
+_SMALLEST_BATCH = 256
+
+
+class RobustLateFusion(ClassifierMixin, BaseEstimator):
+    """Fuses classifiers, one per modality, so that perturbed modalities have less of a say.
+
+    `fusion.robust_fusion` of the logits z_m / T_m, where z_m is the logarithm of `predict_proba`,
+    with probabilities below 2e-16 taken for 2e-16, or else `decision_function` (in the binary case
+    of the second class, with 0 for the first). The kernel W_m is the `coef_` of the classifier, or
+    of the last step of its pipeline, where that has a row for every class, or one for the second of
+    two (support vector machines excepted); then the Jacobian in what that step is given is
+    regularised. Else the kernel is the identity, and the Jacobian that in the logits. Kernels are
+    centred over classes, since probabilities tell logits only up to a constant, to which the
+    prediction is indifferent then.
+
+    `X` is a mapping {modality: what its classifier takes}, or one array, sparse matrix or data
+    frame from whose columns each modality takes its own. Only the latter can be split into rows by
+    `GridSearchCV` and `cross_val_score`. Their grids reach everything: `gamma`, `perturbed`,
+    `image`, `image__C` for a modality named "image".
+
+    Whatever `fit` has to learn beside the classifiers, it learns from held-out predictions: those
+    of copies trained on the other folds of `cv`, or, with cv="prefit", those on `X`. Classifiers in
+    `sklearn.frozen.FrozenEstimator` are not trained either and, unlike prefit ones, survive the
+    copying of `GridSearchCV`. Sample weights are not supported.
+
+    Args:
+      estimators: {modality: classifier}, at least one. `fit` trains copies, unless cv="prefit".
+      columns: {modality: columns}, of every modality; integers, names, a slice or a mask as in
+        `sklearn.compose.ColumnTransformer`, where a single one gives a one-dimensional array. None:
+        every classifier takes all columns. Not used where `X` is a mapping.
+      perturbed: name or names of the modalities believed perturbed. None: all of them. Empty:
+        none of them, which is statistical fusion.
+      gamma: in (0, 1]; 1 leaves logits as they are, towards 0 a perturbed modality has no say any
+        more. "auto": `calibration.choose_gamma` on the held-out predictions.
+      contamination: in [0, 1], the share of the prior that is mixed into the probabilities of
+        perturbed modalities, which bounds their influence; see `fusion.contaminated_log_probs`.
+        "auto": `calibration.choose_contamination` on the held-out predictions.
+      calibrate: whether T_m is `calibration.fit_temperature` of the held-out predictions. It is 1
+        if not, and for classifiers that never err there: their likelihood has no maximum.
+      cv: number of stratified folds, splitter or splits as in `cross_val_score`, or "prefit".
+      class_prior: (K,), class frequencies of the training labels, in the order of the sorted
+        classes. None: those of `y`.
+      random_state: seed or generator of the exchange of samples in `calibration.choose_gamma`.
+
+    Attributes:
+      estimators_: {modality: trained classifier}.
+      classes_: (K,), sorted.
+      class_prior_: (K,).
+      temperatures_: {modality: T_m}.
+      grams_: {perturbed modality: spectrum of the Gram matrix of W_m / T_m}.
+      gamma_: given or chosen.
+      contamination_: given or chosen.
+      n_features_in_: columns of `X`, unless it was a mapping.
+      feature_names_in_: their names, if all of them are strings.
+
+    Examples:
+      >>> from sklearn.datasets import load_digits
+      >>> from sklearn.linear_model import LogisticRegression
+      >>> from jacfuse_jax.sklearn import RobustLateFusion
+      >>> X, y = load_digits(return_X_y=True)
+      >>> halves = {"top": LogisticRegression(max_iter=500), "bottom": LogisticRegression(C=0.1)}
+      >>> columns = {"top": slice(0, 32), "bottom": slice(32, 64)}
+      >>> fusion = RobustLateFusion(halves, columns=columns, perturbed="top").fit(X, y)
+    """
+
+    def __init__(
+        self,
+        estimators: Mapping[str, Any],
+        *,
+        columns: Mapping[str, Any] | None = None,
+        perturbed: str | Sequence[str] | None = None,
+        gamma: float | str = "auto",
+        contamination: float | str = 0.0,
+        calibrate: bool = True,
+        cv: Any = 5,
+        class_prior: ArrayLike | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.estimators = estimators
+        self.columns = columns
+        self.perturbed = perturbed
+        self.gamma = gamma
+        self.contamination = contamination
+        self.calibrate = calibrate
+        self.cv = cv
+        self.class_prior = class_prior
+        self.random_state = random_state
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters; with `deep`, also {modality: classifier} and {modality__name: theirs}."""
+        params = super().get_params(deep=False)
+        if deep and isinstance(self.estimators, Mapping):
+            params.update(self.estimators)
+            for modality, classifier in self.estimators.items():
+                if hasattr(classifier, "get_params"):
+                    nested = classifier.get_params(deep=True)
+                    params.update({f"{modality}__{name}": nested[name] for name in nested})
+        return params
+
+    def set_params(self, **params: Any) -> Self:
+        """Sets parameters, replaces classifiers by modality, and sets theirs, in this order."""
+        if "estimators" in params:
+            self.estimators = params.pop("estimators")
+        if isinstance(self.estimators, Mapping):
+            replaced = {name: params.pop(name) for name in self.estimators if name in params}
+            if replaced:
+                self.estimators = {**self.estimators, **replaced}
+        return super().set_params(**params)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        # Without tags: classifiers that only behave like scikit-learn's.
+        with suppress(AttributeError):
+            inputs = [get_tags(classifier).input_tags for classifier in self.estimators.values()]
+            tags.input_tags.allow_nan = all(tag.allow_nan for tag in inputs)
+            tags.input_tags.sparse = all(tag.sparse for tag in inputs)
+        return tags
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Trains the classifiers, calibrates them and chooses what is "auto".
+
+        Args:
+          X: {modality: (N, ...)}, or (N, F) with the columns of all modalities.
+          y: (N,), labels, integers or strings.
+
+        Returns:
+          self.
+
+        Raises:
+          NotFittedError: cv="prefit" with a classifier that was not fitted.
+          ValueError: a parameter lies outside its range, or X, y and the classifiers disagree.
+        """
+        perturbed = self._check_params()
+        for stale in ("n_features_in_", "feature_names_in_"):
+            vars(self).pop(stale, None)
+        if not _is_mapping(X):
+            validate_data(self, X, y, skip_check_array=True)
+        arrays = _split(X, self.estimators, self.columns)
+        y = column_or_1d(y, warn=True)
+        assert_all_finite(y, input_name="y")
+        check_consistent_length(next(iter(arrays.values())), y)
+        check_classification_targets(y)
+        self.estimators_ = self._trained(arrays, y)
+        self.classes_ = next(iter(self.estimators_.values())).classes_
+        for name, classifier in self.estimators_.items():
+            _check_classes(name, classifier, self.classes_)
+        labels = LabelEncoder().fit(self.classes_).transform(y)
+        self.class_prior_ = _class_prior(self.class_prior, labels, self.classes_)
+        logits: _Logits = {}
+        if self.calibrate or "auto" in (self.gamma, self.contamination):
+            logits, labels = self._held_out(arrays, y, labels)
+        self.temperatures_ = {
+            name: _temperature(logits[name], labels) if self.calibrate else 1.0
+            for name in self.estimators_
+        }
+        self.grams_ = {
+            name: _gram(self.estimators_[name], len(self.classes_), self.temperatures_[name])
+            for name in perturbed
+        }
+        logits = {name: z / self.temperatures_[name] for name, z in logits.items()}
+        self.contamination_, self.gamma_ = self._chosen(logits, labels)
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Fused class probabilities (N, K), in the order of `classes_`.
+
+        Args:
+          X: as in `fit`.
+
+        Raises:
+          NotFittedError: `fit` was not called.
+          ValueError: X does not fit what the classifiers were trained on.
+        """
+        check_is_fitted(self, "gamma_")
+        # One-dimensional arrays are left to the classifiers, which say how to reshape them.
+        if not _is_mapping(X) and getattr(X, "ndim", 2) != 1:
+            validate_data(self, X, skip_check_array=True, reset=False)
+        arrays = _split(X, self.estimators_, self.columns)
+        logits = {
+            name: _logits(classifier, arrays[name]) / self.temperatures_[name]
+            for name, classifier in self.estimators_.items()
+        }
+        num_samples = len(next(iter(logits.values())))
+        log_probs = _fuse(
+            {name: _pad(z) for name, z in logits.items()},
+            self.grams_,
+            self.class_prior_,
+            self.contamination_,
+            self.gamma_,
+            perturbed=tuple(self.grams_),
+        )
+        probs = np.exp(np.asarray(log_probs, np.float64)[:num_samples])
+        return probs / probs.sum(axis=1, keepdims=True)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable class of each sample, (N,); arguments as in `predict_proba`."""
+        probs = self.predict_proba(X)
+        return self.classes_[probs.argmax(axis=1)]
+
+    def _is_prefit(self) -> bool:
+        return isinstance(self.cv, str) and self.cv == "prefit"
+
+    def _check_params(self) -> tuple[str, ...]:
+        """Raises where parameters are wrong; returns the perturbed modalities."""
+        if not (
+            isinstance(self.estimators, Mapping)
+            and self.estimators
+            and all(isinstance(name, str) for name in self.estimators)
+        ):
+            raise ValueError(
+                "Invalid 'estimators' attribute, 'estimators' should be a non-empty dict of "
+                f"(string, classifier) items. Got {self.estimators!r} instead."
+            )
+        if conflicts := sorted(self.estimators.keys() & self.get_params(deep=False).keys()):
+            raise ValueError(f"Estimator names conflict with constructor arguments: {conflicts!r}")
+        if invalid := [name for name in self.estimators if "__" in name]:
+            raise ValueError(f"Estimator names must not contain __: got {invalid!r}")
+        for classifier in self.estimators.values():
+            if not hasattr(classifier, "predict_proba") | hasattr(classifier, "decision_function"):
+                raise ValueError(f"The estimator {classifier!r} should be a classifier.")
+        if self.columns is not None and set(self.columns) != set(self.estimators):
+            raise ValueError(
+                f"columns must have an entry for each of {sorted(self.estimators)} and no other, "
+                f"got {self.columns!r}"
+            )
+        for name, positive in (("gamma", True), ("contamination", False)):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                check_choice(name, value, ("auto",))
+            else:
+                check_scalar(name, value, jnp.result_type(float), high=1, positive=positive)
+        names = self.estimators if self.perturbed is None else self.perturbed
+        names = names if isinstance(names, str) else tuple(names)
+        return check_modalities("perturbed", names, self.estimators)
+
+    def _trained(self, arrays: dict[str, Any], y: NDArray[Any]) -> dict[str, Any]:
+        """Copies of the classifiers, trained on everything, or the prefit ones themselves."""
+        if not self._is_prefit():
+            return {name: _fit_copy(self.estimators[name], arrays[name], y) for name in arrays}
+        for classifier in self.estimators.values():
+            check_is_fitted(classifier)
+        return dict(self.estimators)
+
+    def _held_out(
+        self, arrays: dict[str, Any], y: NDArray[Any], labels: NDArray[Any]
+    ) -> tuple[_Logits, NDArray[Any]]:
+        """Logits of data that the classifiers were not trained on, and the labels of these."""
+        if self._is_prefit():
+            return {name: _logits(self.estimators_[name], arrays[name]) for name in arrays}, labels
+        splitter: Any = check_cv(self.cv, y, classifier=True)
+        splits = list(splitter.split(np.zeros(len(y)), y))
+        logits: _Logits = {}
+        for name, array in arrays.items():
+            parts: list[NDArray[np.float64]] = []
+            for train, test in splits:
+                fold = _fit_copy(self.estimators[name], _safe_indexing(array, train), y[train])
+                _check_classes(name, fold, self.classes_)
+                parts.append(_logits(fold, _safe_indexing(array, test)))
+            logits[name] = np.concatenate(parts)
+        return logits, np.concatenate([labels[test] for _, test in splits])
+
+    def _chosen(self, logits: _Logits, labels: NDArray[Any]) -> tuple[float, float]:
+        """Contamination and gamma, given or chosen on held-out logits."""
+        perturbed = tuple(self.grams_)
+        contamination, gamma = self.contamination, self.gamma
+        if contamination == "auto":
+            contamination = _choose_contamination(
+                logits, labels, self.class_prior_, perturbed=perturbed
+            ).contamination
+        if gamma == "auto":
+            seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+            gamma = _choose_gamma(
+                logits, self.grams_, labels, self.class_prior_, contamination, seed, perturbed
+            )
+        return float(contamination), float(gamma)
+
+
+def _split(
+    X: Any, modalities: Mapping[str, Any], columns: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What each classifier takes, {modality: (N, ...)}, rows indexable; raises on unequal N."""
+    if _is_mapping(X):
+        if missing := sorted(modalities.keys() - X.keys()):
+            raise ValueError(f"X lacks the modalities {missing}, it has {sorted(X)}")
+        arrays = [X[name] for name in modalities]
+    elif columns is None:
+        arrays = [X] * len(modalities)
+    else:
+        (X,) = indexable(X if hasattr(X, "shape") else np.asarray(X))
+        arrays = [_safe_indexing(X, columns[name], axis=1) for name in modalities]
+    return dict(zip(modalities, indexable(*arrays), strict=True))
+
+
+def _is_mapping(X: Any) -> bool:
+    """Whether X has an entry for every modality. Sparse arrays by keys (DOK) are dicts, too."""
+    return isinstance(X, Mapping) and not issparse(X)
+
+
+def _fit_copy(classifier: Any, X: Any, y: NDArray[Any]) -> Any:
+    """A trained copy of the classifier."""
+    copy: Any = clone(classifier)
+    return copy.fit(X, y)
+
+
+def _logits(classifier: Any, X: Any) -> NDArray[np.float64]:
+    """Logits (N, K): log-probabilities where the classifier has them."""
+    if hasattr(classifier, "predict_proba"):
+        probs = np.asarray(classifier.predict_proba(X), np.float64)
+        return np.log(np.maximum(probs, _SMALLEST_PROB))
+    decision = np.asarray(classifier.decision_function(X), np.float64)
+    return decision if decision.ndim == 2 else np.stack([np.zeros_like(decision), decision], 1)
+
+
+def _gram(classifier: Any, num_classes: int, temperature: float) -> GramSpectrum:
+    """Spectrum of the Gram matrix of the centred kernel, as NumPy arrays."""
+    kernel = _kernel(classifier, num_classes)
+    centred = kernel - kernel.mean(axis=1, keepdims=True)
+    return jax.tree.map(np.asarray, _spectrum_from_kernel(centred / temperature))
+
+
+def _kernel(classifier: Any, num_classes: int) -> NDArray[np.float64]:
+    """Kernel (H, K) of a linear classifier, at the end of a pipeline or not; else the identity."""
+    head = classifier.steps[-1][1] if hasattr(classifier, "steps") else classifier
+    coef = getattr(head, "coef_", None)
+    # Support vector machines have a row of coefficients for every pair of classes.
+    if coef is None or hasattr(head, "support_vectors_"):
+        return np.eye(num_classes)
+    coef = np.atleast_2d(coef.toarray() if issparse(coef) else coef)
+    if num_classes == 2 and len(coef) == 1:
+        coef = np.concatenate([np.zeros_like(coef), coef])
+    return coef.T if len(coef) == num_classes else np.eye(num_classes)
+
+
+def _class_prior(
+    class_prior: ArrayLike | None, labels: NDArray[Any], classes: NDArray[Any]
+) -> NDArray[np.float64]:
+    """The class prior given, or the frequencies of the labels; raises unless it is one."""
+    if class_prior is None:
+        counts = np.bincount(labels, minlength=len(classes))
+        if not counts.all():
+            raise ValueError(
+                f"y lacks the classes {classes[counts == 0].tolist()} of the classifiers: give "
+                "class_prior, the class frequencies of their training labels"
+            )
+        return counts / counts.sum()
+    prior = np.asarray(class_prior, np.float64)
+    if prior.shape != classes.shape:
+        raise ValueError(
+            f"class_prior must have shape {classes.shape}, one entry a class, got {prior.shape}"
+        )
+    if not (prior > 0).all() or not np.isclose(prior.sum(), 1):
+        raise ValueError(f"class_prior must be positive and sum to one, got {prior}")
+    return prior
+
+
+def _check_classes(name: str, classifier: Any, classes: NDArray[Any]) -> None:
+    """Raises unless the classifier knows exactly these classes."""
+    if not np.array_equal(classifier.classes_, classes):
+        raise ValueError(
+            f"the classifier of {name!r} was fitted with classes {classifier.classes_.tolist()}, "
+            f"another one with {classes.tolist()}: all must be alike, also in every fold"
+        )
+
+
+def _temperature(logits: NDArray[np.float64], labels: NDArray[Any]) -> float:
+    """Temperature of the held-out logits; 1 where no finite one is the best."""
+    if (logits.argmax(axis=1) == labels).all():
+        return 1.0
+    # Rows of zeros have the same likelihood at any temperature.
+    return float(_fit_temperature(_pad(logits), _pad(labels)))
+
+
+def _pad(rows: NDArray[Any]) -> NDArray[Any]:
+    """Adds rows of zeros up to a power of two, so that few shapes are compiled."""
+    size = max(_SMALLEST_BATCH, 1 << (len(rows) - 1).bit_length())
+    return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+
+_fit_temperature = jax.jit(fit_temperature)
+_spectrum_from_kernel = jax.jit(spectrum_from_kernel)
+_choose_contamination = jax.jit(choose_contamination, static_argnames="perturbed")
+
+
+@partial(jax.jit, static_argnames="perturbed")
+def _choose_gamma(
+    logits: _Logits,
+    grams: dict[str, GramSpectrum],
+    labels: jax.Array,
+    class_prior: jax.Array,
+    contamination: jax.Array,
+    seed: jax.Array,
+    perturbed: tuple[str, ...],
+) -> jax.Array:
+    """The gamma that `calibration.choose_gamma` chooses for contaminated logits."""
+    contaminated = _contaminated(logits, class_prior, contamination, perturbed)
+    key = jax.random.key(seed)
+    return choose_gamma(contaminated, grams, labels, class_prior, key, perturbed=perturbed).gamma
+
+
+@partial(jax.jit, static_argnames="perturbed")
+def _fuse(
+    logits: _Logits,
+    grams: dict[str, GramSpectrum],
+    class_prior: jax.Array,
+    contamination: jax.Array,
+    gamma: jax.Array,
+    perturbed: tuple[str, ...],
+) -> jax.Array:
+    """Log-probabilities (N, K) of robust fusion of contaminated logits."""
+    contaminated = _contaminated(logits, class_prior, contamination, perturbed)
+    return robust_fusion(
+        contaminated, grams, class_prior, perturbed=perturbed, gamma=gamma
+    ).log_probs
+
+
+def _contaminated(
+    logits: _Logits, class_prior: jax.Array, contamination: jax.Array, perturbed: tuple[str, ...]
+) -> dict[str, jax.Array]:
+    """Logits, those of perturbed modalities replaced by contaminated log-probabilities."""
+    return {
+        name: contaminated_log_probs(z, class_prior, contamination=contamination)
+        if name in perturbed
+        else jnp.asarray(z)
+        for name, z in logits.items()
+    }
