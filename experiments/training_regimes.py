@@ -3,6 +3,11 @@
 Every regime is a loss of one model and one batch for `training.fit`. What a loss needs beside the
 rows (a PRNG key, the valid range of the inputs) comes with the batch: so a regime is one function
 object, compiled once for every architecture, and an epoch repeats when training is resumed.
+
+Models with batch normalisation: cross-entropies are those of training mode and update the running
+statistics, those on perturbed inputs too, as one model has to serve both. Derivatives in the input
+are those of the model in evaluation mode, which is what will be attacked; there they cannot reach
+other samples through the statistics of the batch.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,11 +87,12 @@ def pgd_loss(model: Any, batch: training.Batch) -> jax.Array:
     """Cross-entropy on adversarial inputs, max of -log p(label | x') over ||x' - x||_inf <= eps.
 
     The maximum is what `attacks.pgd` finds against the model in `PGD_STEPS` steps from one random
-    start, eps = `PGD_EPSILON`, and never below the loss of the clean input. Its derivative in the
-    parameters is that at a fixed x' (Danskin's theorem).
+    start, eps = `PGD_EPSILON`, and in evaluation mode never below the loss of the clean input. Its
+    derivative in the parameters is that at a fixed x' (Danskin's theorem).
 
     Args:
-      model: maps inputs (B, ...) to a `UnimodalOutput`; sample b may depend on sample b only.
+      model: maps inputs (B, ...) to a `UnimodalOutput`; in evaluation mode sample b may depend on
+        sample b only.
       batch: {"inputs": (B, ...), floating, "label": (B,), "key", "valid_range": (low, high)}.
 
     Returns:
@@ -99,6 +105,7 @@ def pgd_loss(model: Any, batch: training.Batch) -> jax.Array:
     # Constant parameters, so that the derivative of the loss does not go through the attack.
     graph, state = nnx.split(model)
     constant = nnx.merge(graph, jax.lax.stop_gradient(state))
+    constant.eval()
     adversarial = attacks.pgd(
         lambda inputs: jax.nn.log_softmax(constant(inputs["inputs"]).logits),
         {"inputs": batch["inputs"]},
@@ -114,11 +121,13 @@ def pgd_loss(model: Any, batch: training.Batch) -> jax.Array:
 def jacobian_loss(model: Any, batch: training.Batch) -> jax.Array:
     """Cross-entropy + lambda / 2 ||J||_F^2, J = d logits / d input, lambda = `JACOBIAN_WEIGHT`.
 
-    ||J||_F^2 is estimated without bias from one random projection a sample, see
-    `squared_jacobian_norm`.
+    ||J||_F^2, of the model in evaluation mode, is estimated without bias from one random projection
+    a sample, see `squared_jacobian_norm`; its derivative in the parameters takes running statistics
+    for constants.
 
     Args:
-      model: maps inputs (B, ...) to a `UnimodalOutput`; sample b may depend on sample b only.
+      model: maps inputs (B, ...) to a `UnimodalOutput`; in evaluation mode sample b may depend on
+        sample b only.
       batch: {"inputs": (B, ...), floating, "label": (B,), "key"}.
 
     Returns:
@@ -127,7 +136,9 @@ def jacobian_loss(model: Any, batch: training.Batch) -> jax.Array:
     References:
       Hoffman, Roberts, Yaida, "Robust Learning with Jacobian Regularization", 2019.
     """
-    penalty = squared_jacobian_norm(model, jnp.asarray(batch["inputs"]), batch["key"])
+    evaluated = nnx.clone(model)
+    evaluated.eval()
+    penalty = squared_jacobian_norm(evaluated, jnp.asarray(batch["inputs"]), batch["key"])
     return training.cross_entropy(model, batch) + JACOBIAN_WEIGHT / 2 * penalty
 
 

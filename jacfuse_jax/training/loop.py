@@ -31,9 +31,13 @@ def fit(
     """Trains a classifier in place, or restores what is already trained of it.
 
     Minimises sum_b mask_b loss_b / sum_b mask_b, by default of the cross-entropy. After every epoch
-    parameters and optimizer state are written, atomically; a run that was killed carries on from
-    the last finished epoch and ends where an uninterrupted one does, provided `make_batches`
-    depends on nothing but the epoch.
+    parameters, running statistics and optimizer state are written, atomically; a run that was
+    killed carries on from the last finished epoch and ends where an uninterrupted one does,
+    provided `make_batches` depends on nothing but the epoch.
+
+    The model trains in training mode and is left in evaluation mode. Batch normalisation takes its
+    statistics from all rows of a batch, masked ones too: let those be other rows of the data, as
+    copies of a single one would draw the statistics towards it.
 
     Args:
       model: maps inputs to a `UnimodalOutput`.
@@ -41,7 +45,7 @@ def fit(
       make_batches: maps the epoch, from 0, to batches {"inputs": (B, ...), or a pytree of such
         arrays, "label": (B,) integer, "mask": (B,), 1 for samples that count}, all of one shape.
         Whatever else a batch holds is for `loss_fn`, a PRNG key for example.
-      num_epochs: epochs in all, those of earlier runs included.
+      num_epochs: epochs in all, those of earlier runs included; 0 trains and writes nothing.
       checkpoint_dir: folder of this classifier's checkpoints; only the latest is kept.
       loss_fn: maps (model, batch) to (B,) losses, traced; None is `cross_entropy`. One compiled
         step serves all calls with the same architecture, optimizer object and function object, so
@@ -66,10 +70,12 @@ def fit(
             )
         if first_epoch:
             _restore(manager, first_epoch, model, state)
+        model.train()
         for epoch in range(first_epoch, num_epochs):
             for batch in make_batches(epoch):
                 _train_step(model, state, batch, loss_fn=loss_fn or cross_entropy)
             manager.save(epoch + 1, args=ocp.args.StandardSave(nnx.state((model, state))))
+    model.eval()
 
 
 def cross_entropy(model: Any, batch: Batch) -> jax.Array:

@@ -1,4 +1,4 @@
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from jax.test_util import check_grads
 
 from data_pipelines.batching import iterate_batches
 from experiments import training_regimes
-from jacfuse_jax import training
-from jacfuse_jax.models import UnimodalOutput
+from jacfuse_jax import attacks, training
+from jacfuse_jax.models import ResNet, UnimodalOutput
 
 rng = np.random.default_rng(0)
 INPUTS = rng.uniform(size=(6, 5, 4, 1))
@@ -52,14 +52,14 @@ class Recorder:
 
 @partial(nnx.jit, static_argnums=0)
 def losses_and_gradient(loss_fn, model, batch):
-    """Losses (B,), and the derivative of their sum in the kernel."""
+    """Losses (B,), and the derivative of their sum in the parameters."""
 
     def total(model):
         losses = loss_fn(model, batch)
         return losses.sum(), losses
 
     gradient, losses = nnx.grad(total, has_aux=True)(model)
-    return losses, gradient["kernel"][...]
+    return losses, gradient
 
 
 def test_an_unknown_regime_is_named():
@@ -171,7 +171,9 @@ class TestPgd:
         np.testing.assert_allclose(losses, -log_probs[np.arange(6), labels], rtol=1e-9)
         # The derivative in the parameters is that at the fixed worst input.
         errors = np.exp(log_probs) - np.eye(2)[labels]
-        np.testing.assert_allclose(gradient, worst.reshape(6, -1).T @ errors, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            gradient["kernel"][...], worst.reshape(6, -1).T @ errors, rtol=1e-9, atol=1e-12
+        )
 
     def test_loss_is_at_least_the_clean_one(self):
         model = Smooth()
@@ -229,3 +231,128 @@ class TestJacobian:
             return training_regimes.squared_jacobian_norm(model, jnp.asarray(INPUTS), batch["key"])
 
         check_grads(norm, (state,), order=1, modes=["rev"], rtol=1e-6)
+
+
+@cache
+def initial_resnet():
+    model = ResNet(
+        1,
+        3,
+        channels=(4,),
+        num_blocks=(1,),
+        stem="small",
+        normalization="batch",
+        rngs=nnx.Rngs(0),
+    )
+    nnx.update(model, jax.tree.map(lambda a: a.astype(jnp.float64), nnx.state(model)))
+    model.train()
+    return model
+
+
+def make_resnet():
+    """A residual network with batch normalisation, in training mode."""
+    return nnx.clone(initial_resnet())
+
+
+def evaluated(model):
+    model = nnx.clone(model)
+    model.eval()
+    return model
+
+
+@nnx.jit
+def train_on(model, inputs):
+    """Cross-entropy in training mode, which updates the running statistics."""
+    return training.cross_entropy(model, {"inputs": inputs, "label": LABELS})
+
+
+def perturbed(regime, model):
+    """The inputs that a regime adds to the clean ones."""
+    batch, x = make_batch(), jnp.asarray(INPUTS)
+    if regime == "noise":
+        noise = training_regimes.NOISE_STDDEV * jax.random.normal(batch["key"], x.shape)
+        return jnp.clip(x + noise, *VALID_RANGE)
+    model = evaluated(model)
+    attack = partial(
+        attacks.pgd,
+        lambda inputs: jax.nn.log_softmax(model(inputs["inputs"]).logits),
+        epsilon={"inputs": training_regimes.PGD_EPSILON},
+        num_steps=training_regimes.PGD_STEPS,
+        valid_range={"inputs": VALID_RANGE},
+    )
+    return jax.jit(attack)({"inputs": x}, LABELS, batch["key"])["inputs"]
+
+
+class TestBatchNormalization:
+    """What a regime does to running statistics, and which of them its derivatives see."""
+
+    @staticmethod
+    def losses_and_gradient(regime, model):
+        return losses_and_gradient(training_regimes.choose_loss_fn(regime), model, make_batch())
+
+    @staticmethod
+    def assert_same_statistics(model, expected):
+        statistics = nnx.state(model, nnx.BatchStat), nnx.state(expected, nnx.BatchStat)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), *statistics)
+
+    @pytest.mark.parametrize("regime", ["noise", "pgd"])
+    def test_statistics_follow_clean_and_perturbed_inputs(self, regime):
+        model = make_resnet()
+        train_on(model, INPUTS)  # so that evaluation differs from training and from the start
+        expected = nnx.clone(model)
+        clean = train_on(expected, INPUTS)
+        others = train_on(expected, perturbed(regime, expected))
+        losses, _ = self.losses_and_gradient(regime, model)
+        np.testing.assert_allclose(losses, (clean + others) / 2, rtol=1e-9)
+        self.assert_same_statistics(model, expected)
+
+    @pytest.mark.parametrize("regime", ["standard", "jacobian"])
+    def test_statistics_follow_clean_inputs_alone(self, regime):
+        model, expected = make_resnet(), make_resnet()
+        train_on(expected, INPUTS)
+        self.losses_and_gradient(regime, model)
+        self.assert_same_statistics(model, expected)
+
+    def test_jacobian_is_that_of_evaluation_mode(self):
+        model = make_resnet()
+        train_on(model, INPUTS)
+        norm_fn = partial(training_regimes.squared_jacobian_norm, evaluated(model))
+        penalty = jax.jit(norm_fn)(jnp.asarray(INPUTS), make_batch()["key"])
+        clean = train_on(nnx.clone(model), INPUTS)
+        losses, gradient = self.losses_and_gradient("jacobian", nnx.clone(model))
+        weight = training_regimes.JACOBIAN_WEIGHT
+        np.testing.assert_allclose(losses, clean + weight / 2 * penalty, rtol=1e-9)
+        assert (losses > clean + 1e-5).all()  # so that the tolerances tell
+
+        # The penalty reaches the parameters: the slope along the gradient, by finite differences.
+        def total(step):
+            moved = nnx.clone(model)
+            parameters = nnx.state(moved, nnx.Param)
+            nnx.update(moved, jax.tree.map(lambda p, g: p + step * g, parameters, gradient))
+            return self.losses_and_gradient("jacobian", moved)[0].sum()
+
+        slope = (total(1e-6) - total(-1e-6)) / 2e-6
+        squares = sum((g**2).sum() for g in jax.tree.leaves(gradient))
+        np.testing.assert_allclose(slope, squares, rtol=1e-6)
+
+    @pytest.mark.parametrize("regime", training_regimes.REGIMES)
+    def test_trains(self, regime, tmp_path):
+        model = make_resnet()
+        training.fit(
+            model,
+            optax.sgd(0.1),
+            lambda epoch: [make_batch(epoch)],
+            num_epochs=2,
+            checkpoint_dir=tmp_path,
+            loss_fn=training_regimes.choose_loss_fn(regime),
+        )
+        for before, after in zip(
+            jax.tree.leaves(nnx.state(make_resnet())),
+            jax.tree.leaves(nnx.state(model)),
+            strict=True,
+        ):
+            assert np.isfinite(after).all()
+            assert not np.array_equal(after, before)
+        statistics = nnx.clone(nnx.state(model, nnx.BatchStat))
+        train_on(model, INPUTS)  # in evaluation mode
+        jax.tree.map(np.testing.assert_array_equal, nnx.state(model, nnx.BatchStat), statistics)

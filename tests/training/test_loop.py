@@ -18,6 +18,18 @@ def make_model(num_classes=2):
     return LeNet((6, 6, 1), num_classes, channels=(4,), hidden_sizes=(8,), rngs=nnx.Rngs(0))
 
 
+class Normalized(nnx.Module):
+    """Batch normalisation of the inputs, and a linear head."""
+
+    def __init__(self):
+        self.norm = nnx.BatchNorm(36, momentum=0.9, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(36, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        features = self.norm(x.reshape(len(x), -1))
+        return UnimodalOutput(self.head(features), features)
+
+
 def make_batches(epoch):
     order = np.random.default_rng(epoch).permutation(96)
     for rows in order.reshape(3, 32):
@@ -56,10 +68,15 @@ def test_learns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("batches", "loss_fn"), [(make_batches, None), (make_weighted_batches, squared_error)]
+    ("batches", "loss_fn", "make"),
+    [
+        (make_batches, None, make_model),
+        (make_weighted_batches, squared_error, make_model),
+        (make_batches, None, Normalized),
+    ],
 )
-def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path, batches, loss_fn):
-    whole = fit(tmp_path / "whole", 5, batches, loss_fn=loss_fn)
+def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path, batches, loss_fn, make):
+    whole = fit(tmp_path / "whole", 5, batches, model=make(), loss_fn=loss_fn)
 
     def killed(epoch):
         for index, batch in enumerate(batches(epoch)):
@@ -68,14 +85,14 @@ def test_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path, batches
             yield batch
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "killed", 5, killed, loss_fn=loss_fn)
+        fit(tmp_path / "killed", 5, killed, model=make(), loss_fn=loss_fn)
     epochs = []
 
     def recorded(epoch):
         epochs.append(epoch)
         return batches(epoch)
 
-    resumed = fit(tmp_path / "killed", 5, recorded, loss_fn=loss_fn)
+    resumed = fit(tmp_path / "killed", 5, recorded, model=make(), loss_fn=loss_fn)
     assert epochs == [3, 4]
     assert_same_parameters(resumed, whole)
 
@@ -88,6 +105,33 @@ def test_finished_training_is_restored_without_a_step(tmp_path):
 
     restored = fit(tmp_path, 2, must_not_be_called)
     assert_same_parameters(restored, trained)
+
+
+def test_running_statistics_are_of_all_rows_and_restored(tmp_path):
+    def masked(epoch):
+        for batch in make_batches(epoch):
+            yield {**batch, "mask": np.arange(32) < 20}
+
+    mean, variance = np.zeros(36), np.ones(36)
+    for batch in (*make_batches(0), *make_batches(1)):
+        x = batch["inputs"].reshape(32, 36).astype(np.float64)
+        mean = 0.9 * mean + 0.1 * x.mean(axis=0)
+        variance = 0.9 * variance + 0.1 * x.var(axis=0)
+    for batches in (masked, None):  # trained, then restored
+        model = fit(tmp_path, 2, batches, model=Normalized())
+        assert model.norm.use_running_average
+        np.testing.assert_allclose(model.norm.mean[...], mean, atol=1e-6)
+        np.testing.assert_allclose(model.norm.var[...], variance, rtol=1e-5)
+
+
+def test_no_epochs_train_and_write_nothing(tmp_path):
+    def must_not_be_called(epoch):
+        raise AssertionError(epoch)
+
+    model = fit(tmp_path, 0, must_not_be_called, model=Normalized())
+    assert_same_parameters(model, Normalized())
+    assert model.norm.use_running_average
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_written_checkpoint_is_not_taken_for_whole(tmp_path):
