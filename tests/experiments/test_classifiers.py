@@ -5,11 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import torchvision
 from flax import nnx
+from safetensors.torch import save_file
 
 from data_pipelines import datasets
 from experiments import classifiers, training_regimes
-from jacfuse_jax.models import LeNet
+from experiments.config import ConfigError
+from jacfuse_jax.models import IMAGENET_MEAN, IMAGENET_STDDEV, LeNet
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,14 @@ def make_classifier():
 
 def train(dataset, workdir, regime="standard"):
     return classifiers.train_classifiers(
-        dataset, num_epochs=3, batch_size=40, seed=0, workdir=workdir, regime=regime
+        dataset,
+        num_epochs=3,
+        batch_size=40,
+        seed=0,
+        workdir=workdir,
+        valid_ranges=dict.fromkeys(dataset.modalities, (0.0, 1.0)),
+        weights={},
+        regime=regime,
     )
 
 
@@ -83,3 +94,58 @@ def test_regimes_share_initial_parameters_and_batches_but_no_folder(dataset, tmp
         chex.assert_trees_all_equal(state, other_state)
         chex.assert_trees_all_equal(batches, other_batches)
         assert loss_fn is training_regimes.choose_loss_fn(regime)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Random frames and spectrograms under the name of VGGSound."""
+    rng = np.random.default_rng(0)
+    train = {
+        "video": rng.uniform(size=(3, 2, 40, 40, 3)).astype(np.float32),
+        "audio": rng.uniform(size=(3, 32, 48, 1)).astype(np.float32),
+        "label": np.arange(3, dtype=np.int32),
+    }
+    return datasets.MultimodalDataset("vggsound", ("video", "audio"), 3, {"train": train})
+
+
+def test_weights_of_torchvision_are_classifiers_without_training(pictures, tmp_path):
+    torch.manual_seed(0)
+    peers = {m: torchvision.models.resnet18(num_classes=3).eval() for m in pictures.modalities}
+    peers["audio"].conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    for modality, peer in peers.items():
+        save_file(peer.state_dict(), tmp_path / f"{modality}.safetensors")
+    loaded = classifiers.train_classifiers(
+        pictures,
+        num_epochs=0,
+        batch_size=2,
+        seed=0,
+        workdir=tmp_path,
+        valid_ranges=dict.fromkeys(peers, (0.0, 1.0)),
+        weights={m: str(tmp_path / f"{m}.safetensors") for m in peers},
+    )
+    x = {m: pictures.splits["train"][m] for m in peers}
+    frames = (x["video"].reshape(6, 40, 40, 3) - IMAGENET_MEAN) / IMAGENET_STDDEV
+    inputs = {"video": frames, "audio": (x["audio"] - 0.5) / 0.25}
+    for modality, array in inputs.items():
+        with torch.no_grad():
+            planes = torch.from_numpy(np.moveaxis(array, -1, 1).astype(np.float32))
+            expected = peers[modality](planes).numpy()
+        if modality == "video":
+            expected = expected.reshape(3, 2, 3).mean(axis=1)  # the head is linear
+        output = classifiers.predict(loaded[modality], x[modality], batch_size=2)
+        np.testing.assert_allclose(output.logits, expected, rtol=0, atol=1e-4)
+
+
+def test_weights_of_other_classes_need_training(pictures, tmp_path):
+    path = tmp_path / "resnet18.safetensors"
+    save_file(torchvision.models.resnet18(num_classes=4).state_dict(), path)
+    with pytest.raises(ConfigError, match=f"--weights=video={path}: 'fc.weight' has shape"):
+        classifiers.train_classifiers(
+            pictures,
+            num_epochs=0,
+            batch_size=2,
+            seed=0,
+            workdir=tmp_path,
+            valid_ranges={},
+            weights={"video": str(path)},
+        )

@@ -370,6 +370,7 @@ def test_real_audio_visual_digits(tmp_path):
         "--perturbations=clean,fgm,pgd",
         "--methods=unimodal,statistical,robust",
         "--gammas=0.01",
+        is_optimised=True,
     )
     assert code == 0, stderr[-3000:]
     rows = runs.read_rows(workdir)
