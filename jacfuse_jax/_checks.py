@@ -1,13 +1,41 @@
 """Checks of static misuse: they raise at trace time, with the offending value in the text."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
+
+
+@runtime_checkable
+class SupportsDLPack(Protocol):
+    """An array of another framework that can share its memory."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        """The memory, in a capsule."""
+        ...
+
+    def __dlpack_device__(self) -> tuple[Any, int]:
+        """Where the memory is."""
+        ...
+
+
+AnyArray: TypeAlias = ArrayLike | SupportsDLPack
+
+
+def as_array(array: AnyArray) -> jax.Array:
+    """Returns the array as JAX's own; memory is shared where alignment and strides allow it."""
+    # NumPy's memory is shared, too; its own protocol would refuse read-only arrays.
+    if isinstance(array, jax.Array | np.ndarray) or not isinstance(array, SupportsDLPack):
+        return jnp.asarray(array)
+    try:
+        # Strides are no matter to NumPy, and what is on the host goes where its arrays go.
+        return jnp.asarray(np.from_dlpack(array))
+    except (BufferError, RuntimeError):  # on an accelerator, or in a dtype that NumPy lacks
+        return jax.dlpack.from_dlpack(array)
 
 
 def check_floating(name: str, array: jax.Array) -> None:
@@ -46,9 +74,9 @@ def check_choice(name: str, choice: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {choice!r}")
 
 
-def check_kernel(kernel: ArrayLike) -> jax.Array:
+def check_kernel(kernel: AnyArray) -> jax.Array:
     """Returns the kernel of a linear layer as an array; raises unless it is a floating (H, K)."""
-    array = jnp.asarray(kernel)
+    array = as_array(kernel)
     check_floating("kernel", array)
     if array.ndim != 2:
         raise ValueError(f"kernel must have shape (H, K), got {array.shape}")
@@ -82,11 +110,11 @@ def check_batch_size(batch_size: int | None) -> None:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
 
-def check_logits(logits: Mapping[str, ArrayLike]) -> dict[str, jax.Array]:
+def check_logits(logits: Mapping[str, AnyArray]) -> dict[str, jax.Array]:
     """Returns the logits as arrays of one dtype; raises unless all are (B, K) alike."""
     if not logits:
         raise ValueError("logits must hold at least one modality, got none")
-    arrays = {name: jnp.asarray(array) for name, array in logits.items()}
+    arrays = {name: as_array(array) for name, array in logits.items()}
     for name, array in arrays.items():
         check_floating(f"logits[{name!r}]", array)
         if array.ndim != 2:
@@ -99,10 +127,10 @@ def check_logits(logits: Mapping[str, ArrayLike]) -> dict[str, jax.Array]:
 
 
 def check_labelled(
-    logits: Mapping[str, ArrayLike], labels: ArrayLike
+    logits: Mapping[str, AnyArray], labels: AnyArray
 ) -> tuple[dict[str, jax.Array], jax.Array, jnp.dtype]:
     """Returns logits as `check_logits`, labels and dtype; raises unless there is a label a row."""
-    arrays, labels = check_logits(logits), jnp.asarray(labels)
+    arrays, labels = check_logits(logits), as_array(labels)
     first = next(iter(arrays.values()))
     if labels.shape != first.shape[:1] or not len(first):
         raise ValueError(
@@ -111,15 +139,16 @@ def check_labelled(
     return arrays, labels, first.dtype
 
 
-def check_class_prior(class_prior: ArrayLike, num_classes: int, dtype: Any) -> jax.Array:
+def check_class_prior(class_prior: AnyArray, num_classes: int, dtype: Any) -> jax.Array:
     """Returns the prior in `dtype`; raises unless it is a positive (K,) vector."""
-    prior = jnp.asarray(class_prior)
+    with jax.ensure_compile_time_eval():  # what is known is checked under jax.jit, too
+        prior = as_array(class_prior)
     if prior.shape != (num_classes,):
         raise ValueError(
             f"class_prior must have shape ({num_classes},), one entry a class, got {prior.shape}"
         )
-    if not isinstance(class_prior, Tracer):
-        concrete = np.asarray(class_prior).astype(dtype)
+    if not isinstance(prior, Tracer):
+        concrete = np.asarray(prior).astype(dtype)
         if not np.all((concrete >= jnp.finfo(dtype).tiny) & np.isfinite(concrete)):
             raise ValueError(f"class_prior must be positive and finite, got {class_prior}")
     return prior.astype(dtype)

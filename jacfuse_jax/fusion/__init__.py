@@ -2,6 +2,11 @@
 
 All rules take `logits`, {modality: (B, K)}, and treat samples independently: a NaN stays in its
 sample. They work under `jax.jit`, `jax.vmap` and `jax.grad`; modality names are static.
+
+Logits and the prior may be arrays of any framework with `__dlpack__`, torch among them. On the same
+device their memory is read in place where alignment (64 bytes on CPU) and strides allow it: do not
+write to it before the result is there. Tensors that require gradients must be detached, and
+transformations, `jax.jit` among them, take JAX's and NumPy's arrays alone as arguments.
 """
 
 from jacfuse_jax.fusion.cascade import cascade_fusion

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_modalities, check_scalar
+from jacfuse_jax._checks import AnyArray, check_modalities, check_scalar
 from jacfuse_jax.fusion.contaminated import contaminated_fusion
 from jacfuse_jax.fusion.static import check_inputs, fuse_independent
 
 
 def cascade_fusion(
-    logits: Mapping[str, ArrayLike],
-    class_prior: ArrayLike,
+    logits: Mapping[str, AnyArray],
+    class_prior: AnyArray,
     *,
     perturbed: str | tuple[str, ...],
     confidence: ArrayLike,

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import (
+    AnyArray,
+    as_array,
     check_class_prior,
     check_floating,
     check_modalities,
@@ -16,7 +18,7 @@ from jacfuse_jax.fusion.static import check_inputs
 
 
 def contaminated_log_probs(
-    logits: ArrayLike, class_prior: ArrayLike, *, contamination: ArrayLike
+    logits: AnyArray, class_prior: AnyArray, *, contamination: ArrayLike
 ) -> jax.Array:
     """Log-probabilities of a modality that says nothing about a share of its samples.
 
@@ -41,7 +43,7 @@ def contaminated_log_probs(
     References:
       Huber, "Robust Estimation of a Location Parameter", 1964 (the contamination model).
     """
-    array = jnp.asarray(logits)
+    array = as_array(logits)
     check_floating("logits", array)
     if array.ndim != 2:
         raise ValueError(f"logits must have shape (B, K), got {array.shape}")
@@ -51,8 +53,8 @@ def contaminated_log_probs(
 
 
 def contaminated_fusion(
-    logits: Mapping[str, ArrayLike],
-    class_prior: ArrayLike,
+    logits: Mapping[str, AnyArray],
+    class_prior: AnyArray,
     *,
     contamination: ArrayLike,
     tempering: ArrayLike = 1.0,

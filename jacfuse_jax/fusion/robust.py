@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_choice, check_modalities, check_scalar
+from jacfuse_jax._checks import AnyArray, check_choice, check_modalities, check_scalar
 from jacfuse_jax.fusion.static import check_inputs, fuse_independent
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg.gram import (
@@ -41,9 +41,9 @@ class FusedOutput(NamedTuple):
 
 
 def robust_fusion(
-    logits: Mapping[str, ArrayLike],
+    logits: Mapping[str, AnyArray],
     grams: Mapping[str, GramSpectrum | ArrayLike],
-    class_prior: ArrayLike,
+    class_prior: AnyArray,
     *,
     perturbed: str | tuple[str, ...],
     gamma: ArrayLike,

@@ -6,10 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_class_prior, check_logits, check_modalities, check_scalar
+from jacfuse_jax._checks import (
+    AnyArray,
+    check_class_prior,
+    check_logits,
+    check_modalities,
+    check_scalar,
+)
 
 
-def mean_fusion(logits: Mapping[str, ArrayLike]) -> jax.Array:
+def mean_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
     """Averages the probabilities of the modalities, log p = log((1/M) sum_m softmax(z_m)).
 
     A bounded rule: one modality moves a probability by 1/M at most. Underconfident when modalities
@@ -30,7 +36,7 @@ def mean_fusion(logits: Mapping[str, ArrayLike]) -> jax.Array:
     return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(jnp.asarray(len(arrays), log_probs.dtype))
 
 
-def max_fusion(logits: Mapping[str, ArrayLike]) -> jax.Array:
+def max_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
     """Takes the largest probability of any modality, p ~ max_m softmax(z_m), normalised.
 
     The most confident modality decides: a saturated wrong one cannot be outvoted.
@@ -52,7 +58,7 @@ def max_fusion(logits: Mapping[str, ArrayLike]) -> jax.Array:
     return jax.nn.log_softmax(log_probs.max(axis=0))
 
 
-def product_fusion(logits: Mapping[str, ArrayLike]) -> jax.Array:
+def product_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
     """Multiplies probabilities without regard to the prior, p ~ prod_m softmax(z_m), normalised.
 
     `statistical_fusion` for a uniform prior; for others it counts the prior M times.
@@ -75,7 +81,7 @@ def product_fusion(logits: Mapping[str, ArrayLike]) -> jax.Array:
     return fuse_independent(arrays, jnp.zeros(first.shape[-1], first.dtype))
 
 
-def statistical_fusion(logits: Mapping[str, ArrayLike], class_prior: ArrayLike) -> jax.Array:
+def statistical_fusion(logits: Mapping[str, AnyArray], class_prior: AnyArray) -> jax.Array:
     """Fuses modalities that are independent given the class.
 
     log p(k) = sum_m log softmax(z_m)_k - (M - 1) log prior_k, normalised over k. Overconfident when
@@ -96,8 +102,8 @@ def statistical_fusion(logits: Mapping[str, ArrayLike], class_prior: ArrayLike) 
 
 
 def scaled_fusion(
-    logits: Mapping[str, ArrayLike],
-    class_prior: ArrayLike,
+    logits: Mapping[str, AnyArray],
+    class_prior: AnyArray,
     *,
     perturbed: str | tuple[str, ...],
     scale: ArrayLike,
@@ -133,7 +139,7 @@ def scaled_fusion(
 
 
 def check_inputs(
-    logits: Mapping[str, ArrayLike], class_prior: ArrayLike
+    logits: Mapping[str, AnyArray], class_prior: AnyArray
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Returns the logits as arrays of one shape and dtype, and the logarithm of the prior."""
     arrays = check_logits(logits)

@@ -1,0 +1,193 @@
+"""Arrays in the files of any framework, read some rows at a time; nothing in a file is executed.
+
+    folder        one <name>.npy an array
+    .npy          one array
+    .safetensors  by name
+    .npz          by name; packed, so that each array is unpacked to a temporary file first
+
+All are then read in place: what was asked for is in memory, and no more.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from safetensors import SafetensorError, safe_open
+
+from experiments.config import ConfigError
+
+ScratchFn = Callable[[], BinaryIO]  # makes a temporary file that has no name
+_HEADER_FNS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_SAFETENSORS_DTYPES: dict[str, DTypeLike] = {
+    **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
+    "BF16": jnp.bfloat16,
+    "BOOL": "?",
+}
+
+
+class ArrayOnDisk(NamedTuple):
+    """An array that lies uncompressed in a file.
+
+    Attributes:
+      name: of file and array, for messages.
+      source: the file.
+      offset: of the first entry, in bytes.
+      dtype: of the entries.
+      shape: not empty.
+      order: of the axes, "F" for Fortran's.
+    """
+
+    name: str
+    source: Path | BinaryIO
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"] = "C"
+
+    def read(self, rows: NDArray[np.int64] | None = None) -> NDArray[Any]:
+        """Reads rows into memory, in the order that is asked for; None reads all.
+
+        Args:
+          rows: (n,), positions along the first axis.
+        """
+        # Pages of a mapping stay in memory as long as it does: every call has its own.
+        mapping = np.memmap(self.source, self.dtype, "r", self.offset, self.shape, self.order)
+        array = np.asarray(mapping)
+        return array.copy() if rows is None else array[rows]
+
+
+def open_arrays(
+    path: Path, names: Sequence[str], *, bare: str, scratch_fn: ScratchFn
+) -> dict[str, ArrayOnDisk]:
+    """Opens the arrays of these names that a file or folder has.
+
+    Args:
+      path: a folder, or a file whose ending tells its format.
+      names: to look for; whatever else there is is not read.
+      bare: what the one array of a single .npy is.
+      scratch_fn: makes the files that arrays of .npz are unpacked to.
+
+    Raises:
+      ConfigError: the ending is unknown, the file is not whole, or an array is empty or holds
+        Python objects.
+    """
+    if path.is_dir():
+        files = {name: path / f"{name}.npy" for name in names}
+        return {name: _open_npy(file, file) for name, file in files.items() if file.exists()}
+    if path.suffix == ".npy":
+        return {bare: _open_npy(path, path)}
+    if path.suffix == ".npz":
+        return _open_npz(path, names, scratch_fn)
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path, names)
+    raise ConfigError(
+        f"{path}: the ending {path.suffix!r} is unknown; take .npz, .npy, .safetensors, a folder "
+        "of .npy files or, for predictions, .parquet"
+    )
+
+
+def not_whole(path: object, format_name: str, error: Exception) -> ConfigError:
+    """The error for a file that is damaged, or of another format.
+
+    Args:
+      path: of the file.
+      format_name: that it should have.
+      error: what its reader said.
+    """
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return ConfigError(f"{path} is not a whole {format_name} file ({reason}); save it again")
+
+
+def _open_npy(source: Path | BinaryIO, name: object) -> ArrayOnDisk:
+    """The array of a .npy file."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+        try:
+            version = np.lib.format.read_magic(file)
+            if version not in _HEADER_FNS:
+                raise ValueError(f"version {version}")
+            shape, is_fortran, dtype = _HEADER_FNS[version](file)
+        except ValueError as error:
+            raise not_whole(name, ".npy", error) from error
+        offset = file.tell()
+        num_bytes = file.seek(0, os.SEEK_END) - offset
+    array = ArrayOnDisk(str(name), source, offset, dtype, shape, "F" if is_fortran else "C")
+    if dtype.hasobject:
+        raise ConfigError(
+            f"{name} holds Python objects, which are not loaded; save numbers, or texts by "
+            "array.astype(str)"
+        )
+    if num_bytes < _size(array) * dtype.itemsize:
+        raise not_whole(name, ".npy", EOFError(f"shape {shape}, but {num_bytes} bytes of entries"))
+    return array
+
+
+def _open_npz(path: Path, names: Sequence[str], scratch_fn: ScratchFn) -> dict[str, ArrayOnDisk]:
+    """The arrays of an archive."""
+    arrays: dict[str, ArrayOnDisk] = {}
+    with contextlib.ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(path))
+        except zipfile.BadZipFile as error:
+            raise not_whole(path, ".npz", error) from error
+        for name in set(names) & {member.removesuffix(".npy") for member in archive.namelist()}:
+            file = scratch_fn()
+            try:
+                with archive.open(f"{name}.npy") as packed:
+                    shutil.copyfileobj(packed, file)
+            # In turn: a wrong checksum or another archive; damaged packing; encryption, or packing
+            # that Python does not know.
+            except (zipfile.BadZipFile, EOFError, KeyError, zlib.error, RuntimeError) as error:
+                raise not_whole(path, ".npz", error) from error
+            file.seek(0)
+            arrays[name] = _open_npy(file, f"{path}: {name}")
+    return arrays
+
+
+def _open_safetensors(path: Path, names: Sequence[str]) -> dict[str, ArrayOnDisk]:
+    """The arrays of a .safetensors file."""
+    try:
+        with safe_open(path, "numpy"):  # checks that the header and the length of the file agree
+            pass
+    except SafetensorError as error:
+        raise not_whole(path, ".safetensors", error) from error
+    with path.open("rb") as file:
+        header_length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_length))
+        first = file.tell()
+    arrays: dict[str, ArrayOnDisk] = {}
+    for name in set(names) & set(header):
+        entry = header[name]
+        if entry["dtype"] not in _SAFETENSORS_DTYPES:
+            raise ConfigError(f"{path}: {name} is {entry['dtype']}; save it as F32")
+        arrays[name] = ArrayOnDisk(
+            f"{path}: {name}",
+            path,
+            first + entry["data_offsets"][0],
+            np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]),
+            tuple(entry["shape"]),
+        )
+        _size(arrays[name])
+    return arrays
+
+
+def _size(array: ArrayOnDisk) -> int:
+    """The number of entries; raises where there is none."""
+    size = int(np.prod(array.shape, dtype=object))
+    if size == 0:
+        raise ConfigError(f"{array.name} is empty, shape {array.shape}")
+    return size

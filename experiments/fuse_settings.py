@@ -1,0 +1,103 @@
+"""The flags of `experiments.fuse_predictions`."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from experiments.config import ConfigError, choices
+from experiments.fused_files import FORMATS
+
+
+@dataclasses.dataclass(frozen=True)
+class FuseConfig:
+    """All flags, under their own names; see --help. NaN stands for `auto`."""
+
+    input: dict[str, Path]
+    kernel: dict[str, Path]
+    validation: dict[str, Path]
+    perturbed: tuple[str, ...]
+    gamma: float
+    contamination: float
+    class_prior: str
+    output: Path
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Declares the flags; apart from import, since another binary has flags of the same names."""
+    for name, text in (
+        ("input", "<modality>=<file or folder> of its logits; once a modality."),
+        ("kernel", "<modality>=<file> of its last linear layer, where its input has none."),
+        ("validation", "As --input: clean labelled rows, to choose parameters and the prior by."),
+    ):
+        flags.DEFINE_multi_string(name, [], text, flag_values=flag_values)
+    for name, default, text in (
+        ("gamma", "0.1", "In (0, 1], or auto; 1 recalibrates nothing."),
+        ("contamination", "0", "In [0, 1], or auto; 0 leaves logits as they are."),
+        ("class_prior", "uniform", "uniform, labels, or a file of frequencies or counts."),
+        ("output", None, f"File to write; its ending is one of {', '.join(FORMATS)}."),
+    ):
+        flags.DEFINE_string(name, default, text, flag_values=flag_values)
+    flags.DEFINE_list("perturbed", [], "Modalities believed perturbed.", flag_values=flag_values)
+
+
+def config_from_flags(flag_values: flags.FlagValues) -> FuseConfig:
+    """Collects the flags; raises ConfigError where one does not fit."""
+    inputs = _paths("input", flag_values.input)
+    if not inputs:
+        raise ConfigError("--input is missing; give --input=<modality>=<file> once a modality")
+    kernel, validation = (
+        _paths(name, flag_values[name].value) for name in ("kernel", "validation")
+    )
+    choices("kernel", [*kernel, *inputs], list(inputs))
+    if validation and set(validation) != set(inputs):
+        raise ConfigError(f"--validation must be given of {', '.join(inputs)}, each once")
+    if not flag_values.output:
+        raise ConfigError("--output is missing")
+    output = Path(flag_values.output).expanduser()
+    if output.suffix not in FORMATS or output.is_dir():
+        raise ConfigError(f"--output={output} must be a file that ends in {', '.join(FORMATS)}")
+    for path in (*inputs.values(), *kernel.values(), *validation.values()):
+        if output.resolve() == path.resolve():
+            raise ConfigError(f"--output={output} would replace an input; choose another name")
+    return FuseConfig(
+        input=inputs,
+        kernel=kernel,
+        validation=validation,
+        perturbed=choices("perturbed", flag_values.perturbed, list(inputs)),
+        gamma=_number("gamma", flag_values.gamma, float(np.finfo(np.float32).tiny), "(0, 1]"),
+        contamination=_number("contamination", flag_values.contamination, 0, "[0, 1]"),
+        class_prior=flag_values.class_prior,
+        output=output,
+    )
+
+
+def _paths(flag: str, texts: Sequence[str] | None) -> dict[str, Path]:
+    """The files of a flag by their modalities."""
+    paths: dict[str, Path] = {}
+    for text in texts or ():
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise ConfigError(f"--{flag}={text}: write --{flag}=<modality>=<file>")
+        if name in paths:
+            raise ConfigError(f"--{flag}={text}: {name} is given twice")
+        paths[name] = Path(file).expanduser()
+        if not paths[name].exists():
+            raise ConfigError(f"--{flag}={text}: no such file or folder")
+    return paths
+
+
+def _number(flag: str, text: str, low: float, interval: str) -> float:
+    """The number of a flag; NaN for `auto`."""
+    if text == "auto":
+        return math.nan
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not low <= number <= 1:
+        raise ConfigError(f"--{flag}={text} is neither a number in {interval} nor auto")
+    return number

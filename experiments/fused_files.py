@@ -1,0 +1,143 @@
+"""Fused predictions in files, written some rows at a time.
+
+A row has `id`; `prediction`, its most probable class; `jacobian_norm`, see `fusion.FusedOutput`;
+and `log_probs`, K of them. A row whose log-probabilities are not numbers has prediction -1. What
+made the file is JSON, under the name `jacfuse_jax`.
+
+    .parquet  log_probs are a column of lists; the JSON is in the metadata of the schema
+    .csv      log_probs_0, ... are columns; the JSON is in a file of its own, <name>.csv.json
+    .npz      not packed; the JSON is a text beside the arrays
+"""
+
+import itertools
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from experiments.files import write_atomically
+from experiments.prediction_files import Arrow
+
+METADATA = "jacfuse_jax"
+
+
+class FusedRows(NamedTuple):
+    """Some rows of the result.
+
+    Attributes:
+      id: (n,), of Arrow.
+      prediction: (n,), int32.
+      jacobian_norm: (n,), floating.
+      log_probs: (n, K), floating.
+    """
+
+    id: Arrow
+    prediction: NDArray[np.int32]
+    jacobian_norm: NDArray[Any]
+    log_probs: NDArray[Any]
+
+
+def write_fused(
+    path: Path, batches: Iterator[FusedRows], num_rows: int, metadata: Mapping[str, Any]
+) -> None:
+    """Writes all rows; the file has its name only once it is whole.
+
+    Args:
+      path: of the file; its ending is one of `FORMATS`.
+      batches: of rows, at least one.
+      num_rows: in all of them.
+      metadata: what made the file.
+    """
+    text = json.dumps(metadata, indent=2)
+    sidecar = path.with_name(f"{path.name}.json") if path.suffix == ".csv" else None
+
+    def write(temporary: Path) -> None:
+        FORMATS[path.suffix](temporary, batches, num_rows, text)
+        if sidecar:
+            sidecar.unlink(missing_ok=True)  # it is of another table, which is replaced next
+
+    write_atomically(path, write)
+    if sidecar:
+        write_atomically(sidecar, text + "\n")
+
+
+def _write_parquet(path: Path, batches: Iterator[FusedRows], _: int, text: str) -> None:
+    """A row group a batch."""
+    tables = (
+        pa.table(
+            {
+                **rows._asdict(),
+                "log_probs": pa.FixedSizeListArray.from_arrays(
+                    rows.log_probs.ravel(), rows.log_probs.shape[1]
+                ),
+            }
+        )
+        for rows in batches
+    )
+    first = next(tables)
+    schema = first.schema.with_metadata({METADATA: text})
+    # Floating-point numbers hardly repeat: dictionaries of them would only cost time.
+    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+
+
+def _write_csv(path: Path, batches: Iterator[FusedRows], _: int, __: str) -> None:
+    """A line a row."""
+    tables = (
+        pa.table(
+            {
+                **dict(zip(FusedRows._fields[:-1], rows[:-1], strict=True)),
+                **{f"log_probs_{k}": column for k, column in enumerate(rows.log_probs.T)},
+            }
+        )
+        for rows in batches
+    )
+    first = next(tables)
+    with csv.CSVWriter(path, first.schema) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)
+
+
+def _write_npz(path: Path, batches: Iterator[FusedRows], num_rows: int, text: str) -> None:
+    """Log-probabilities as they come, then what is small."""
+    first = next(batches)
+    columns: list[tuple[Any, ...]] = []
+    with zipfile.ZipFile(path, "w") as archive:
+        # Space is left for lengths above 4 GiB, since they are not known before.
+        with archive.open("log_probs.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(
+                file,
+                {
+                    "descr": np.lib.format.dtype_to_descr(first.log_probs.dtype),
+                    "fortran_order": False,
+                    "shape": (num_rows, first.log_probs.shape[1]),
+                },
+            )
+            for rows in itertools.chain([first], batches):
+                file.write(rows.log_probs.tobytes())
+                columns.append(rows[:-1])
+        ids, predictions, norms = zip(*columns, strict=True)
+        id_array = pa.concat_arrays(ids).to_numpy(zero_copy_only=False)
+        for name, array in (
+            ("id", id_array.astype(str) if id_array.dtype.hasobject else id_array),
+            ("prediction", np.concatenate(predictions)),
+            ("jacobian_norm", np.concatenate(norms)),
+            (METADATA, np.array(text)),
+        ):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+FORMATS: dict[str, Callable[[Path, Iterator[FusedRows], int, str], None]] = {
+    ".parquet": _write_parquet,
+    ".csv": _write_csv,
+    ".npz": _write_npz,
+}

@@ -1,0 +1,136 @@
+"""The rule that fuses predictions: contaminated, then recalibrated; with parameters or a choice."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jacfuse_jax import calibration, fusion, linalg, metrics
+
+
+class Rule(NamedTuple):
+    """Robust fusion on contaminated log-probabilities.
+
+    Attributes:
+      grams: {modality believed perturbed: spectrum of its Gram matrix}.
+      class_prior: (K,), sums to one.
+      gamma: in (0, 1]; 1 recalibrates nothing.
+      contamination: in [0, 1]; 0 leaves the logits as they are.
+    """
+
+    grams: dict[str, linalg.GramSpectrum]
+    class_prior: Any
+    gamma: Any
+    contamination: Any
+
+
+class Evaluation(NamedTuple):
+    """Sums of metrics, which add over batches.
+
+    Attributes:
+      unimodal: of each modality alone.
+      statistical: of statistical fusion.
+      result: of what was fused by the rule.
+    """
+
+    unimodal: dict[str, metrics.ClassificationSums]
+    statistical: metrics.ClassificationSums
+    result: metrics.ClassificationSums
+
+
+@jax.jit
+def fuse(rule: Rule, logits: Mapping[str, Any]) -> fusion.FusedOutput:
+    """Fuses the logits of a batch.
+
+    Args:
+      rule: the rule.
+      logits: {modality: (B, K)}.
+
+    Returns:
+      As `fusion.robust_fusion`.
+    """
+    return fusion.robust_fusion(
+        _contaminate(rule, logits),
+        rule.grams,
+        rule.class_prior,
+        perturbed=tuple(rule.grams),
+        gamma=rule.gamma,
+    )
+
+
+@jax.jit
+def evaluate(
+    rule: Rule, logits: Mapping[str, Any], log_probs: Any, labels: Any, mask: Any
+) -> Evaluation:
+    """Sums of metrics over a batch.
+
+    Args:
+      rule: that gave the result.
+      logits: {modality: (B, K)}.
+      log_probs: (B, K), the result.
+      labels: (B,).
+      mask: (B,), 1 for rows that count.
+
+    Returns:
+      The sums.
+    """
+    sums = functools.partial(metrics.classification_sums, labels=labels, mask=mask)
+    return Evaluation(
+        {name: sums(jax.nn.log_softmax(z)) for name, z in logits.items()},
+        sums(fusion.statistical_fusion(logits, rule.class_prior)),
+        sums(log_probs),
+    )
+
+
+def choose(rule: Rule, logits: Mapping[str, Any], labels: Any, *, names: Sequence[str]) -> Rule:
+    """Chooses parameters on clean labelled rows: contamination first, then gamma, given it.
+
+    Args:
+      rule: the rule; what is chosen is not looked at.
+      logits: {modality: (N, K)}, finite.
+      labels: (N,).
+      names: of the parameters to choose, by `calibration.choose_contamination`, `choose_gamma`.
+
+    Returns:
+      The rule with what was chosen.
+    """
+    if "contamination" in names:
+        rule = rule._replace(contamination=_choose_contamination(rule, logits, labels))
+    if "gamma" in names:
+        rule = rule._replace(gamma=_choose_gamma(rule, logits, labels))
+    return rule
+
+
+@jax.jit
+def _choose_contamination(rule: Rule, logits: Mapping[str, Any], labels: Any) -> jax.Array:
+    """The contamination that certifies most, whatever gamma."""
+    return calibration.choose_contamination(
+        logits, labels, rule.class_prior, perturbed=tuple(rule.grams)
+    ).contamination
+
+
+@jax.jit
+def _choose_gamma(rule: Rule, logits: Mapping[str, Any], labels: Any) -> jax.Array:
+    """The best gamma for what is contaminated."""
+    return calibration.choose_gamma(
+        _contaminate(rule, logits),
+        rule.grams,
+        labels,
+        rule.class_prior,
+        jax.random.key(0),
+        perturbed=tuple(rule.grams),
+    ).gamma
+
+
+def _contaminate(rule: Rule, logits: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Logits, or in their place the contaminated log-probabilities of perturbed modalities."""
+    contaminated = {name: jnp.asarray(z) for name, z in logits.items()}
+    for name in rule.grams:
+        log_probs = fusion.contaminated_log_probs(
+            logits[name], rule.class_prior, contamination=rule.contamination
+        )
+        # Without contamination they would be the logits but for a constant, which matters here.
+        contaminated[name] = jnp.where(rule.contamination > 0, log_probs, contaminated[name])
+    return contaminated

@@ -1,0 +1,138 @@
+"""Which rows of several inputs belong together."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from experiments.config import ConfigError
+from experiments.prediction_files import Arrow, Predictions, name_some
+
+
+class Joined(NamedTuple):
+    """The rows that all inputs have, in the order of the first input.
+
+    Attributes:
+      inputs: {modality: what its classifier predicted}.
+      ids: (N,), int64 or large_string.
+      rows: {modality: (N,)}, where they are in each input.
+      labels: (N,); None where no input has any.
+      left_out: a line for every input that has other rows, too.
+    """
+
+    inputs: Mapping[str, Predictions]
+    ids: Arrow
+    rows: dict[str, NDArray[np.int64]]
+    labels: NDArray[np.int64] | None
+    left_out: list[str]
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return next(iter(self.inputs.values())).logits.shape[1]
+
+    def read(self, rows: NDArray[np.int64], dtype: Any) -> dict[str, NDArray[Any]]:
+        """Reads logits, {modality: (n, K)}, into memory.
+
+        Args:
+          rows: (n,), positions among the shared rows.
+          dtype: of the result; what it cannot hold is infinite.
+        """
+        with np.errstate(over="ignore"):
+            return {
+                name: predictions.logits.read(self.rows[name][rows]).astype(dtype)
+                for name, predictions in self.inputs.items()
+            }
+
+
+def join(predictions: Mapping[str, Predictions]) -> Joined:
+    """Finds the rows that all inputs have: by id, or by position where none has ids.
+
+    Args:
+      predictions: {modality: what its classifier predicted}, at least one.
+
+    Returns:
+      The rows.
+
+    Raises:
+      ConfigError: numbers of classes differ, only some inputs have ids, no row is shared, lengths
+        differ without ids, or inputs disagree about a label.
+    """
+    shapes = {str(p.path): p.logits.shape for p in predictions.values()}
+    if len({num_classes for _, num_classes in shapes.values()}) > 1:
+        raise ConfigError(f"inputs must have the same classes, got logits of shapes {shapes}")
+    ids = {name: p.ids for name, p in predictions.items() if p.ids is not None}
+    if not ids:
+        if len(set(shapes.values())) > 1:
+            raise ConfigError(f"without `ids` inputs must have the same rows, got shapes {shapes}")
+        every = np.arange(next(iter(predictions.values())).logits.shape[0])
+        shared, rows = pa.array(every), dict.fromkeys(predictions, every)
+    else:
+        for name in predictions:
+            if name not in ids:
+                raise ConfigError(f"{predictions[name].path} has no `ids`, but others have")
+        shared, rows = _join_by_id(predictions, ids)
+    labels = _labels(predictions, shared, rows)
+    return Joined(predictions, shared, rows, labels, _left_out(predictions, rows))
+
+
+def _join_by_id(
+    predictions: Mapping[str, Predictions], ids: Mapping[str, Arrow]
+) -> tuple[Arrow, dict[str, NDArray[np.int64]]]:
+    """The ids that all inputs have, and where they are."""
+    (first, reference), *others = ids.items()
+    positions = {first: np.arange(len(reference))}
+    for name, own in others:
+        if own.type != reference.type:
+            raise ConfigError(
+                f"ids are {reference.type} in {predictions[first].path}, but {own.type} in "
+                f"{predictions[name].path}; save one kind"
+            )
+        found = pc.call_function("index_in", [reference], pc.SetLookupOptions(value_set=own))
+        positions[name] = found.fill_null(-1).to_numpy().astype(np.int64)
+    is_shared = np.all([rows >= 0 for rows in positions.values()], axis=0)
+    if not is_shared.any():
+        paths = ", ".join(str(p.path) for p in predictions.values())
+        raise ConfigError(f"no id is in all of {paths}")
+    return reference.filter(pa.array(is_shared)), {
+        name: rows[is_shared] for name, rows in positions.items()
+    }
+
+
+def _labels(
+    predictions: Mapping[str, Predictions], ids: Arrow, rows: Mapping[str, NDArray[np.int64]]
+) -> NDArray[np.int64] | None:
+    """The labels of shared rows, from any input that has them; raises where two disagree."""
+    first: tuple[Path, NDArray[np.int64]] | None = None
+    for name, (path, _, _, own, _) in predictions.items():
+        if own is None:
+            continue
+        labels = own[rows[name]]
+        if first is None:
+            first = path, labels
+        differing = np.flatnonzero(labels != first[1])
+        if differing.size:
+            raise ConfigError(
+                f"{first[0]} and {path} disagree about {differing.size} of {len(labels)} labels, "
+                f"of id {name_some(ids, differing)}"
+            )
+    return None if first is None else first[1]
+
+
+def _left_out(
+    predictions: Mapping[str, Predictions], rows: Mapping[str, NDArray[np.int64]]
+) -> list[str]:
+    """A line for every input with rows that another one lacks."""
+    lines: list[str] = []
+    for name, (path, _, ids, _, _) in predictions.items():
+        if ids is not None and len(ids) > len(rows[name]):
+            left_out = np.delete(np.arange(len(ids)), rows[name])
+            lines.append(
+                f"{path}: {left_out.size} of {len(ids)} rows are left out, since another input "
+                f"lacks their ids: {name_some(ids, left_out)}"
+            )
+    return lines

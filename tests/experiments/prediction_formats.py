@@ -1,0 +1,28 @@
+"""Predictions in every format, as other frameworks save them."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.numpy
+
+
+def write_folder(path, arrays):
+    path.mkdir()
+    for name, array in arrays.items():
+        np.save(path / f"{name}.npy", array)
+
+
+def write_parquet(path, arrays, **options):
+    columns = {
+        name: array if array.ndim == 1 else pa.array(list(array)) for name, array in arrays.items()
+    }
+    pq.write_table(pa.table(columns), path, **options)
+
+
+WRITERS = {
+    "folder": write_folder,
+    "npz": lambda path, arrays: np.savez(path, **arrays),
+    "compressed.npz": lambda path, arrays: np.savez_compressed(path, **arrays),
+    "safetensors": lambda path, arrays: safetensors.numpy.save_file(arrays, path),
+    "parquet": write_parquet,
+}

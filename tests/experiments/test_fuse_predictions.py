@@ -1,0 +1,371 @@
+"""The binary that fuses predictions from files, against a NumPy oracle of the fusion."""
+
+import json
+import re
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+import scipy.special
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from safetensors.torch import save_file
+
+from experiments import fuse_predictions
+from jacfuse_jax import calibration, linalg
+from tests import reference
+from tests.experiments.fuse_runs import (
+    AUDIO,
+    KERNEL,
+    LABELS,
+    NUM_CLASSES,
+    NUM_ROWS,
+    RNG,
+    VIDEO,
+    fuse,
+    start,
+    write_inputs,
+)
+
+UNIFORM = np.full(NUM_CLASSES, 1 / NUM_CLASSES)
+
+
+def oracle(logits, grams, prior, *, gamma, contamination=0.0):
+    """Probabilities and norms of the Jacobian in float64, row by row with dense solves.
+
+    Args:
+      logits: {modality: (N, K)}.
+      grams: {perturbed modality: (K, K)}.
+    """
+    logits = {name: np.asarray(z, np.float64) for name, z in logits.items()}
+    if contamination:
+        for name in grams:
+            posterior = scipy.special.softmax(logits[name], axis=1)
+            logits[name] = np.log((1 - contamination) * posterior + contamination * prior)
+    all_probs, norms = [], []
+    for i, p in enumerate(reference.statistical_fusion(logits, prior)):
+        R = {
+            name: reference.recalibration_matrix_by_eigh(p, gram, (1 - gamma) / gamma)
+            for name, gram in grams.items()
+        }
+        total = sum(R[name] @ z[i] if name in R else z[i] for name, z in logits.items())
+        probs = scipy.special.softmax(total - (len(logits) - 1) * np.log(prior))
+        J = reference.softmax_jacobian(probs)
+        squares = (np.trace(J @ R[name] @ gram @ R[name].T @ J) for name, gram in grams.items())
+        all_probs.append(probs)
+        norms.append(np.sqrt(sum(squares)))
+    return np.stack(all_probs), np.array(norms)
+
+
+def assert_agrees(path, expected, *, tolerance=8):
+    """That a file holds what the oracle says, to `tolerance` K roundings."""
+    probs, norms = expected
+    with np.load(path) as file:
+        eps = tolerance * probs.shape[1] * np.finfo(file["log_probs"].dtype).eps
+        assert_allclose(np.exp(file["log_probs"]), probs, rtol=0, atol=eps)
+        assert_allclose(file["jacobian_norm"], norms, rtol=0, atol=eps * max(1, norms.max()))
+        sure = np.diff(np.sort(probs, axis=1)[:, -2:]).ravel() > 2 * eps
+        assert_array_equal(file["prediction"][sure], probs.argmax(axis=1)[sure])
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write_inputs(tmp_path)
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "fused.npz"
+
+
+class TestAgreesWithTheOracle:
+    @pytest.mark.parametrize("perturbed", ["audio", "audio,video"])
+    def test_rows_joined_by_id_in_chunks(self, perturbed, files, output, monkeypatch, capsys):
+        monkeypatch.setattr(fuse_predictions, "_CHUNK_ENTRIES", 7 * NUM_CLASSES)
+        fuse(*files, f"--perturbed={perturbed}", "--contamination=0.3", f"--output={output}")
+        grams = {"audio": KERNEL.T @ KERNEL, "video": np.eye(NUM_CLASSES)}
+        expected = oracle(
+            {"audio": AUDIO, "video": VIDEO},
+            {name: grams[name] for name in perturbed.split(",")},
+            UNIFORM,
+            gamma=0.1,
+            contamination=0.3,
+        )
+        assert_agrees(output, expected)
+        with np.load(output) as file:
+            assert_array_equal(file["id"], np.arange(NUM_ROWS) + 100)
+            metadata = json.loads(str(file["jacfuse_jax"]))
+        # Where a modality has no kernel, both the report and the file say so.
+        said = "no kernel of video: its Gram matrix is the identity" in capsys.readouterr().out
+        assert said == ("video" in perturbed) == (metadata["identity_gram"] == ["video"])
+        assert metadata["perturbed"] == perturbed.split(",")
+
+    @pytest.mark.parametrize(("shape", "floating"), [((1, 2), "float64"), ((6, 309), "float32")])
+    def test_other_sizes(self, shape, floating, tmp_path, output):
+        logits = {name: 2 * RNG.normal(size=shape).astype(floating) for name in ("audio", "video")}
+        for name, z in logits.items():
+            np.save(tmp_path / f"{name}.npy", z)
+        kernel = RNG.normal(size=(400, shape[1])).astype(floating) / 20
+        np.save(tmp_path / "kernel.npy", kernel)
+        fuse(
+            *(f"--input={name}={tmp_path}/{name}.npy" for name in logits),
+            f"--kernel=audio={tmp_path}/kernel.npy",
+            "--perturbed=audio",
+            f"--output={output}",
+        )
+        kernel = kernel.astype(np.float64)
+        prior = np.full(shape[1], 1 / shape[1])
+        assert_agrees(output, oracle(logits, {"audio": kernel.T @ kernel}, prior, gamma=0.1))
+        with np.load(output) as file:
+            assert file["log_probs"].dtype == file["jacobian_norm"].dtype == floating
+
+    def test_both_parts_switched_off_are_statistical_fusion(self, files, output):
+        fuse(*files, "--perturbed=audio", "--gamma=1", "--contamination=0", f"--output={output}")
+        with np.load(output) as file:
+            probs = reference.statistical_fusion({"audio": AUDIO, "video": VIDEO}, UNIFORM)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+
+    def test_logits_of_torch(self, tmp_path, output, capsys):
+        torch.manual_seed(0)
+        inputs, labels = torch.randn(NUM_ROWS, 20), torch.randint(NUM_CLASSES, (NUM_ROWS,))
+        heads, logits = {}, {}
+        for name in ("audio", "video"):
+            model = torch.nn.Sequential(
+                torch.nn.Linear(20, 16), torch.nn.Dropout(), torch.nn.ReLU(), torch.nn.Linear(16, 5)
+            )
+            model.eval()
+            with torch.no_grad():
+                logits[name] = torch.cat([model(batch) for batch in inputs.split(32)])
+            heads[name] = model[-1].weight
+            save_file(
+                {"logits": logits[name], "weight": heads[name], "labels": labels},
+                tmp_path / f"{name}.safetensors",
+            )
+        fuse(
+            *(f"--input={name}={tmp_path}/{name}.safetensors" for name in heads),
+            "--perturbed=audio",
+            "--contamination=0.2",
+            f"--output={output}",
+        )
+        weight = heads["audio"].detach().numpy().astype(np.float64)
+        numpy_logits = {name: z.numpy() for name, z in logits.items()}
+        expected = oracle(
+            numpy_logits, {"audio": weight @ weight.T}, UNIFORM, gamma=0.1, contamination=0.2
+        )
+        assert_agrees(output, expected)
+        accuracy = 100 * (expected[0].argmax(axis=1) == labels.numpy()).mean()
+        assert f"| result             | {accuracy:.2f} " in capsys.readouterr().out
+
+
+class TestReport:
+    def test_judges_before_and_after(self, files, output, capsys):
+        fuse(*files, "--perturbed=audio", "--contamination=0.3", f"--output={output}")
+        printed = capsys.readouterr().out
+        logits = {"audio": AUDIO, "video": VIDEO}
+        result = oracle(
+            logits, {"audio": KERNEL.T @ KERNEL}, UNIFORM, gamma=0.1, contamination=0.3
+        )[0]
+        all_probs = {
+            **{name: scipy.special.softmax(z.astype(float), axis=1) for name, z in logits.items()},
+            "statistical fusion": reference.statistical_fusion(logits, UNIFORM),
+            "result": result,
+        }
+        rows = [line.split("|")[1:5] for line in printed.splitlines() if line.startswith("|")][2:]
+        assert [row[0].strip() for row in rows] == list(all_probs)
+        for row, probs in zip(rows, all_probs.values(), strict=True):
+            accuracy = 100 * (probs.argmax(axis=1) == LABELS).mean()
+            assert float(row[1]) == pytest.approx(accuracy, abs=0.006)
+            nll = -np.log(probs[np.arange(NUM_ROWS), LABELS]).mean()
+            assert float(row[3]) == pytest.approx(nll, abs=1e-4)
+
+    def test_rows_that_are_not_numbers(self, files, tmp_path, output, capsys):
+        fuse(*files, "--perturbed=audio", f"--output={output}")
+        with np.load(output) as file:
+            clean = {name: file[name] for name in file}
+        logits = AUDIO.copy()
+        logits[3, 1], logits[7] = np.nan, np.inf
+        ids = np.arange(NUM_ROWS) + 100
+        np.savez(tmp_path / "audio.npz", logits=logits, ids=ids, labels=LABELS, kernel=KERNEL)
+        capsys.readouterr()
+        fuse(*files, "--perturbed=audio", f"--output={output}")
+        printed = capsys.readouterr().out
+        assert "\n2 rows have no prediction, since logits are not finite; they are not" in printed
+        is_bad = np.isin(np.arange(NUM_ROWS), (3, 7))
+        with np.load(output) as file:
+            assert_array_equal(file["prediction"], np.where(is_bad, -1, clean["prediction"]))
+            for name in ("log_probs", "jacobian_norm"):
+                assert np.isnan(file[name][is_bad]).all()
+                assert_array_equal(file[name][~is_bad], clean[name][~is_bad])
+        correct = (clean["prediction"] == LABELS)[~is_bad].mean()
+        assert f"| result             | {100 * correct:.2f} " in printed
+
+    def test_nothing_but_such_rows(self, files, tmp_path, output, capsys):
+        ids = np.arange(NUM_ROWS) + 100
+        np.savez(tmp_path / "audio.npz", logits=AUDIO * np.nan, ids=ids, labels=LABELS)
+        fuse(*files, "--perturbed=audio", f"--output={output}")
+        printed = capsys.readouterr().out
+        assert f"\n{NUM_ROWS} rows have no prediction" in printed
+        assert "accuracy" not in printed
+
+    def test_rows_that_another_input_lacks(self, files, tmp_path, output, capsys):
+        logits, ids = np.concatenate([VIDEO, VIDEO[:10]]), np.arange(NUM_ROWS + 10) + 100
+        safetensors.numpy.save_file({"logits": logits, "ids": ids}, tmp_path / "video.safetensors")
+        fuse(*files, "--perturbed=audio", f"--output={output}")
+        assert capsys.readouterr().err.startswith(
+            f"{tmp_path}/video.safetensors: 10 of 50 rows are left out, since another input lacks "
+            "their ids: 140, 141, 142, ...\n"
+        )
+        with np.load(output) as file:
+            assert_array_equal(file["id"], ids[:NUM_ROWS])
+
+
+class TestChoice:
+    @pytest.mark.slow
+    def test_on_validation_data(self, files, tmp_path, output, capsys):
+        num_rows = 200
+        labels = RNG.integers(NUM_CLASSES, size=num_rows)
+        logits = {
+            name: RNG.normal(size=(num_rows, NUM_CLASSES)) + 3 * np.eye(NUM_CLASSES)[labels]
+            for name in ("audio", "video")
+        }
+        logits = {name: z.astype(np.float32) for name, z in logits.items()}
+        for name, z in logits.items():
+            np.savez(tmp_path / f"clean_{name}.npz", logits=z, labels=labels)
+        fuse(
+            *files,
+            *(f"--validation={name}={tmp_path}/clean_{name}.npz" for name in logits),
+            *("--perturbed=audio", "--contamination=auto", "--gamma=auto", "--class_prior=labels"),
+            f"--output={output}",
+        )
+        prior = np.bincount(labels) / num_rows
+        contamination = float(
+            jax.jit(
+                lambda: calibration.choose_contamination(
+                    logits, jnp.asarray(labels), prior, perturbed="audio"
+                )
+            )().contamination
+        )
+        posterior = scipy.special.softmax(logits["audio"], axis=1)
+        contaminated = np.log((1 - contamination) * posterior + contamination * prior)
+        # Rows are exchanged in the order in which the binary draws them.
+        order = np.random.default_rng(0).permutation(num_rows)
+        gamma = jax.jit(
+            lambda: calibration.choose_gamma(
+                {"audio": contaminated[order], "video": logits["video"][order]},
+                {"audio": linalg.spectrum_from_kernel(KERNEL)},
+                jnp.asarray(labels[order]),
+                prior,
+                jax.random.key(0),
+                perturbed="audio",
+            )
+        )().gamma
+        with np.load(output) as file:
+            metadata = json.loads(str(file["jacfuse_jax"]))
+        assert metadata["contamination"] == pytest.approx(contamination)
+        assert metadata["gamma"] == pytest.approx(float(gamma))
+        assert metadata["chosen"] == ["contamination", "gamma"]
+        assert metadata["chosen_on"] == "validation"
+        assert_allclose(metadata["class_prior"], prior)
+        expected = oracle(
+            {"audio": AUDIO, "video": VIDEO},
+            {"audio": KERNEL.T @ KERNEL},
+            prior,
+            gamma=float(gamma),
+            contamination=contamination,
+        )
+        assert_agrees(output, expected)
+        assert "contamination and gamma chosen on --validation\n" in capsys.readouterr().out
+
+    def test_on_what_is_fused_takes_a_sample_of_finite_rows(
+        self, files, tmp_path, output, monkeypatch, capsys
+    ):
+        def choose(rule, logits, labels, *, names):
+            sample = np.random.default_rng(0).permutation(NUM_ROWS)[:20]
+            rows = sample[sample != bad]
+            assert len(rows) == 19
+            assert_array_equal(logits["audio"], AUDIO[rows])
+            assert_array_equal(logits["video"], VIDEO[rows])
+            assert_array_equal(labels, LABELS[rows])
+            assert names == ["contamination"]
+            return rule._replace(contamination=0.3)
+
+        bad = np.random.default_rng(0).permutation(NUM_ROWS)[7]
+        logits, ids = AUDIO.copy(), np.arange(NUM_ROWS) + 100
+        logits[bad, 0] = np.inf
+        np.savez(tmp_path / "audio.npz", logits=logits, ids=ids, labels=LABELS)
+        monkeypatch.setattr(fuse_predictions, "choose", choose)
+        monkeypatch.setattr(fuse_predictions, "_NUM_CHOICE_ROWS", 20)
+        fuse(*files, "--perturbed=audio", "--contamination=auto", f"--output={output}")
+        assert (
+            "gamma=0.1, contamination=0.3\ncontamination chosen on --input: right only if nothing "
+            "is perturbed there, and figures are optimistic then\n" in capsys.readouterr().out
+        )
+
+
+class TestClassPrior:
+    @pytest.mark.parametrize("counts", [[1, 2, 3, 4, 5], [0.1, 0.2, 0.2, 0.25, 0.25]])
+    def test_from_a_file_of_counts_or_frequencies(self, counts, files, tmp_path, output):
+        np.save(tmp_path / "prior.npy", counts)
+        prior_flag = f"--class_prior={tmp_path}/prior.npy"
+        fuse(*files, "--perturbed=audio", "--gamma=1", prior_flag, f"--output={output}")
+        prior = np.divide(counts, np.sum(counts))
+        with np.load(output) as file:
+            probs = reference.statistical_fusion({"audio": AUDIO, "video": VIDEO}, prior)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+
+
+class TestProcess:
+    """The binary as users start it: x64 is off."""
+
+    def test_rounds_float64_and_makes_the_folder(self, files, tmp_path):
+        np.savez(tmp_path / "audio.npz", logits=AUDIO.astype(np.float64), ids=np.arange(100, 140))
+        output = tmp_path / "new" / "folder" / "fused.parquet"
+        process = start(*files, "--perturbed=audio", f"--output={output}")
+        stdout, stderr = process.communicate()
+        assert process.returncode == 0, stderr
+        assert f"wrote {output}\n" in stdout
+        assert stderr.startswith("float64 logits are rounded to float32\n")
+        progress = stderr.removeprefix("float64 logits are rounded to float32\n")
+        assert re.fullmatch(r"\n(?: *\d+%\|.*\n)+", progress)
+        table = pq.read_table(output)
+        assert str(table.schema.field("log_probs").type.value_type) == "float"
+        expected, _ = oracle(
+            {"audio": AUDIO, "video": VIDEO}, {"audio": np.eye(NUM_CLASSES)}, UNIFORM, gamma=0.1
+        )
+        assert_allclose(np.exp(table["log_probs"].to_pylist()), expected, atol=5e-6)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+    def test_that_is_ended_leaves_what_was_there(self, sent, tmp_path):
+        shape = (200_000, 60)
+        for name in ("audio", "video"):
+            np.save(tmp_path / f"{name}.npy", RNG.normal(size=shape).astype(np.float32))
+        output = tmp_path / "fused.parquet"
+        output.write_text("of an earlier run")
+        process = start(
+            *(f"--input={name}={tmp_path}/{name}.npy" for name in ("audio", "video")),
+            "--perturbed=audio",
+            f"--output={output}",
+        )
+        partial = tmp_path / ".fused.partial.parquet"
+        while not (partial.exists() and partial.stat().st_size > 100_000):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        process.send_signal(sent)
+        _, stderr = process.communicate()
+        assert output.read_text() == "of an earlier run"
+        if sent == signal.SIGINT:
+            assert process.returncode == 130
+            assert "\ninterrupted\n" in stderr
+            assert "Traceback" not in stderr
+
+    def test_errors_take_one_line(self, files, output):
+        process = start(*files, "--perturbed=smell", f"--output={output}")
+        _, stderr = process.communicate()
+        assert process.returncode == 1
+        assert stderr == "error: --perturbed: unknown 'smell'; choose from audio,video\n"

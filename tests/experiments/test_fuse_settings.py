@@ -1,0 +1,129 @@
+"""What can be wrong with the flags of the binary that fuses predictions, alone and together."""
+
+import numpy as np
+import pytest
+
+from experiments import fuse_predictions
+from tests.experiments.fuse_runs import AUDIO, KERNEL, LABELS, error_of, write_inputs
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write_inputs(tmp_path)
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "fused.npz"
+
+
+class TestClassPrior:
+    @pytest.mark.parametrize(
+        "array", [np.ones(4), np.array([1, 1, 1, 0, 1]), np.ones((5, 1)), np.array(list("abcde"))]
+    )
+    def test_that_does_not_fit(self, array, files, tmp_path, output):
+        np.save(tmp_path / "prior.npy", array)
+        message = error_of(
+            *files,
+            "--perturbed=audio",
+            f"--class_prior={tmp_path}/prior.npy",
+            f"--output={output}",
+        )
+        assert message == f"--class_prior={tmp_path}/prior.npy must hold 5 positive numbers"
+
+    def test_from_labels_that_lack_a_class(self, tmp_path, output):
+        np.savez(tmp_path / "a.npz", logits=AUDIO[:2], labels=[0, 2])
+        message = error_of(
+            f"--input=audio={tmp_path}/a.npz",
+            "--perturbed=audio",
+            "--class_prior=labels",
+            f"--output={output}",
+        )
+        assert message.startswith("--class_prior=labels: no label is 1; give uniform, or a file")
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("--perturbed=smell", "--perturbed: unknown 'smell'; choose from audio,video"),
+            ("--perturbed=", "--perturbed is empty; choose from audio,video"),
+            ("--gamma=0", "--gamma=0 is neither a number in (0, 1] nor auto"),
+            ("--gamma=1e-50", "--gamma=1e-50 is neither a number in (0, 1] nor auto"),
+            ("--gamma=small", "--gamma=small is neither a number in (0, 1] nor auto"),
+            ("--contamination=1.5", "--contamination=1.5 is neither a number in [0, 1] nor auto"),
+            ("--contamination=nan", "--contamination=nan is neither a number in [0, 1] nor auto"),
+            ("--input=audio={}/audio.npz", "--input=audio={}/audio.npz: audio is given twice"),
+            ("--input={}/audio.npz", "--input={}/audio.npz: write --input=<modality>=<file>"),
+            ("--input=smell={}/no.npz", "--input=smell={}/no.npz: no such file or folder"),
+            ("--kernel=smell={}/audio.npz", "--kernel: unknown 'smell'; choose from audio,video"),
+            (
+                "--kernel=audio={}/audio.npz",
+                "--kernel=audio={}/audio.npz: {}/audio.npz holds its kernel",
+            ),
+            (
+                "--kernel=video={}/video.safetensors --perturbed=video",
+                "--kernel=video={}/video.safetensors holds none of kernel, weight, gram",
+            ),
+            ("--validation=audio={}/audio.npz", "--validation must be given of audio, video, each"),
+            ("--class_prior={}/no.npy", "[Errno 2] No such file or directory: '{}/no.npy'"),
+            ("--class_prior={}/audio.npz", "--class_prior={}/audio.npz holds no array `class_pr"),
+            ("--output=", "--output is missing"),
+            ("--output={}", "--output={} must be a file that ends in .parquet, .csv, .npz"),
+            ("--output={}/fused.txt", "--output={}/fused.txt must be a file that ends in .parquet"),
+            ("--output={}/audio.npz", "--output={}/audio.npz would replace an input; choose"),
+            ("--output={}/audio.npz/fused.npz", "[Errno 17] File exists: '{}/audio.npz'"),
+        ],
+    )
+    def test_flags(self, arguments, message, files, tmp_path):
+        arguments = arguments.replace("{}", str(tmp_path)).split()
+        defaults = ("--perturbed=audio", f"--output={tmp_path}/fused.npz")
+        assert error_of(*files, *defaults, *arguments).startswith(
+            message.replace("{}", str(tmp_path))
+        )
+        assert not (tmp_path / "fused.npz").exists()
+
+    def test_no_input(self, output):
+        message = error_of("--perturbed=audio", f"--output={output}")
+        assert message.startswith("--input is missing; give --input=<modality>=<file>")
+
+    def test_stray_argument(self):
+        with pytest.raises(SystemExit, match="unexpected argument 'audio.npz'; all settings are"):
+            fuse_predictions.main(["fuse_predictions", "audio.npz"])
+
+    def test_no_labels(self, tmp_path, output):
+        np.save(tmp_path / "audio.npy", AUDIO)
+        defaults = (
+            f"--input=audio={tmp_path}/audio.npy",
+            "--perturbed=audio",
+            f"--output={output}",
+        )
+        for flag in ("contamination=auto", "gamma=auto", "class_prior=labels"):
+            message = error_of(*defaults, f"--{flag}")
+            assert message == f"--{flag} needs `labels` in --validation or --input"
+
+    def test_nothing_finite_to_choose_on(self, tmp_path, output):
+        np.savez(tmp_path / "a.npz", logits=AUDIO * np.nan, labels=LABELS)
+        message = error_of(
+            f"--input=audio={tmp_path}/a.npz",
+            "--perturbed=audio",
+            "--gamma=auto",
+            f"--output={output}",
+        )
+        assert message == "--gamma=auto: no labelled row has finite logits"
+
+    def test_classes_that_differ(self, tmp_path, output):
+        np.save(tmp_path / "audio.npy", AUDIO)
+        np.save(tmp_path / "clean.npy", AUDIO[:, 1:])
+        np.save(tmp_path / "kernel.npy", KERNEL[:, 1:])
+        defaults = (
+            f"--input=audio={tmp_path}/audio.npy",
+            "--perturbed=audio",
+            f"--output={output}",
+        )
+        message = error_of(*defaults, f"--validation=audio={tmp_path}/clean.npy")
+        assert message == "--validation has 4 classes, --input 5"
+        message = error_of(*defaults, f"--input=video={tmp_path}/clean.npy")
+        assert message.startswith("inputs must have the same classes, got logits of shapes {")
+        message = error_of(*defaults, f"--kernel=audio={tmp_path}/kernel.npy")
+        assert message.startswith(f"{tmp_path}/kernel.npy has shape (7, 4), but K = 5; a `kernel`")

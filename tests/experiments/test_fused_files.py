@@ -1,0 +1,94 @@
+"""Writers of fused predictions: every format holds the same, and never half of it."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.testing import assert_array_equal
+from pyarrow import csv
+
+from experiments.fused_files import FusedRows, write_fused
+
+RNG = np.random.default_rng(0)
+NUM_ROWS, NUM_CLASSES = 20, 4
+LOGITS = RNG.normal(size=(NUM_ROWS, NUM_CLASSES)).astype(np.float32)
+IDS = RNG.permutation(100)[:NUM_ROWS]
+LABELS = RNG.integers(NUM_CLASSES, size=NUM_ROWS)
+
+
+def read_parquet(path):
+    table = pq.read_table(path)
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    return columns, json.loads(table.schema.metadata[b"jacfuse_jax"])
+
+
+def read_csv(path):
+    columns = csv.read_csv(path).to_pydict()
+    names = [f"log_probs_{k}" for k in range(NUM_CLASSES)]
+    columns["log_probs"] = np.stack([columns.pop(name) for name in names], axis=1).tolist()
+    return columns, json.loads(path.with_name(f"{path.name}.json").read_text())
+
+
+def read_npz(path):
+    with np.load(path) as file:
+        columns = {name: file[name].tolist() for name in file}
+    return columns, json.loads(columns.pop("jacfuse_jax"))
+
+
+class TestWriteFused:
+    READERS = {".parquet": read_parquet, ".csv": read_csv, ".npz": read_npz}  # noqa: RUF012
+    METADATA = {"gamma": 0.1, "perturbed": ["audio"]}  # noqa: RUF012
+
+    @pytest.fixture(params=list(READERS))
+    def path(self, request, tmp_path):
+        return tmp_path / "made" / f"fused{request.param}"
+
+    def batches(self, ids, sizes=(12, 8), dtype=np.float32):
+        log_probs = LOGITS.astype(dtype)
+        log_probs[3] = np.nan
+        for start, size in zip(np.cumsum((0, *sizes)), sizes, strict=False):
+            rows = slice(start, start + size)
+            yield FusedRows(
+                pa.array(ids[rows]),
+                LABELS[rows].astype(np.int32),
+                LOGITS[rows, 0].astype(dtype),
+                log_probs[rows],
+            )
+
+    @pytest.mark.parametrize("ids", [IDS, IDS.astype(str)], ids=["numbers", "texts"])
+    def test_holds_what_was_written(self, ids, path, dtype):
+        write_fused(path, self.batches(ids, dtype=dtype), NUM_ROWS, self.METADATA)
+        columns, metadata = self.READERS[path.suffix](path)
+        assert sorted(columns) == ["id", "jacobian_norm", "log_probs", "prediction"]
+        if path.suffix == ".csv" and ids is not IDS:
+            columns["id"] = [str(x) for x in columns["id"]]  # a table of texts has no types
+        assert columns["id"] == ids.tolist()
+        assert columns["prediction"] == LABELS.tolist()
+        assert_array_equal(np.array(columns["jacobian_norm"], dtype), LOGITS[:, 0])
+        expected = LOGITS.copy()
+        expected[3] = np.nan
+        assert_array_equal(np.array(columns["log_probs"], dtype), expected)
+        assert metadata == self.METADATA
+
+    def test_that_fails_leaves_what_was_there(self, path):
+        def fail():
+            yield from self.batches(IDS, (12,))
+            raise KeyboardInterrupt
+
+        write_fused(path, self.batches(IDS), NUM_ROWS, self.METADATA)
+        before = {file: file.read_bytes() for file in path.parent.iterdir()}
+        with pytest.raises(KeyboardInterrupt):
+            write_fused(path, fail(), NUM_ROWS, {})
+        for file, content in before.items():
+            assert file.read_bytes() == content
+
+    def test_that_fails_leaves_no_half(self, path):
+        def fail():
+            yield from self.batches(IDS, (12,))
+            raise OSError("no space left")
+
+        with pytest.raises(OSError, match="no space left"):
+            write_fused(path, fail(), NUM_ROWS, {})
+        assert not path.exists()

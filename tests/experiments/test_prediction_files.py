@@ -1,0 +1,354 @@
+"""Readers of predictions: every format, and whatever can be wrong with a file."""
+
+import contextlib
+import itertools
+import tempfile
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+from numpy.testing import assert_allclose, assert_array_equal
+
+from experiments.array_files import open_arrays
+from experiments.config import ConfigError
+from experiments.prediction_files import HEADS, head_spectrum, open_predictions
+from tests.experiments.prediction_formats import WRITERS, write_parquet
+
+RNG = np.random.default_rng(0)
+NUM_ROWS, NUM_CLASSES = 20, 4
+LOGITS = RNG.normal(size=(NUM_ROWS, NUM_CLASSES)).astype(np.float32)
+IDS = RNG.permutation(100)[:NUM_ROWS]
+LABELS = RNG.integers(NUM_CLASSES, size=NUM_ROWS)
+KERNEL = RNG.normal(size=(6, NUM_CLASSES)).astype(np.float32)
+
+SHAPED = [kind for kind in WRITERS if kind != "parquet"]  # whose arrays may have any shape
+
+
+@pytest.fixture
+def scratch_fn(tmp_path):
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(tempfile.TemporaryFile(dir=tmp_path))
+
+
+@pytest.fixture
+def write(tmp_path, scratch_fn):
+    """Writes arrays in a format and opens them."""
+
+    def write_and_open(kind, name="audio", /, **arrays):
+        path = tmp_path / f"{name}.{kind}"
+        WRITERS[kind](path, arrays)
+        return open_predictions(path, scratch_fn=scratch_fn)
+
+    return write_and_open
+
+
+@pytest.fixture(params=list(WRITERS))
+def kind(request):
+    return request.param
+
+
+class TestEveryFormat:
+    def test_holds_what_was_written(self, kind, write):
+        predictions = write(kind, logits=LOGITS, ids=IDS, labels=LABELS)
+        assert_array_equal(predictions.logits.read(), LOGITS)
+        assert_array_equal(predictions.ids.to_numpy(), IDS)
+        assert_array_equal(predictions.labels, LABELS)
+
+    def test_is_read_in_any_order(self, kind, write):
+        predictions = write(kind, logits=LOGITS)
+        rows = np.array([7, 3, 3, NUM_ROWS - 1, 0])
+        assert_array_equal(predictions.logits.read(rows), LOGITS[rows])
+        assert predictions.ids is predictions.labels is None
+
+    def test_may_name_columns_in_the_singular(self, kind, write):
+        predictions = write(kind, logits=LOGITS, id=IDS, label=LABELS.astype(np.uint8))
+        assert_array_equal(predictions.ids.to_numpy(), IDS)
+        assert_array_equal(predictions.labels, LABELS)
+
+    @pytest.mark.parametrize(
+        ("kind", "floating"),
+        [
+            *itertools.product(WRITERS, ["float16", "float32", "float64"]),
+            ("safetensors", "bfloat16"),
+        ],
+    )
+    def test_may_be_of_any_floating_type(self, kind, floating, write):
+        logits = LOGITS.astype(jnp.dtype(floating))
+        assert_array_equal(write(kind, logits=logits).logits.read(), logits)
+
+    @pytest.mark.parametrize("kind", [kind for kind in WRITERS if kind != "safetensors"])
+    def test_may_have_texts_as_ids(self, kind, write):
+        texts = np.array([f"clip {number}" for number in IDS])
+        assert write(kind, logits=LOGITS, ids=texts).ids.to_pylist() == texts.tolist()
+
+    def test_has_two_classes_and_one_row(self, kind, write):
+        assert_array_equal(write(kind, logits=LOGITS[:1, :2]).logits.read(), LOGITS[:1, :2])
+
+    def test_has_no_rows(self, kind, tmp_path, scratch_fn):
+        path = tmp_path / f"audio.{kind}"
+        if kind == "parquet":
+            pq.write_table(pa.schema({"logits": pa.list_(pa.float32())}).empty_table(), path)
+        else:
+            WRITERS[kind](path, {"logits": LOGITS[:0]})
+        with pytest.raises(ConfigError, match="logits.* is empty"):
+            open_predictions(path, scratch_fn=scratch_fn)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"logits": LABELS[:, None].repeat(3, 1)}, "save .*float32"),
+            ({"logits": LOGITS[:, :1]}, r"has shape \(20, 1\), not \(N, K\) of K >= 2 classes"),
+            ({"ids": np.where(IDS > 50, 7, IDS)}, "1 ids occur more than once, 7; give every row"),
+            ({"ids": IDS / 7}, "ids are double; save int64 or text"),
+            ({"labels": LABELS / 1}, "labels are double, 0 of them null; save an integer a row"),
+            ({"labels": LABELS > 0}, "labels are bool"),
+            ({"labels": LABELS + 1}, "labels run from 1 to 4, classes from 0 to 3"),
+            ({"labels": LABELS - 1}, "labels run from -1 to 2, classes from 0 to 3"),
+        ],
+        ids=lambda x: "" if isinstance(x, str) else next(iter(x)),
+    )
+    def test_holds_what_does_not_fit(self, kind, changes, message, write):
+        with pytest.raises(ConfigError, match=message) as caught:
+            write(kind, **({"logits": LOGITS, "ids": IDS, "labels": LABELS} | changes))
+        assert f"audio.{kind}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_holds_no_logits(self, kind, write):
+        with pytest.raises(ConfigError, match=rf"audio.{kind} .*no (array|column) `logits`"):
+            write(kind, logit=LABELS)
+
+    @pytest.mark.parametrize("kind", SHAPED)
+    @pytest.mark.parametrize("name", ["ids", "labels"])
+    def test_has_columns_of_other_lengths(self, kind, name, write):
+        with pytest.raises(ConfigError, match=f"20 rows of logits, but 19 {name}"):
+            write(kind, logits=LOGITS, **{name: IDS[1:]})
+
+    @pytest.mark.parametrize("kind", SHAPED)
+    @pytest.mark.parametrize("name", ["logits", "ids", "labels"])
+    def test_holds_other_shapes(self, kind, name, write):
+        arrays = {"logits": LOGITS, "ids": IDS, "labels": LABELS}
+        arrays[name] = arrays[name][..., None]
+        with pytest.raises(ConfigError, match=rf"{name}(.npy)? (has|must have) shape"):
+            write(kind, **arrays)
+
+
+class TestDamaged:
+    @pytest.fixture(params=["npy", "npz", "compressed.npz", "safetensors", "parquet"])
+    def path(self, request, tmp_path):
+        path = tmp_path / f"audio.{request.param}"
+        if request.param == "npy":
+            np.save(path, LOGITS)
+        else:
+            WRITERS[request.param](path, {"logits": LOGITS, "ids": IDS})
+        return path
+
+    def error_of(self, path, scratch_fn):
+        with pytest.raises(ConfigError) as caught:
+            open_predictions(path, scratch_fn=scratch_fn)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith(str(path))
+        return str(caught.value)
+
+    @pytest.mark.parametrize("content", [b"", b"x", b"no array\n" * 100], ids=len)
+    def test_by_other_content(self, content, path, scratch_fn):
+        path.write_bytes(content)
+        message = self.error_of(path, scratch_fn)
+        assert " is not a whole " in message
+        assert message.endswith("; save it again")
+
+    @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+    def test_by_truncation(self, share, path, scratch_fn):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+        assert " is not a whole " in self.error_of(path, scratch_fn)
+
+    @pytest.mark.parametrize("kind", ["npz", "compressed.npz"])
+    def test_entries_of_an_archive(self, kind, tmp_path, scratch_fn):
+        path = tmp_path / f"audio.{kind}"
+        WRITERS[kind](path, {"logits": LOGITS})
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+        assert "is not a whole .npz file" in self.error_of(path, scratch_fn)
+
+    def test_an_archive_of_something_else(self, tmp_path, scratch_fn):
+        with zipfile.ZipFile(tmp_path / "audio.npz", "w") as archive:
+            archive.writestr("logits", b"text")
+        message = self.error_of(tmp_path / "audio.npz", scratch_fn)
+        assert "is not a whole .npz file" in message
+
+    def test_pages_of_parquet(self, tmp_path, scratch_fn):
+        path = tmp_path / "audio.parquet"
+        write_parquet(path, {"logits": RNG.normal(size=(2000, 8))}, compression="gzip")
+        content = bytearray(path.read_bytes())
+        content[100:2000] = bytes(1900)
+        path.write_bytes(content)
+        assert "is not a whole Parquet file" in self.error_of(path, scratch_fn)
+
+
+class Malicious:
+    """Pickled; whoever loads it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+class TestCode:
+    @pytest.mark.parametrize("name", ["logits", "ids"])
+    @pytest.mark.parametrize("kind", ["npz", "folder"])
+    def test_is_never_executed(self, kind, name, tmp_path, write):
+        arrays = {"logits": LOGITS, "ids": IDS}
+        arrays[name] = np.full(arrays[name].shape, Malicious(tmp_path / "executed"))
+        with pytest.raises(ConfigError, match=f"{name}(.npy)? holds Python objects, which are not"):
+            write(kind, **arrays)
+        assert not (tmp_path / "executed").exists()
+
+
+class TestNumpy:
+    def test_a_single_file_holds_logits(self, tmp_path, scratch_fn):
+        np.save(tmp_path / "audio.npy", LOGITS)
+        predictions = open_predictions(tmp_path / "audio.npy", scratch_fn=scratch_fn)
+        assert_array_equal(predictions.logits.read(), LOGITS)
+
+    @pytest.mark.parametrize("array", [LOGITS.astype(">f4"), np.asfortranarray(LOGITS)])
+    def test_order_of_bytes_and_axes(self, array, write):
+        logits = write("folder", logits=array, ids=IDS.astype(">i4")).logits
+        assert_array_equal(logits.read(), LOGITS)
+        assert_array_equal(logits.read(np.array([5, 2])), LOGITS[[5, 2]])
+
+    @pytest.mark.parametrize("array", [IDS.astype(complex), IDS.astype("V8")])
+    def test_ids_of_no_use(self, array, write):
+        with pytest.raises(ConfigError, match="save int64 or text"):
+            write("folder", logits=LOGITS, ids=array)
+
+    def test_more_rows_than_memory_are_opened_at_once(self, tmp_path, scratch_fn):
+        shape = (200_000_000, 309)  # 247 GB that were never written
+        with (tmp_path / "audio.npy").open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + 4 * shape[0] * shape[1])
+        logits = open_predictions(tmp_path / "audio.npy", scratch_fn=scratch_fn).logits
+        assert_array_equal(logits.read(np.array([shape[0] - 1, 0])), np.zeros((2, 309)))
+
+    def test_unknown_ending(self, tmp_path, scratch_fn):
+        (tmp_path / "audio.pt").write_bytes(b"")
+        with pytest.raises(ConfigError, match="the ending '.pt' is unknown; take .npz, .npy, "):
+            open_predictions(tmp_path / "audio.pt", scratch_fn=scratch_fn)
+
+
+class TestSafetensors:
+    def test_unknown_type(self, tmp_path, scratch_fn):
+        logits = np.zeros((3, 4), jnp.float8_e4m3fn)
+        safetensors.numpy.save_file({"logits": logits}, tmp_path / "audio.safetensors")
+        with pytest.raises(ConfigError, match="logits is F8_E4M3; save it as F32"):
+            open_predictions(tmp_path / "audio.safetensors", scratch_fn=scratch_fn)
+
+
+class TestParquet:
+    @pytest.mark.parametrize(
+        "column_type",
+        [
+            pa.list_(pa.float32()),
+            pa.list_(pa.float32(), NUM_CLASSES),
+            pa.large_list(pa.float64()),
+            pa.list_(pa.float16()),
+        ],
+        ids=str,
+    )
+    def test_lists_of_any_kind(self, column_type, tmp_path, scratch_fn):
+        column = pa.array(LOGITS.astype(np.float16).tolist()).cast(column_type)
+        path = tmp_path / "audio.parquet"
+        pq.write_table(pa.table({"logits": column}), path, row_group_size=7)
+        logits = open_predictions(path, scratch_fn=scratch_fn).logits
+        assert logits.dtype == column_type.value_type.to_pandas_dtype()
+        assert_array_equal(logits.read(), LOGITS.astype(np.float16))
+
+    def test_more_rows_than_are_read_at_once(self, write):
+        logits = RNG.normal(size=(3000, 2))
+        assert_array_equal(write("parquet", logits=logits).logits.read(), logits)
+
+    @pytest.mark.parametrize(
+        "column_type", [pa.dictionary(pa.int32(), pa.string()), pa.string_view(), pa.binary()]
+    )
+    def test_ids_of_any_kind(self, column_type, tmp_path, scratch_fn):
+        path, ids = tmp_path / "audio.parquet", pa.array(["a", "b", "c"]).cast(column_type)
+        pq.write_table(pa.table({"id": ids, "logits": list(LOGITS[:3])}), path, row_group_size=2)
+        opened = open_predictions(path, scratch_fn=scratch_fn)
+        assert opened.ids is not None
+        assert opened.ids.to_pylist() == ["a", "b", "c"]
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({"id": [1, None]}, "1 ids are null"),
+            ({"label": [1, None]}, "labels are int64, 1 of them null"),
+            ({"id": pa.array([2**63, 1], pa.uint64())}, "ids are uint64; save int64 or text"),
+            ({"id": [b"\xff", b"a"]}, "ids are binary; save int64 or text"),
+            ({"id": [[1], [2]]}, r"ids are list<.*>; save int64 or text"),
+            ({"logits": [[1.0, 2.0], None]}, "null, hold a null or differ in length"),
+            ({"logits": [[1.0, 2.0], [1.0]]}, "null, hold a null or differ in length"),
+            ({"logits": [[1.0, 2.0], [1.0, None]]}, "null, hold a null or differ in length"),
+            ({"logits": [[], []]}, "logits is a column of list<.*null>"),
+            ({"logits": pa.array([[], []], pa.list_(pa.float32()))}, "logits is empty"),
+            ({"logits": [1.0, 2.0]}, "logits is a column of double; save a list of float32 a row"),
+            ({"logits": [[1, 2], [3, 4]]}, "logits is a column of list<.*int64>"),
+        ],
+    )
+    def test_what_does_not_fit(self, columns, message, tmp_path, scratch_fn):
+        path = tmp_path / "audio.parquet"
+        pq.write_table(pa.table({"logits": [[1.0, 2.0], [3.0, 4.0]]} | columns), path)
+        with pytest.raises(ConfigError, match=message):
+            open_predictions(path, scratch_fn=scratch_fn)
+
+
+class TestHead:
+    @pytest.fixture
+    def spectrum_of(self, tmp_path, scratch_fn):
+        def read_spectrum(**arrays):
+            safetensors.numpy.save_file(arrays, tmp_path / "head.safetensors")
+            path = tmp_path / "head.safetensors"
+            heads = open_arrays(path, HEADS, bare="kernel", scratch_fn=scratch_fn)
+            return head_spectrum(heads, NUM_CLASSES)
+
+        return read_spectrum
+
+    @pytest.mark.parametrize(
+        "arrays",
+        [
+            {"kernel": KERNEL},
+            {"weight": np.ascontiguousarray(KERNEL.T)},
+            {"gram": KERNEL.T @ KERNEL},
+        ],
+        ids=lambda arrays: next(iter(arrays)),
+    )
+    def test_gives_the_same_gram_matrix(self, arrays, spectrum_of):
+        g, V = spectrum_of(**arrays)
+        assert_allclose((V * g) @ V.T, KERNEL.T @ KERNEL, atol=1e-5)
+
+    def test_none_is_the_identity(self):
+        g, V = head_spectrum({}, 3)
+        assert_array_equal((V * g) @ V.T, np.eye(3))
+
+    @pytest.mark.parametrize(
+        ("arrays", "message"),
+        [
+            ({"kernel": KERNEL.T.copy()}, r"kernel has shape \(4, 6\), but K = 4; a `kernel` is"),
+            ({"weight": KERNEL}, r"weight has shape \(6, 4\), but K = 4; .*, as torch has it"),
+            ({"gram": KERNEL}, r"gram must be \(K, K\) and symmetric, got shape \(6, 4\)"),
+            ({"gram": KERNEL[:4]}, r"gram must be \(K, K\) and symmetric, got shape \(4, 4\)"),
+            ({"kernel": KERNEL[0]}, r"kernel has shape \(4,\), but K = 4"),
+            ({"kernel": KERNEL.astype(int)}, "kernel is int64, not floating; save it as float32"),
+            ({"kernel": KERNEL * np.nan}, "kernel is not finite"),
+            ({"kernel": KERNEL, "gram": KERNEL}, "(kernel|gram), .*(kernel|gram): keep one"),
+        ],
+    )
+    def test_does_not_fit(self, arrays, message, spectrum_of):
+        with pytest.raises(ConfigError, match=message):
+            spectrum_of(**arrays)
