@@ -97,21 +97,18 @@ def train_classifiers(
     folder = workdir / ("checkpoints" if regime == "standard" else f"checkpoints_{regime}")
     num_steps = num_epochs * num_batches(len(dataset.splits["train"]["label"]), batch_size)
     optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, max(num_steps, 1)))
-    classifiers: dict[str, Classifier] = {}
+    models: dict[str, LeNet | ResNet] = {}
     for index, modality in enumerate(dataset.modalities):
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        models[modality] = _make_model(dataset, modality, nnx.Rngs(key))
+        if modality in weights:
+            # Trained further, it starts with a new head, since classes differ as a rule.
+            _load_weights(models[modality], modality, weights[modality], load_head=num_epochs == 0)
+    for index, (modality, model) in enumerate(models.items()):
         arrays = {
             "inputs": dataset.splits["train"][modality],
             "label": dataset.splits["train"]["label"],
         }
-        key = jax.random.fold_in(jax.random.key(seed), index)
-        model = _make_model(dataset, modality, nnx.Rngs(key))
-        if modality in weights:
-            assert isinstance(model, ResNet)
-            try:
-                # Trained further, it starts with a new head, since classes differ as a rule.
-                load_torchvision(model, weights[modality], load_head=num_epochs == 0)
-            except ValueError as error:
-                raise ConfigError(f"--weights={modality}={error}") from None
         training.fit(
             model,
             optimizer,
@@ -127,8 +124,7 @@ def train_classifiers(
             checkpoint_dir=folder / modality,
             loss_fn=loss_fn,
         )
-        classifiers[modality] = _freeze(model)
-    return classifiers
+    return {modality: _freeze(model) for modality, model in models.items()}
 
 
 def predict(classifier: Classifier, inputs: Column, *, batch_size: int) -> UnimodalOutput:
@@ -200,6 +196,15 @@ def _make_model(dataset: MultimodalDataset, modality: str, rngs: nnx.Rngs) -> Le
     # Levels of sound lie in [0, 1] like pixels; frames are seen as ImageNet's weights expect them.
     mean, stddev = (IMAGENET_MEAN, IMAGENET_STDDEV) if shape[-1] == 3 else (0.5, 0.25)
     return make_fn(shape[-1], dataset.num_classes, mean=mean, stddev=stddev, rngs=rngs)
+
+
+def _load_weights(model: LeNet | ResNet, modality: str, path: str, *, load_head: bool) -> None:
+    """Loads torchvision's weights of a flag."""
+    assert isinstance(model, ResNet)
+    try:
+        load_torchvision(model, path, load_head=load_head)
+    except ValueError as error:
+        raise ConfigError(f"--weights={modality}={error}") from None
 
 
 def _freeze(model: LeNet | ResNet) -> Classifier:

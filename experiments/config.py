@@ -85,15 +85,16 @@ def check_folder(workdir: str) -> None:
         raise ConfigError(f"--workdir={workdir} is a file; name a folder")
 
 
-def check_workdir(config: Config) -> None:
+def check_workdir(config: Config, data: str | None = None) -> None:
     """Raises unless the working directory is new or belongs to a run with the same flags.
 
     Args:
       config: the settings of this run.
+      data: digest of its data set; None where it is not loaded yet.
 
     Raises:
-      ConfigError: the directory's config.json is of other flags, is not a config, or is missing
-        beside results.
+      ConfigError: the directory's config.json is of other flags or data, is not a config, or is
+        missing beside results.
     """
     check_folder(config.workdir)
     path = Path(config.workdir) / "config.json"
@@ -105,7 +106,8 @@ def check_workdir(config: Config) -> None:
                 )
         return
     try:
-        owner = dict(json.loads(path.read_text())["flags"])
+        content = json.loads(path.read_text())
+        owner = dict(content["flags"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is not a config of this program; choose another --workdir"
@@ -121,12 +123,18 @@ def check_workdir(config: Config) -> None:
             f"{path} belongs to a run with other flags ({'; '.join(differences)}); "
             "repeat those or choose another --workdir"
         )
+    if data is not None and content.get("data") != data:
+        raise ConfigError(
+            f"{path} belongs to a run on other rows of {config.dataset}: the data set was prepared "
+            "anew; choose another --workdir"
+        )
 
 
-def write_config(config: Config, *, wall_time_s: float | None) -> None:
-    """Writes config.json: flags, versions, device and, when done, seconds since the last start."""
+def write_config(config: Config, data: str, *, wall_time_s: float | None) -> None:
+    """Writes config.json: flags, data, versions, device and, when done, seconds since the start."""
     content = {
         "flags": _flags(config),
+        "data": data,
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in _PACKAGES},

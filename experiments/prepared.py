@@ -12,12 +12,14 @@ from data_pipelines.batching import iterate_batches
 from data_pipelines.datasets import MultimodalDataset
 from data_pipelines.stored import summarise
 from experiments.classifiers import Classifier, input_grams, predict, train_classifiers
-from experiments.config import Config
+from experiments.config import Config, ConfigError
 from experiments.fusion_heads import train_head
 from experiments.methods import HEADS, REGIME_OF, Evidence
 from experiments.models import Models, Outputs, Rows
-from jacfuse_jax import calibration, detection, fusion, jacobians
+from jacfuse_jax import calibration, detection, fusion
 from jacfuse_jax.linalg import spectrum_from_kernel
+
+_MAX_GRAMS = 2**32  # bytes of Gram matrices of a modality
 
 
 def train_models(config: Config, dataset: MultimodalDataset, seed: int, folder: Path) -> Models:
@@ -117,6 +119,12 @@ def _outputs(
 
 def _grams(classifier: Classifier, inputs: NDArray[Any], batch_size: int) -> NDArray[Any]:
     """Gram matrices (N, K, K) of the Jacobians of the logits in the input."""
+    size = len(inputs) * classifier.kernel.shape[1] ** 2 * classifier.kernel.dtype.itemsize
+    if size > _MAX_GRAMS:
+        raise ConfigError(
+            f"--jacobian=input takes {size / 2**30:.1f} GiB for a K x K matrix for each of "
+            f"{len(inputs)} rows of a modality; lower --num_eval, or use --jacobian=head"
+        )
     grams_fn = jax.jit(lambda parameters, x: input_grams(classifier, parameters, x))
     batches = iterate_batches({"inputs": inputs}, batch_size)
     grams = [np.asarray(grams_fn(classifier.parameters, batch["inputs"])) for batch in batches]
@@ -133,11 +141,20 @@ def _evidence(
     outputs = _outputs(classifiers, validation, config.batch_size)
     logits = {modality: output.logits for modality, output in outputs.items()}
     probs = jnp.exp(fusion.statistical_fusion(logits, class_prior))
-    jac = jacobians.softmax_jacobian(probs)
     return Evidence(
         {name: spectrum_from_kernel(c.kernel) for name, c in classifiers.items()},
         class_prior,
         {name: calibration.fit_temperature(z, validation["label"]) for name, z in logits.items()},
-        jnp.einsum("bij,bkj->ik", jac, jac, precision=jax.lax.Precision.HIGHEST) / len(jac),
+        _mean_squared_jacobian(probs),
         jax.jit(detection.fit_detector)(logits, validation["label"], class_prior),
     )
+
+
+def _mean_squared_jacobian(probs: jax.Array) -> jax.Array:
+    """mean_b J_b^2, (K, K), of J = diag(p) - p p^T, without a K x K matrix for every row."""
+    p = np.asarray(probs, np.float64)  # as terms cancel
+    q = p**2
+    crossed = q.T @ p
+    inner = (q.sum(axis=1, keepdims=True) * p).T @ p  # p^T p times p p^T
+    mean = np.diag(q.mean(axis=0)) + (inner - crossed - crossed.T) / len(p)
+    return jnp.asarray(mean, probs.dtype)

@@ -9,6 +9,7 @@ was killed carries on when the same command is given again.
 takes about five minutes on two CPU cores.
 """
 
+import hashlib
 import os
 import signal
 import sys
@@ -87,7 +88,8 @@ def load(config: Config) -> datasets.MultimodalDataset:
     for flag, count in (("num_eval", len(groups)), ("num_attack", config.num_attack)):
         if len(set(groups[:count].tolist())) < 2:
             raise ConfigError(f"--{flag}={count}: intervals need test rows of two groups; raise it")
-    write_config(config, wall_time_s=None)
+    check_workdir(config, _digest(dataset))
+    write_config(config, _digest(dataset), wall_time_s=None)
     return dataset
 
 
@@ -128,7 +130,8 @@ def run(config: Config) -> list[Row]:
         for seed in range(config.seed, config.seed + config.num_seeds)
     }
     paths = report.write(findings, Path(config.workdir))
-    write_config(config, wall_time_s=round(time.monotonic() - began, 1))
+    wall_time_s = round(time.monotonic() - began, 1)
+    write_config(config, _digest(dataset), wall_time_s=wall_time_s)
     for path in (*paths, Path(config.workdir) / "config.json"):
         print(f"wrote {path}")
     return [row for found in findings.values() for row in found.rows]
@@ -210,6 +213,16 @@ def _contests(
         folder=prepared.folder / "validation",
         seed=seed,
     )
+
+
+def _digest(dataset: datasets.MultimodalDataset) -> str:
+    """SHA-256 of labels and groups: those of other rows differ."""
+    digest = hashlib.sha256()
+    for split, arrays in dataset.splits.items():
+        for name in ("label", "group"):
+            digest.update(f"{split} {name} {len(arrays[name])}\n".encode())
+            digest.update(np.asarray(arrays[name], np.int32).tobytes())
+    return digest.hexdigest()
 
 
 def end_at_once(*_: object) -> None:

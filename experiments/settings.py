@@ -20,8 +20,7 @@ _SUITE = flags.DEFINE_enum(
     "suite",
     None,
     sorted(SUITES),
-    "Values for all flags that are not given, see suites.py; of digits and ravdess, all rows are "
-    "taken.",
+    "Values for all flags that are not given, see suites.py; numbers of rows for av_mnist alone.",
 )
 _DATASET = flags.DEFINE_enum("dataset", "digits", sorted(datasets.MODALITIES), "Data set.")
 _MANUAL_DIR = flags.DEFINE_string(
@@ -133,8 +132,8 @@ _MIN_GAMMA = float(np.finfo(np.float32).tiny)  # smaller ones are zero to the cl
 def config_from_flags() -> Config:
     """Collects the flags; raises ConfigError where one does not fit."""
     for name, value in SUITES.get(_SUITE.value or "", {}).items():
-        is_small = _DATASET.value in ("digits", "ravdess")
-        fits = not is_small or name not in ("num_train", "num_eval")
+        # Other data sets may have fewer rows.
+        fits = _DATASET.value == "av_mnist" or name not in ("num_train", "num_eval")
         if fits and not flags.FLAGS[name].present:
             flags.FLAGS[name].value = value
     if not 0 <= _MAX_CLEAN_LOSS.value <= 1:  # NaN passes the bounds of the flag
@@ -223,5 +222,8 @@ def _weights(texts: list[str], dataset: str, modalities: tuple[str, ...]) -> dic
             )
         if modality in files:
             raise ConfigError(f"--weights={text}: there is another file of {modality}")
-        files[modality] = str(Path(file).expanduser())
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"--weights={text}: no such file")
+        files[modality] = str(path)
     return files

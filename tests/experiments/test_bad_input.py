@@ -7,6 +7,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import robust_fusion
+from experiments.config import ConfigError
+from experiments.settings import config_from_flags
 from tests.experiments import runs
 
 
@@ -58,8 +60,12 @@ def error_of(*arguments):
         ),
         ("--dataset=vggsound --weights=video", "--weights=video is not MODALITY=FILE.safetensors"),
         (
-            "--dataset=vggsound --weights=video=x --weights=video=y",
+            f"--dataset=vggsound --weights=video={__file__} --weights=video=y",
             "--weights=video=y: there is another file of video",
+        ),
+        (
+            "--dataset=vggsound --weights=video=gone",
+            "--weights=video=gone: no such file",
         ),
         ("--num_epochs=0", "--num_epochs=0 trains nothing; give --weights of every modality"),
         ("--seed=4294967295 --num_seeds=2", "--seed=4294967295 --num_seeds=2: seeds must stay"),
@@ -137,6 +143,18 @@ class TestWorkdir:
         (tmp_path / name).mkdir()
         message = error_of(f"--workdir={tmp_path}")
         assert f"{tmp_path}/config.json is missing beside {name}" in message
+
+    def test_of_other_rows(self, tmp_path, monkeypatch):
+        with flagsaver.flagsaver():
+            flags.FLAGS(["robust_fusion", f"--workdir={tmp_path}"])
+            config = config_from_flags()
+        dataset = robust_fusion.load(config)
+        robust_fusion.load(config)  # it is its own
+        labels = dataset.splits["test"]["label"]
+        labels[[0, 1]] = labels[[1, 0]]
+        monkeypatch.setattr(robust_fusion.datasets, "load", lambda *_, **__: dataset)
+        with pytest.raises(ConfigError, match="belongs to a run on other rows of digits"):
+            robust_fusion.load(config)
 
     def test_that_is_a_file(self, tmp_path):
         (tmp_path / "file").write_text("")

@@ -33,8 +33,8 @@ def test_a_suite_gives_its_values_to_flags_that_are_not_given(name):
 
 
 @pytest.mark.parametrize("name", SUITES)
-@pytest.mark.parametrize("dataset", ["digits", "ravdess"])
-def test_a_suite_takes_all_rows_of_data_sets_that_are_small(name, dataset):
+@pytest.mark.parametrize("dataset", ["digits", "ravdess", "vggsound"])
+def test_a_suite_takes_all_rows_of_data_sets_of_other_sizes(name, dataset):
     config = config_of(f"--suite={name}", f"--dataset={dataset}")
     assert config.num_train is config.num_eval is None
     assert config.num_attack == SUITES[name]["num_attack"]
@@ -65,12 +65,11 @@ def test_modalities_and_epochs_are_those_of_the_data_set():
     assert config_of("--dataset=av_mnist", "--perturbed=audio,audio").perturbed == ("audio",)
 
 
-def test_weights_are_files_of_modalities():
-    config = config_of(
-        "--dataset=vggsound",
-        "--weights=video=a=b.safetensors",
-        "--weights=audio=c",
-        "--num_epochs=0",
-    )
-    assert config.weights == {"video": "a=b.safetensors", "audio": "c"}
+def test_weights_are_files_of_modalities(tmp_path):
+    files = {"video": tmp_path / "a=b.safetensors", "audio": tmp_path / "c"}
+    for file in files.values():
+        file.touch()
+    given = [f"--weights={modality}={file}" for modality, file in files.items()]
+    config = config_of("--dataset=vggsound", *given, "--num_epochs=0")
+    assert config.weights == {modality: str(file) for modality, file in files.items()}
     assert config.num_epochs == 0
