@@ -97,11 +97,17 @@ def load(
         )
         return MultimodalDataset(name, MODALITIES[name], 10, splits)
     if name == "ravdess":
+        most = {
+            split: len(actors) * ravdess.MAX_CLIPS_PER_ACTOR
+            for split, actors in ravdess.split_actors(fold).items()
+        }
+        _check_counts(num_train, most["train"], num_eval, most["test"])
         ravdess.prepare(
             data_dir, manual_dir, ravdess_config, num_workers=num_workers, progress=progress
         )
         parts = _ravdess_parts(Ravdess(data_dir=data_dir, config=ravdess_config), fold)
         return _load_stored(name, parts, "actor", num_train, num_eval, progress)
+    _check_listed_counts(data_dir, manual_dir, num_train, num_eval, vggsound_config)
     vggsound.prepare(
         data_dir,
         manual_dir,
@@ -147,6 +153,21 @@ def _load_av_mnist(
         splits[split] = {key: columns[key] for key in (*MODALITIES["av_mnist"], "label")}
         splits[split]["group"] = _groups(columns["recording"])
     return splits
+
+
+def _check_listed_counts(
+    data_dir: Path,
+    manual_dir: Path | None,
+    num_train: int | None,
+    num_eval: int | None,
+    config: VggSoundConfig,
+) -> None:
+    """Refuses more rows than VGGSound's list has before hours go into decoding them."""
+    listing = manual_dir and manual_dir / "vggsound.csv"
+    builder: Any = VggSound(data_dir=data_dir, config=config)
+    if listing and listing.is_file() and not builder.is_prepared():
+        splits = vggsound.split_clips(vggsound.read_clips(listing))
+        _check_counts(num_train, len(splits["train"]), num_eval, len(splits["test"]))
 
 
 def _ravdess_parts(builder: Any, fold: int) -> Parts:

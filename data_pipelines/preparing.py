@@ -3,8 +3,8 @@
 import fcntl
 import io
 import shutil
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ def prepare_builder(
 
     It is written to a folder of its own that is renamed when complete, so an interrupted one is
     never taken for a finished one; the next call removes what it left. Two processes may prepare
-    the same data set at once: the second waits for the first.
+    the same data set at once: the second waits for the first. Where it is there already nothing is
+    written, so it may lie on storage that can only be read.
 
     Args:
       builder: of tensorflow-datasets, made with this `data_dir`.
-      data_dir: where prepared data sets and downloads are kept; made if missing.
+      data_dir: where prepared data sets, and in `downloads/{data set}` downloads, are kept; made if
+        missing.
       manual_dir: folder with the raw files; None downloads them.
       progress: shows progress bars.
 
@@ -38,13 +40,18 @@ def prepare_builder(
     """
     tfds.display_progress_bar(progress)
     folder = Path(builder.data_dir)
-    downloads = Path(data_dir) / "downloads"
+    if builder.is_prepared() and not decoded_dir(builder).exists():
+        return
+    # The lock is that of one data set: others may be downloading.
+    downloads = Path(data_dir) / "downloads" / builder.name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder.parent.parent / "lock").open("w")
     except OSError as error:
         reason = error.strerror
         raise DataError(f"--data_dir={data_dir}: {reason}; name a folder to write to") from None
-    with _locked(folder.parent.parent / "lock"):
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it however the process ends
         if folder.exists() and not builder.is_prepared():
             raise DataError(f"{folder}: not a prepared data set; remove the folder")
         if not folder.exists():
@@ -104,11 +111,3 @@ def forget_download(path: Path) -> None:
     path.unlink()
     # Else TFDS insists on the same bytes.
     path.with_name(path.name + ".INFO").unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[None]:
-    """Holds an exclusive lock, which the system releases however the process ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,5 +1,8 @@
 """Columns of prepared data sets that are read from disk when their rows are asked for."""
 
+import errno
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, cast, overload
@@ -40,8 +43,10 @@ class StoredSplit:
             self._records: Any = builder.as_data_source(
                 split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
             )
+        except MemoryError:
+            raise
         except Exception as error:  # array_record raises types of its own
-            raise self._damaged(error) from error
+            raise self._unreadable(error) from error
 
     def __len__(self) -> int:
         return len(self._records)
@@ -73,13 +78,20 @@ class StoredSplit:
                         example = parse_fn(record)
                         for name, column in columns.items():
                             column.append(example[name])
+                except MemoryError:
+                    raise
                 except Exception as error:  # array_record and protobuf raise types of their own
-                    raise self._damaged(error) from error
+                    raise self._unreadable(error) from error
                 bar.update(len(chunk))
         return columns
 
-    def _damaged(self, error: Exception) -> DataError:
+    def _unreadable(self, error: Exception) -> DataError:
         """The error for files that cannot be read."""
+        if reason := system_failure(error):
+            return DataError(
+                f"--data_dir: {self._folder} cannot be read (split {self._split}, {reason}); that"
+                " is no fault of the data: mend it, and run again"
+            )
         return DataError(
             f"--data_dir: {self._folder} is damaged (split {self._split},"
             f" {type(error).__name__}); remove this folder, and it is prepared again"
@@ -136,6 +148,22 @@ class StoredColumn:
         if copy is False:
             raise ValueError("a StoredColumn is on disk: an array of it is always a copy")
         return self[np.arange(len(self))].astype(dtype or self.dtype, copy=False)
+
+
+def system_failure(error: Exception) -> str | None:
+    """Returns why the system could not read files that may be sound all the same.
+
+    Args:
+      error: what reading raised.
+
+    Returns:
+      What the system says, such as "Too many open files"; None if the files themselves are at
+      fault: damaged, or gone.
+    """
+    # array_record tells of system calls in words alone: "open() failed: Too many open files; ...".
+    call = re.match(r"\w+\(\) failed: ([^;]+)", str(error))
+    reason = error.strerror if isinstance(error, OSError) else call and call[1]
+    return None if reason == os.strerror(errno.ENOENT) else reason
 
 
 Column: TypeAlias = NDArray[Any] | StoredColumn

@@ -12,6 +12,7 @@ from data_pipelines.av_mnist.builder import DEFAULT_CONFIG, AvMnist, AvMnistConf
 from data_pipelines.av_mnist.spectrogram import decode_pngs
 from data_pipelines.errors import DataError
 from data_pipelines.preparing import prepare_builder
+from data_pipelines.stored import system_failure
 
 
 def prepare(
@@ -71,7 +72,14 @@ def read_split(
         rows: list[dict[str, Any]] = [
             source[i] for i in tqdm(positions, desc=f"Reading {split}", disable=not progress)
         ]
+    except MemoryError:
+        raise
     except Exception as error:  # array_record and protobuf raise types of their own
+        if reason := system_failure(error):
+            raise DataError(
+                f"--data_dir={data_dir}: split {split} of {config.name} cannot be read ({reason});"
+                " that is no fault of the data: mend it, and run again"
+            ) from error
         raise DataError(
             f"--data_dir={data_dir}: split {split} of {config.name} is damaged "
             f"({type(error).__name__}); remove its folder av_mnist, and it is prepared again"

@@ -3,7 +3,7 @@
 import io
 import struct
 from contextlib import nullcontext
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,7 +54,8 @@ def read_wav(file: Path | BinaryIO, name: str, *, sample_rate_hz: int) -> NDArra
     except OSError as error:
         raise MediaError(f"{name}: cannot be read ({error.strerror})") from None
     waveform = _checked(channels.mean(axis=1), name)
-    return librosa.resample(waveform, orig_sr=rate_hz, target_sr=sample_rate_hz)
+    resampled = librosa.resample(waveform, orig_sr=rate_hz, target_sr=sample_rate_hz)
+    return _checked(resampled, name)  # the largest numbers can overflow
 
 
 def read_audio_track(
@@ -78,12 +79,14 @@ def read_audio_track(
     blocks: list[NDArray[np.float32]] = []
     with opened(path, name) as container:
         first_stream(container, name, "audio")
-        resampler = av.AudioResampler(format="fltp", rate=sample_rate_hz)
-        # None makes the resampler give what it still holds back.
-        for frame in chain(container.decode(audio=0), [None]):
-            if frame is not None and frame.is_corrupt:
-                raise MediaError(f"{name}: its audio is damaged")
-            blocks += [block.to_ndarray().mean(axis=0) for block in resampler.resample(frame)]
+        # A resampler is made for one format, and some tracks change theirs on the way.
+        for _, frames in groupby(container.decode(audio=0), key=_format):
+            resampler = av.AudioResampler(format="fltp", rate=sample_rate_hz)
+            # None makes the resampler give what it still holds back.
+            for frame in chain(frames, [None]):
+                if frame is not None and frame.is_corrupt:
+                    raise MediaError(f"{name}: its audio is damaged")
+                blocks += [block.to_ndarray().mean(axis=0) for block in resampler.resample(frame)]
     return _checked(np.concatenate([np.empty(0, np.float32), *blocks]), name)
 
 
@@ -113,8 +116,11 @@ def log_mel(
     window, hop = round(_WINDOW_S * sample_rate_hz), round(_HOP_S * sample_rate_hz)
     # Low bands are narrower than the window's own frequency bins: zeros interpolate between these.
     num_fft = 1 << (2 * window - 1).bit_length()
+    waveform = _centred(waveform, (num_frames - 1) * hop + num_fft)
+    # The power of very large samples would overflow. A power of two takes away no digit.
+    _, exponent = np.frexp(np.abs(waveform).max())
     power = librosa.feature.melspectrogram(
-        y=_centred(waveform, (num_frames - 1) * hop + num_fft),
+        y=np.ldexp(waveform, -exponent),
         sr=sample_rate_hz,
         n_fft=num_fft,
         win_length=window,
@@ -128,6 +134,11 @@ def log_mel(
     floor = 10 ** (-_DYNAMIC_RANGE_DB / 10)
     level_db = 10 * np.log10(np.maximum(power / peak, floor))
     return np.rint(255 * (1 + level_db / _DYNAMIC_RANGE_DB)).astype(np.uint8)
+
+
+def _format(frame: av.AudioFrame) -> tuple[str, str, int]:
+    """Returns what a resampler must know of a frame."""
+    return frame.format.name, frame.layout.name, frame.sample_rate
 
 
 def _checked(waveform: NDArray[np.float32], name: str) -> NDArray[np.float32]:

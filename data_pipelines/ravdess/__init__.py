@@ -2,12 +2,13 @@
 
 from data_pipelines.ravdess.builder import DEFAULT_CONFIG, Ravdess, RavdessConfig
 from data_pipelines.ravdess.folds import NUM_FOLDS, split_actors
-from data_pipelines.ravdess.names import EMOTIONS, ClipName
+from data_pipelines.ravdess.names import EMOTIONS, MAX_CLIPS_PER_ACTOR, ClipName
 from data_pipelines.ravdess.prepared import prepare
 
 __all__ = [
     "DEFAULT_CONFIG",
     "EMOTIONS",
+    "MAX_CLIPS_PER_ACTOR",
     "NUM_FOLDS",
     "ClipName",
     "Ravdess",

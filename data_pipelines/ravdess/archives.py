@@ -3,7 +3,7 @@
 import dataclasses
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -23,6 +23,18 @@ URLS = {
 
 _AUDIO, *_VIDEOS = URLS
 _REMEDY = "fetch the archive again from its public home"
+
+
+class ArchiveError(DataError):
+    """Archives are damaged or foreign.
+
+    Attributes:
+      archives: their paths.
+    """
+
+    def __init__(self, message: str, archives: Iterable[Path]) -> None:
+        super().__init__(message)
+        self.archives = set(archives)
 
 
 class Member(NamedTuple):
@@ -87,9 +99,10 @@ def find_clips(paths: Mapping[str, Path]) -> list[Clip]:
       The clips, sorted by name: by emotion first, by actor last. At least one of every actor.
 
     Raises:
-      DataError: an archive is missing or not a zip archive; a member would leave the folder, has
-        no legal name, is a song, comes twice or belongs to another actor; a video has no sound or
-        a sound has no video; an actor has no clips.
+      DataError: an archive cannot be read.
+      ArchiveError: one is not a zip archive; a member would leave the folder, has no legal name, is
+        a song, comes twice or belongs to another actor; a video has no sound or a sound has no
+        video; an actor has no clips. Where two archives disagree, either may be wrong.
     """
     audio = _members(paths[_AUDIO], modality=3, suffix=".wav", actor=None)
     video: dict[ClipName, Member] = {}
@@ -102,14 +115,18 @@ def find_clips(paths: Mapping[str, Path]) -> list[Clip]:
     ):
         if unpaired:
             names = [str(name)[3:] for name in sorted(unpaired)]
-            raise DataError(
+            raise ArchiveError(
                 f"{paths[_AUDIO].parent}: {len(names)} clips have {kind} and no {other}:"
-                f" {list_some(names)} (without modality); {_REMEDY}"
+                f" {list_some(names)} (without modality); {_REMEDY}",
+                _archives_of(paths, {name.actor for name in unpaired}),
             )
-    absent = [f"{actor:02d}" for actor in range(1, NUM_ACTORS + 1)]
-    absent = [actor for actor in absent if int(actor) not in {name.actor for name in audio}]
+    absent = set(range(1, NUM_ACTORS + 1)) - {name.actor for name in audio}
     if absent:
-        raise DataError(f"{paths[_AUDIO]}: no clips of actors {list_some(absent)}; {_REMEDY}")
+        actors = [f"{actor:02d}" for actor in sorted(absent)]
+        raise ArchiveError(
+            f"{paths[_AUDIO]}: no clips of actors {list_some(actors)}; {_REMEDY}",
+            _archives_of(paths, absent),
+        )
     return [Clip(sounds[name], video[name], audio[sounds[name]]) for name in sorted(video)]
 
 
@@ -128,8 +145,16 @@ def read_member(member: Member) -> bytes:
     try:
         with zipfile.ZipFile(member.archive) as archive:
             return archive.read(member.name)
-    # RuntimeError: encrypted; NotImplementedError: a compression that is not deflate.
-    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    # RuntimeError: encrypted, or (NotImplementedError) a compression that is not deflate;
+    # UnicodeDecodeError: the name in front of the content is damaged.
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        UnicodeDecodeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         reason = " ".join(str(error).split())
         raise MediaError(f"{member.archive}: {member.name} is damaged ({reason})") from None
 
@@ -147,6 +172,11 @@ def list_some(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
+def _archives_of(paths: Mapping[str, Path], actors: Iterable[int]) -> list[Path]:
+    """Returns the archives that hold sound or videos of some actors."""
+    return [paths[_AUDIO], *(paths[_VIDEOS[actor - 1]] for actor in actors)]
+
+
 def _members(
     path: Path, *, modality: int, suffix: str, actor: int | None
 ) -> dict[ClipName, Member]:
@@ -156,26 +186,29 @@ def _members(
         file = PurePosixPath(info.filename)
         where = f"{path}: member {info.filename!r}"
         if file.is_absolute() or ".." in file.parts or "\\" in info.filename:
-            raise DataError(f"{where} leaves the folder; {_REMEDY}")
+            raise ArchiveError(f"{where} leaves the folder; {_REMEDY}", [path])
         # Archives made on a Mac hold a file ._NAME of properties for every file NAME.
         if info.is_dir() or file.suffix not in (".mp4", ".wav") or file.name.startswith("._"):
             continue
         try:
             name = ClipName.parse(file.stem)
         except DataError as error:
-            raise DataError(f"{where}: {error}") from None
+            raise ArchiveError(f"{where}: {error}", [path]) from None
         if (name.modality, file.suffix) == (2, ".mp4"):
             continue
         if (name.modality, file.suffix) != (modality, suffix):
-            raise DataError(f"{where}: expected modality {modality:02d} and {suffix}; {_REMEDY}")
+            raise ArchiveError(
+                f"{where}: expected modality {modality:02d} and {suffix}; {_REMEDY}", [path]
+            )
         if name.vocal_channel != 1:
-            raise DataError(f"{where}: song, expected speech; {_REMEDY}")
+            raise ArchiveError(f"{where}: song, expected speech; {_REMEDY}", [path])
         if file.parent.name != f"Actor_{name.actor:02d}" or name.actor != (actor or name.actor):
-            raise DataError(
-                f"{where}: the actor in its name is not that of its folder or archive; {_REMEDY}"
+            raise ArchiveError(
+                f"{where}: the actor in its name is not that of its folder or archive; {_REMEDY}",
+                [path],
             )
         if name in found:
-            raise DataError(f"{where}: the clip comes twice; {_REMEDY}")
+            raise ArchiveError(f"{where}: the clip comes twice; {_REMEDY}", [path])
         found[name] = Member(path, info.filename, info.CRC)
     return found
 
@@ -187,5 +220,8 @@ def _list(path: Path) -> list[zipfile.ZipInfo]:
             return archive.infolist()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
-    except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise DataError(f"{path}: not a zip archive, or truncated ({error}); {_REMEDY}") from None
+    # UnicodeDecodeError: a damaged name.
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+        raise ArchiveError(
+            f"{path}: not a zip archive, truncated or damaged ({error}); {_REMEDY}", [path]
+        ) from None

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines.errors import DataError
 from data_pipelines.media.decode import decode_all, read_decoded
 from data_pipelines.preparing import decoded_dir, download, forget_download
 from data_pipelines.ravdess.archives import (
     HOMEPAGE,
     URLS,
+    ArchiveError,
     Clip,
     find_clips,
     list_some,
@@ -135,9 +135,10 @@ class Ravdess(tfds.core.GeneratorBasedBuilder):
 
     def _decode(self, paths: dict[str, Path]) -> list[tuple[str, Clip]]:
         """Decodes all clips; returns them with their keys for `read_decoded`."""
-        # With the checksums, what was decoded from other archives is not taken for these.
+        # So that what was decoded from other archives, or to other sizes, is not taken for these.
+        sizes = f"{self._config.num_frames}x{self._config.frame_size}"
         clips = {
-            f"{clip.name}.{clip.video.crc:08x}.{clip.audio.crc:08x}": clip
+            f"{clip.name}.{clip.video.crc:08x}.{clip.audio.crc:08x}.{sizes}": clip
             for clip in find_clips(paths)
         }
         failures = decode_all(
@@ -153,9 +154,18 @@ class Ravdess(tfds.core.GeneratorBasedBuilder):
             description="Decoding clips",
         )
         if failures:
-            raise DataError(
+            # Every message begins with the member that is wrong.
+            wrong = {
+                member.archive
+                for key, message in failures.items()
+                for member in (clips[key].video, clips[key].audio)
+                if message.startswith(f"{member.archive}: {member.name}")
+            }
+            raise ArchiveError(
                 f"{len(failures)} of {len(clips)} clips cannot be used:"
-                f" {list_some(list(failures.values()))}; fetch these archives again from {HOMEPAGE}"
+                f" {list_some(list(failures.values()))}; fetch these archives again from"
+                f" {HOMEPAGE}",
+                wrong,
             )
         return list(clips.items())
 
@@ -166,14 +176,15 @@ class Ravdess(tfds.core.GeneratorBasedBuilder):
         paths = download(dl_manager, URLS)
         try:
             return self._decode(paths)
-        except DataError as error:
+        except ArchiveError as error:
             problem = str(error)
-            wrong = {name: path for name, path in paths.items() if str(path) in problem}
-            if not wrong:
-                raise
-            for name, path in wrong.items():
-                forget_download(path)
+            for name, path in paths.items():
                 problem = problem.replace(str(path), name)
-            raise DataError(
-                f"{problem} (these downloads are removed: run again to fetch them)"
+            wrong = [name for name, path in paths.items() if path in error.archives]
+            for name in wrong:
+                forget_download(paths[name])
+            raise ArchiveError(
+                f"{problem} (removed {len(wrong)} downloads, {list_some(wrong)}: run again to fetch"
+                " them)",
+                error.archives,
             ) from None

@@ -10,6 +10,10 @@ EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "s
 
 NUM_ACTORS = 24
 
+MAX_CLIPS_PER_ACTOR = 60
+"""How many names there are of one actor: neutral and seven emotions of two intensities, with two
+statements, each twice."""
+
 _NAME = re.compile(r"([0-9]{2})(?:-[0-9]{2}){6}")
 _LARGEST = {
     "modality": 3,

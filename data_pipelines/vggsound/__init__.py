@@ -1,6 +1,7 @@
 """Ten-second clips of YouTube videos in which what is heard is seen."""
 
 from data_pipelines.vggsound.builder import DEFAULT_CONFIG, VggSound, VggSoundConfig
+from data_pipelines.vggsound.clips import read_clips, split_clips
 from data_pipelines.vggsound.prepared import prepare
 
 __all__ = [
@@ -8,4 +9,6 @@ __all__ = [
     "VggSound",
     "VggSoundConfig",
     "prepare",
+    "read_clips",
+    "split_clips",
 ]

@@ -16,7 +16,7 @@ from data_pipelines.media.decode import decode_all, read_decoded
 from data_pipelines.preparing import decoded_dir
 from data_pipelines.vggsound.clips import Clip, read_clips, split_clips
 from data_pipelines.vggsound.decoding import decode_clip
-from data_pipelines.vggsound.missing import LISTING, find_clips, report_missing
+from data_pipelines.vggsound.missing import LISTING, ClipFile, find_clips, report_missing
 
 # TFDS holds a shard in memory while it is written, 220 MB with the default sizes.
 _SHARD_ROWS = 1024
@@ -114,22 +114,32 @@ class VggSound(tfds.core.ShardBasedBuilder):
         clips = read_clips(manual_dir / "vggsound.csv")
         labels = sorted({clip.label for clip in clips})
         splits = split_clips(clips)
-        paths, problems = find_clips(splits, manual_dir / "clips")
+        files, problems = find_clips(splits, manual_dir / "clips")
         listing = Path(self.data_dir).parent / LISTING
         report_missing(listing, problems, splits, labels, max_missing=self._max_missing)
-        problems |= self._decode(paths)
+        keys = {name: self._key(name, file) for name, file in files.items()}
+        failures = self._decode({key: files[name].path for name, key in keys.items()})
+        problems |= {name: failures[key] for name, key in keys.items() if key in failures}
         report_missing(listing, problems, splits, labels, max_missing=self._max_missing)
         info = cast(Any, self.info)
         info.features["label"].names = labels
         num_clips = sum(map(len, splits.values()))
         info.metadata.update(num_clips=num_clips, num_missing=len(problems))
         return {
-            split: self._shards(split, [clip for clip in part if clip.name not in problems])
+            split: self._shards(
+                split, [(keys[clip.name], clip) for clip in part if clip.name not in problems]
+            )
             for split, part in splits.items()
         }
 
+    def _key(self, name: str, file: ClipFile) -> str:
+        """Returns a key that neither a file that was replaced nor other sizes share."""
+        config = cast(VggSoundConfig, self.builder_config)
+        sizes = f"{config.num_frames}x{config.frame_size}x{config.num_mels}x{config.num_steps}"
+        return f"{name}.{file.size}.{file.mtime_ns}.{sizes}"
+
     def _decode(self, paths: Mapping[str, Path]) -> dict[str, str]:
-        """Decodes clips; returns what is wrong with those that cannot be."""
+        """Decodes clips by key; returns what is wrong with those that cannot be."""
         config = cast(VggSoundConfig, self.builder_config)
         decode_fn = partial(
             decode_clip,
@@ -148,17 +158,19 @@ class VggSound(tfds.core.ShardBasedBuilder):
         )
 
     def _shards(
-        self, split: str, clips: Sequence[Clip]
+        self, split: str, clips: Sequence[tuple[str, Clip]]
     ) -> Sequence[Callable[[], Iterator[Example]]]:
         """Returns the shards, which TFDS writes one after the other."""
         examples = self._generate_examples(split, clips)
         return [partial(islice, examples, _SHARD_ROWS)] * math.ceil(len(clips) / _SHARD_ROWS)
 
-    def _generate_examples(self, split: str, clips: Sequence[Clip]) -> Iterator[Example]:
+    def _generate_examples(
+        self, split: str, clips: Sequence[tuple[str, Clip]]
+    ) -> Iterator[Example]:
         folder = decoded_dir(self)
-        for clip in tqdm(clips, desc=f"Writing {split}", disable=not self._progress):
+        for key, clip in tqdm(clips, desc=f"Writing {split}", disable=not self._progress):
             row = {"label": clip.label, "youtube_id": clip.youtube_id, "start": clip.start}
-            yield clip.name, {**read_decoded(folder, clip.name), **row}
+            yield clip.name, {**read_decoded(folder, key), **row}
 
 
 def _bytes_feature(*shape: int) -> tfds.features.Tensor:

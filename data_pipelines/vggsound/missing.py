@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from data_pipelines.errors import DataError
 from data_pipelines.vggsound.clips import Clip
@@ -10,9 +11,23 @@ LISTING = "missing_clips.txt"
 """Name of the text file that lists them."""
 
 
+class ClipFile(NamedTuple):
+    """The file of a clip.
+
+    Attributes:
+      path: of the file.
+      size: in bytes.
+      mtime_ns: when its content was last changed.
+    """
+
+    path: Path
+    size: int
+    mtime_ns: int
+
+
 def find_clips(
     splits: Mapping[str, Sequence[Clip]], folder: Path
-) -> tuple[dict[str, Path], dict[str, str]]:
+) -> tuple[dict[str, ClipFile], dict[str, str]]:
     """Looks which clips are there.
 
     Args:
@@ -20,29 +35,34 @@ def find_clips(
       folder: which holds `{id}_{start:06d}.mp4`.
 
     Returns:
-      {name: path} of the clips that are there, and {name: what is wrong} of all others.
+      {name: file} of the clips that are there, and {name: what is wrong} of all others.
 
     Raises:
       DataError: the folder cannot be read.
     """
     try:
-        # One look at the folder takes less time than one at each of 200,000 files.
-        files = {path.name for path in folder.iterdir()}
+        # One look at the folder takes less time than one at each of the clips that are not there.
+        names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise DataError(
             f"{folder}: {error.strerror}; --manual_dir names the folder that holds vggsound.csv"
             " and clips/"
         ) from None
-    paths: dict[str, Path] = {}
+    files: dict[str, ClipFile] = {}
     problems: dict[str, str] = {}
     for clips in splits.values():
         for clip in clips:
-            file = f"{clip.name}.mp4"
-            if file in files:
-                paths[clip.name] = folder / file
+            path = folder / f"{clip.name}.mp4"
+            if path.name not in names:
+                problems[clip.name] = f"{path.name}: no such file"
+                continue
+            try:
+                stat = path.stat()
+            except OSError as error:
+                problems[clip.name] = f"{path.name}: cannot be read ({error.strerror})"
             else:
-                problems[clip.name] = f"{file}: no such file"
-    return paths, problems
+                files[clip.name] = ClipFile(path, stat.st_size, stat.st_mtime_ns)
+    return files, problems
 
 
 def report_missing(

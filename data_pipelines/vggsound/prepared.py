@@ -61,7 +61,9 @@ def prepare(
             " vggsound.csv and clips/"
         )
     prepare_builder(builder, data_dir, manual_dir=manual_dir, progress=progress)
-    num_clips, num_missing = (builder.info.metadata[key] for key in ("num_clips", "num_missing"))
+    # Read anew: another process may have prepared it in the meantime.
+    metadata: Any = VggSound(data_dir=data_dir, config=config).info.metadata
+    num_clips, num_missing = metadata["num_clips"], metadata["num_missing"]
     if num_missing:
         report = (
             f"{folder}: prepared with {num_clips - num_missing} of {num_clips} clips"

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 import signal
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from tensorflow_datasets.core.download import downloader
 
-from data_pipelines.av_mnist import AvMnistConfig, prepare, read_split
+from data_pipelines.av_mnist import AvMnist, AvMnistConfig, prepare, read_split
 from data_pipelines.av_mnist.sources import PUBLISHED, Sources
 from data_pipelines.errors import DataError
 from tests.data_pipelines.local_server import served
@@ -255,3 +256,24 @@ def test_damaged_prepared_data_is_named(damage: Any, manual_dir: Path, tmp_path:
     _truncate(info)
     with pytest.raises(DataError, match="is damaged"):
         read_split(tmp_path, "test", config=tiny_config(), progress=False)
+
+
+def test_what_the_system_refuses_is_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases: list[tuple[Exception, type[Exception], str]] = [
+        (MemoryError("no room"), MemoryError, "no room"),
+        (
+            OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+            DataError,
+            rf"--data_dir={tmp_path}: split train of tiny cannot be read \(Too many open files\)",
+        ),
+    ]
+    for error, raised, message in cases:
+
+        def fail(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(AvMnist, "as_data_source", fail)
+        with pytest.raises(raised, match=message):
+            read_split(tmp_path, "train", config=tiny_config(), progress=False)

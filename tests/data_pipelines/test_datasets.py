@@ -228,6 +228,8 @@ def test_more_rows_than_there_are_are_refused(
         ({"name": "vggsound", "max_missing": 2}, "--max_missing=2: choose a share from 0 to 1"),
         ({"name": "vggsound", "num_workers": -1}, "--num_workers=-1: choose at least 1"),
         ({"name": "av_mnist", "num_eval": 10_001}, r"--num_eval=10001: .* the 10000 rows"),
+        ({"name": "ravdess", "num_train": 961}, r"--num_train=961: .* the 960 rows"),
+        ({"name": "ravdess", "num_eval": 241}, r"--num_eval=241: .* the 240 rows"),
     ],
 )
 def test_what_is_not_there_is_refused_before_anything_is_made(
@@ -235,4 +237,14 @@ def test_what_is_not_there_is_refused_before_anything_is_made(
 ) -> None:
     with pytest.raises(DataError, match=message):
         load(data_dir=tmp_path, **keywords)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("flag", "available"), [("num_train", 24), ("num_eval", 12)])
+def test_more_rows_than_are_listed_are_refused_before_clips_are_decoded(
+    flag: str, available: int, keywords: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {flag: available + 1, "data_dir": tmp_path}
+    with pytest.raises(DataError, match=f"--{flag}={available + 1}: .* the {available} rows"):
+        load("vggsound", **{**keywords["vggsound"], **changes})
     assert not list(tmp_path.iterdir())

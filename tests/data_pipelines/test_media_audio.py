@@ -3,6 +3,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -221,3 +222,53 @@ def test_a_short_sound_is_centred_in_silence() -> None:
 def test_log_mel_refuses_what_is_not_finite(value: float) -> None:
     with pytest.raises(ValueError, match="waveform must be finite"):
         log_mel(_with(value), sample_rate_hz=16_000, num_mels=16, num_frames=50)
+
+
+def test_level_does_not_matter_up_to_the_largest_numbers_and_down_to_the_smallest() -> None:
+    sound = tone(500, 8000, 16_000)
+    expected = log_mel(sound, sample_rate_hz=16_000, num_mels=16, num_frames=50)
+    for exponent in (-100, 127):
+        scaled = np.ldexp(sound, exponent)
+        actual = log_mel(scaled, sample_rate_hz=16_000, num_mels=16, num_frames=50)
+        np.testing.assert_array_equal(actual, expected)
+    loud = _wav(wav_bytes(np.float32(1e20) * sound, sample_rate_hz=16_000, subtype="FLOAT"))
+    actual = log_mel(loud, sample_rate_hz=16_000, num_mels=16, num_frames=50)
+    # 1e20 is no power of two: roundings differ.
+    np.testing.assert_allclose(actual.astype(int), expected.astype(int), rtol=0, atol=1)
+
+
+def test_samples_that_overflow_while_they_are_resampled_are_refused() -> None:
+    sound = np.float32(3.4e38) * np.sign(tone(440, 48_000, 48_000))
+    with pytest.raises(MediaError, match="^sound: a sample of its audio is NaN or infinite"):
+        _wav(wav_bytes(sound, subtype="FLOAT"))
+
+
+def _adts(layout: str, rate_hz: int) -> bytes:
+    """One second of AAC of which every block says its format, so that streams may be joined."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="adts") as container:
+        stream: Any = container.add_stream("aac", rate=rate_hz)
+        stream.layout = layout
+        channels = np.stack([tone(1000, rate_hz, rate_hz)] * {"mono": 1, "stereo": 2}[layout])
+        frame = av.AudioFrame.from_ndarray(channels, format="fltp", layout=layout)
+        frame.sample_rate = rate_hz
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("stereo", 48_000), ("mono", 48_000)),
+        (("stereo", 48_000), ("mono", 16_000)),
+        (("mono", 16_000), ("stereo", 48_000)),
+    ],
+)
+def test_a_track_may_change_its_format(first: tuple[str, int], second: tuple[str, int]) -> None:
+    actual = _track(_adts(*first) + _adts(*second))
+    assert abs(len(actual) - 32_000) <= 3 * 1024  # AAC comes in blocks of 1024 samples
+    for part in (actual[2000:14_000], actual[-14_000:-2000]):
+        spectrum = np.abs(np.fft.rfft(part))
+        assert spectrum.argmax() == 750  # 1000 Hz, in bins of 4/3 Hz
+        np.testing.assert_allclose(np.sqrt(2 * np.mean(part**2)), 0.5, rtol=0.02)

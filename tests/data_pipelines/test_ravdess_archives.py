@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 
 from data_pipelines.errors import DataError, MediaError
-from data_pipelines.ravdess.archives import URLS, find_clips, manual_paths, read_member
+from data_pipelines.ravdess.archives import (
+    URLS,
+    ArchiveError,
+    find_clips,
+    manual_paths,
+    read_member,
+)
 from tests.data_pipelines.media_files import AUDIO_ZIP, VIDEO_ZIPS, write_zips
 
 Members = dict[str, dict[str, bytes]]
@@ -130,14 +136,22 @@ BAD: dict[str, tuple[Callable[[Members], None], str]] = {
 }
 
 
+def _blamed(case: str) -> set[str]:
+    """Names of the archives that may be wrong."""
+    if case in ("no sound", "no videos", "no actor"):
+        return {AUDIO_ZIP, ZIP}
+    return {AUDIO_ZIP} if case in ("absolute", "video among sounds") else {ZIP}
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_members_are_named(case: str, tmp_path: Path) -> None:
     change, problem = BAD[case]
     members = _members()
     change(members)
-    with pytest.raises(DataError, match=problem) as caught:
+    with pytest.raises(ArchiveError, match=problem) as caught:
         _find(tmp_path, members)
     assert "\n" not in str(caught.value)
+    assert {path.name for path in caught.value.archives} == _blamed(case)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -154,7 +168,7 @@ def test_files_that_are_no_archives_are_named(content: Any, tmp_path: Path) -> N
     write_zips(tmp_path, _members())
     whole = (tmp_path / ZIP).read_bytes()
     (tmp_path / ZIP).write_bytes(whole[: len(whole) // 2] if content == "half" else content)
-    with pytest.raises(DataError, match=rf"{ZIP}: not a zip archive, or truncated") as caught:
+    with pytest.raises(DataError, match=rf"{ZIP}: not a zip archive, truncated or dam") as caught:
         find_clips(manual_paths(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -180,3 +194,25 @@ def test_a_damaged_member_fails_its_checksum(tmp_path: Path) -> None:
         read_member(damaged.video)
     assert "\n" not in str(caught.value)
     assert read_member(damaged.audio)
+
+
+def test_damaged_names_are_told_in_one_line(tmp_path: Path) -> None:
+    members = _members()
+    extra = "Actor_05/\u00e9.txt"  # a name outside of ASCII is marked as UTF-8
+    members[ZIP] |= {extra: b"more"}
+    clips = _find(tmp_path, members)
+    path = tmp_path / ZIP
+    whole = path.read_bytes()
+    name = extra.encode()
+    damaged = name.replace("\u00e9".encode(), b"\xff\xff")
+    # The name stands in front of the content first, and then in the list at the end.
+    path.write_bytes(damaged.join(whole.split(name, 1)))
+    member = clips[4].video._replace(archive=path, name=extra)
+    with pytest.raises(MediaError, match=r"txt is damaged \('utf-8' codec") as caught:
+        read_member(member)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(whole.replace(name, damaged))
+    with pytest.raises(ArchiveError, match=rf"{ZIP}: not a zip.* damaged \('utf-8' codec") as told:
+        find_clips(manual_paths(tmp_path))
+    assert "\n" not in str(told.value)
+    assert told.value.archives == {path}

@@ -202,6 +202,18 @@ prepare(Path(data_dir), Path(manual_dir), tiny_ravdess_config(), num_workers=1, 
 """
 
 
+def _start(data_dir: Path, manual_dir: Path, moment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _RUN, str(data_dir), str(manual_dir), moment]
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+def test_two_processes_may_prepare_at_once(rows: Columns, manual_dir: Path, tmp_path: Path) -> None:
+    processes = [_start(tmp_path, manual_dir, "never") for _ in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    _assert_same(_read(tmp_path), rows)
+
+
 @pytest.mark.parametrize(
     ("moment", "num_left"), [("decoding", 29), ("writing", 0), ("cleaning", 0)]
 )
@@ -213,11 +225,7 @@ def test_a_killed_preparation_carries_on_and_ends_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", _RUN, str(tmp_path), str(manual_dir), moment]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    run = subprocess.run(command, cwd=root, env=environment, timeout=120, check=False)
-    assert run.returncode == -signal.SIGKILL
+    assert _start(tmp_path, manual_dir, moment).wait(120) == -signal.SIGKILL
     decoded = tmp_path / "ravdess/tiny/decoded.1.0.0"
     done = {path.stem: path.stat().st_mtime_ns for path in decoded.glob("*.npz")}
     assert len(done) == 48 - num_left
@@ -307,6 +315,18 @@ def test_clips_of_other_archives_are_not_taken_for_these(
     _assert_same(_read(tmp_path), rows)
 
 
+def test_clips_of_other_sizes_are_not_taken_for_these(
+    members: Members, rows: Columns, tmp_path: Path
+) -> None:
+    bad = {**members, AUDIO_ZIP: {**members[AUDIO_ZIP], AUDIO: b"no sound"}}
+    raw = write_zips(tmp_path / "raw", bad)
+    other = RavdessConfig(name="tiny", num_frames=1, frame_size=8)
+    with pytest.raises(DataError, match=r"^1 of 48 clips cannot be used"):
+        prepare(tmp_path, raw, other, num_workers=1, progress=False)
+    _prepare(tmp_path, write_zips(raw, members))
+    _assert_same(_read(tmp_path), rows)
+
+
 def test_bad_arguments_are_named(manual_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^--num_workers=0: choose at least 1"):
         _prepare(tmp_path, manual_dir, num_workers=0)
@@ -335,6 +355,39 @@ def test_downloads_are_used_and_a_wrong_one_is_fetched_anew(
         assert len(requested) == 25
         _prepare(tmp_path / "data", None)
         assert requested[25:] == [f"/{AUDIO_ZIP}?download=1"]
+    _assert_same(_read(tmp_path / "data"), rows)
+
+
+def test_all_wrong_downloads_are_fetched_anew_at_once_and_no_others(
+    members: Members, rows: Columns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = VIDEO_ZIPS[4:9]  # more than a message names
+    cut = {
+        archive: {name: _half(content) for name, content in members[archive].items()}
+        for archive in damaged
+    }
+    raw = write_zips(tmp_path / "raw", {**members, **cut})
+    with served(raw) as (home, requested):
+        urls = {name: f"{home}/{name}?download=1" for name in URLS}
+        monkeypatch.setattr(builder_module, "URLS", urls)
+        message = (
+            rf"^10 of 48 clips cannot be used: {damaged[0]}: .*\(removed 5 downloads, {damaged[0]}"
+        )
+        with pytest.raises(DataError, match=message):
+            _prepare(tmp_path / "data", None)
+        requested.clear()
+
+        # One of those that come anew lacks a clip: it or the sounds are wrong.
+        content = {name: each for name, each in members[damaged[0]].items() if name != VIDEO}
+        write_zips(raw, {**members, damaged[0]: content})
+        with pytest.raises(DataError, match=r": 1 clips have sound and no video.*removed 2 downl"):
+            _prepare(tmp_path / "data", None)
+        assert requested == [f"/{name}?download=1" for name in damaged]
+        requested.clear()
+
+        write_zips(raw, members)
+        _prepare(tmp_path / "data", None)
+        assert requested == [f"/{name}?download=1" for name in (AUDIO_ZIP, damaged[0])]
     _assert_same(_read(tmp_path / "data"), rows)
 
 

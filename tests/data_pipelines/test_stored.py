@@ -1,5 +1,7 @@
+import errno
 import io
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -170,3 +172,44 @@ def test_damage_is_named_with_its_remedy(damage: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"--data_dir: \S+ is damaged .*train.*remove") as caught:
         np.asarray(StoredColumn(StoredSplit(builder, "train"), "picture", np.arange(_NUM_ROWS)))
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_system_refuses_is_not_called_damage(tmp_path: Path) -> None:
+    builder = _builder(tmp_path)
+    column = StoredColumn(StoredSplit(builder, "train"), "picture", np.arange(3))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot be read .*train, Too many open") as caught:
+            np.asarray(column)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "remove" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    again = StoredColumn(StoredSplit(builder, "train"), "picture", np.arange(3))
+    np.testing.assert_array_equal(np.asarray(again), _EAGER[:3])
+
+
+class _Failing:
+    """Records that cannot be had."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __getitems__(self, rows: list[int]) -> list[bytes]:
+        raise self._error
+
+
+def test_other_failures_are_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = StoredSplit(_builder(tmp_path), "train")
+    stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    gone = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    cases: list[tuple[Exception, type[Exception], str]] = [
+        (MemoryError("no room"), MemoryError, "no room"),
+        (stale, DataError, r"cannot be read \(split train, Stale file handle\)"),
+        (gone, DataError, "is damaged"),
+    ]
+    for error, raised, message in cases:
+        monkeypatch.setattr(split, "_records", _Failing(error))
+        with pytest.raises(raised, match=message):
+            split.read(["label"], np.arange(3))

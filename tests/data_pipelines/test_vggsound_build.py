@@ -15,7 +15,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.media.audio import log_mel, read_audio_track
 from data_pipelines.media.video import read_frames
 from data_pipelines.stored import StoredSplit
-from data_pipelines.vggsound import VggSound, prepare
+from data_pipelines.vggsound import VggSound, VggSoundConfig, prepare
 from data_pipelines.vggsound.clips import Clip, read_clips, split_clips
 from data_pipelines.vggsound.decoding import decode_clip
 from tests.data_pipelines.vggsound_files import (
@@ -322,6 +322,18 @@ prepare(Path(data_dir), Path(manual_dir), tiny_config(), num_workers=1, progress
 """
 
 
+def _start(data_dir: Path, manual_dir: Path, moment: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _RUN, str(data_dir), str(manual_dir), moment]
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+def test_two_processes_may_prepare_at_once(built: Path, manual_dir: Path, tmp_path: Path) -> None:
+    processes = [_start(tmp_path, manual_dir, "never") for _ in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    _assert_same(tmp_path, built)
+
+
 @pytest.mark.parametrize(("moment", "num_decoded"), [("decoding", 14), ("writing", 40)])
 def test_a_killed_preparation_carries_on_and_ends_the_same(
     moment: str,
@@ -331,11 +343,7 @@ def test_a_killed_preparation_carries_on_and_ends_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", _RUN, str(tmp_path), str(manual_dir), moment]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    killed = subprocess.run(command, cwd=root, env=environment, timeout=120, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert _start(tmp_path, manual_dir, moment).wait(120) == -signal.SIGKILL
     folder = tmp_path / "vggsound/tiny"
     assert not (folder / "1.0.0").exists()
     assert len(list((folder / "decoded.1.0.0").glob("*.npz"))) == num_decoded
@@ -352,3 +360,51 @@ def test_a_killed_preparation_carries_on_and_ends_the_same(
     assert len(decoded) == 40 - num_decoded
     _assert_same(tmp_path, built)
     assert {path.name for path in folder.iterdir()} == {"1.0.0", "missing_clips.txt"}
+
+
+def _interrupt(
+    data_dir: Path, manual_dir: Path, config: VggSoundConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepares, but ends when all clips are decoded and none is written."""
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipelines.vggsound.builder.read_decoded", fail)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data_dir, manual_dir, config, num_workers=1, progress=False)
+    assert len(list(data_dir.rglob("*.npz"))) == 40
+
+
+def test_what_was_decoded_of_other_clips_or_to_other_sizes_is_not_taken(
+    built: Path, manual_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (
+        clip_path(tmp_path / "raw", c) for c in _copy(manual_dir, tmp_path / "raw")[:2]
+    )
+    sound = first.read_bytes()
+    first.unlink()
+    first.write_bytes(second.read_bytes())
+    _interrupt(tmp_path / "data", tmp_path / "raw", tiny_config(num_frames=1), monkeypatch)
+    first.write_bytes(sound)
+    _prepare(tmp_path / "data", tmp_path / "raw")
+    _assert_same(tmp_path / "data", built)
+
+    first.write_bytes(second.read_bytes())
+    _interrupt(tmp_path / "again", tmp_path / "raw", tiny_config(), monkeypatch)
+    first.write_bytes(sound)
+    _prepare(tmp_path / "again", tmp_path / "raw")
+    _assert_same(tmp_path / "again", built)
+
+
+def test_a_clip_that_leads_nowhere_is_missing(manual_dir: Path, tmp_path: Path) -> None:
+    clip = split_clips(_copy(manual_dir, tmp_path / "raw"))["test"][0]
+    path = clip_path(tmp_path / "raw", clip)
+    path.unlink()
+    path.symlink_to("gone.mp4")
+    with pytest.raises(DataError, match=r"1 of 40 clips are missing") as caught:
+        _prepare(tmp_path / "data", tmp_path / "raw", max_missing=0)
+    listing = tmp_path / "data/vggsound/tiny/missing_clips.txt"
+    assert str(listing) in str(caught.value)
+    assert listing.read_text() == f"{path.name}: cannot be read (No such file or directory)\n"
