@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import (
+    AnyArray,
+    as_array,
     check_floating,
     check_labelled,
     check_modalities,
@@ -53,7 +55,7 @@ class ContaminationChoice(NamedTuple):
     certified: jax.Array
 
 
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
+def fit_temperature(logits: AnyArray, labels: AnyArray) -> jax.Array:
     """The temperature T that minimises the negative log-likelihood of softmax(z / T).
 
     The likelihood is convex in b = 1 / T, with the increasing derivative
@@ -78,7 +80,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     References:
       Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017.
     """
-    z, labels = jnp.asarray(logits), jnp.asarray(labels)
+    z, labels = as_array(logits), as_array(labels)
     check_floating("logits", z)
     if z.ndim != 2 or labels.shape != z.shape[:1] or not len(z):
         raise ValueError(
@@ -102,10 +104,10 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
 
 
 def choose_gamma(
-    logits: Mapping[str, ArrayLike],
+    logits: Mapping[str, AnyArray],
     grams: Mapping[str, GramSpectrum],
-    labels: ArrayLike,
-    class_prior: ArrayLike,
+    labels: AnyArray,
+    class_prior: AnyArray,
     key: jax.Array,
     *,
     perturbed: str | tuple[str, ...],
@@ -167,8 +169,8 @@ def choose_gamma(
 
 
 def choose_contamination(
-    logits: Mapping[str, ArrayLike],
-    labels: ArrayLike,
+    logits: Mapping[str, AnyArray],
+    labels: AnyArray,
     class_prior: ArrayLike,
     *,
     perturbed: str | tuple[str, ...],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_labelled, check_modalities, check_scalar
+from jacfuse_jax._checks import AnyArray, check_labelled, check_modalities, check_scalar
 from jacfuse_jax.calibration import fit_temperature
 from jacfuse_jax.fusion.static import check_inputs, statistical_fusion
 
@@ -49,7 +49,7 @@ class Detection(NamedTuple):
 
 
 def fit_detector(
-    logits: Mapping[str, ArrayLike], labels: ArrayLike, class_prior: ArrayLike
+    logits: Mapping[str, AnyArray], labels: AnyArray, class_prior: AnyArray
 ) -> dict[str, Reference]:
     """Learns from clean validation data what `detect` compares with; knows of no perturbation.
 
@@ -82,9 +82,9 @@ def fit_detector(
 
 
 def detect(
-    logits: Mapping[str, ArrayLike],
+    logits: Mapping[str, AnyArray],
     detector: Mapping[str, Reference],
-    class_prior: ArrayLike,
+    class_prior: AnyArray,
     *,
     prevalence: ArrayLike = 0.5,
 ) -> Detection:
@@ -155,9 +155,9 @@ def detect(
 
 def detected_fusion(
     fuse_fn: Callable[[tuple[str, ...]], jax.Array],
-    logits: Mapping[str, ArrayLike],
+    logits: Mapping[str, AnyArray],
     detector: Mapping[str, Reference],
-    class_prior: ArrayLike,
+    class_prior: AnyArray,
     *,
     prevalence: ArrayLike = 0.5,
 ) -> jax.Array:

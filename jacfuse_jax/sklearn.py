@@ -162,7 +162,8 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
 
         Raises:
           NotFittedError: cv="prefit" with a classifier that was not fitted.
-          ValueError: a parameter lies outside its range, or X, y and the classifiers disagree.
+          ValueError: a parameter lies outside its range, X, y and the classifiers disagree, or a
+            classifier does not give finite logits, one a class.
         """
         perturbed = self._check_params()
         for stale in ("n_features_in_", "feature_names_in_"):
@@ -178,6 +179,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         self.classes_ = next(iter(self.estimators_.values())).classes_
         for name, classifier in self.estimators_.items():
             _check_classes(name, classifier, self.classes_)
+            _check_decision(name, classifier)
         labels = LabelEncoder().fit(self.classes_).transform(y)
         self.class_prior_ = _class_prior(self.class_prior, labels, self.classes_)
         logits: _Logits = {}
@@ -203,7 +205,8 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
 
         Raises:
           NotFittedError: `fit` was not called.
-          ValueError: X does not fit what the classifiers were trained on.
+          ValueError: X does not fit what the classifiers were trained on, or one of these does not
+            give finite logits, one a class.
         """
         check_is_fitted(self, "gamma_")
         # One-dimensional arrays are left to the classifiers, which say how to reshape them.
@@ -211,7 +214,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
             validate_data(self, X, skip_check_array=True, reset=False)
         arrays = _split(X, self.estimators_, self.columns)
         logits = {
-            name: _logits(classifier, arrays[name]) / self.temperatures_[name]
+            name: _logits(name, classifier, arrays[name]) / self.temperatures_[name]
             for name, classifier in self.estimators_.items()
         }
         num_samples = len(next(iter(logits.values())))
@@ -280,7 +283,8 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
     ) -> tuple[_Logits, NDArray[Any]]:
         """Logits of data that the classifiers were not trained on, and the labels of these."""
         if self._is_prefit():
-            return {name: _logits(self.estimators_[name], arrays[name]) for name in arrays}, labels
+            logits = {name: _logits(name, self.estimators_[name], arrays[name]) for name in arrays}
+            return logits, labels
         splitter: Any = check_cv(self.cv, y, classifier=True)
         splits = list(splitter.split(np.zeros(len(y)), y))
         logits: _Logits = {}
@@ -289,7 +293,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
             for train, test in splits:
                 fold = _fit_copy(self.estimators[name], _safe_indexing(array, train), y[train])
                 _check_classes(name, fold, self.classes_)
-                parts.append(_logits(fold, _safe_indexing(array, test)))
+                parts.append(_logits(name, fold, _safe_indexing(array, test)))
             logits[name] = np.concatenate(parts)
         return logits, np.concatenate([labels[test] for _, test in splits])
 
@@ -336,13 +340,32 @@ def _fit_copy(classifier: Any, X: Any, y: NDArray[Any]) -> Any:
     return copy.fit(X, y)
 
 
-def _logits(classifier: Any, X: Any) -> NDArray[np.float64]:
-    """Logits (N, K): log-probabilities where the classifier has them."""
+def _logits(name: str, classifier: Any, X: Any) -> NDArray[np.float64]:
+    """Logits (N, K), log-probabilities where the classifier has them; raises unless finite."""
     if hasattr(classifier, "predict_proba"):
         probs = np.asarray(classifier.predict_proba(X), np.float64)
-        return np.log(np.maximum(probs, _SMALLEST_PROB))
-    decision = np.asarray(classifier.decision_function(X), np.float64)
-    return decision if decision.ndim == 2 else np.stack([np.zeros_like(decision), decision], 1)
+        logits = np.log(np.maximum(probs, _SMALLEST_PROB))
+    else:
+        logits = np.asarray(classifier.decision_function(X), np.float64)
+        if logits.ndim == 1:
+            logits = np.stack([np.zeros_like(logits), logits], axis=1)
+    num_classes = len(classifier.classes_)
+    if logits.shape[1:] != (num_classes,):
+        raise ValueError(
+            f"the classifier of {name!r} must give logits of shape (N, {num_classes}), one column "
+            f"a class, got {logits.shape}"
+        )
+    if wrong := np.count_nonzero(~np.isfinite(logits).all(axis=1)):
+        raise ValueError(
+            f"the classifier of {name!r} gives NaN or infinity for {wrong} of {len(logits)} "
+            "samples; check its inputs and parameters"
+        )
+    return logits
+
+
+def _head(classifier: Any) -> Any:
+    """The last step of a pipeline, or the classifier itself."""
+    return classifier.steps[-1][1] if hasattr(classifier, "steps") else classifier
 
 
 def _gram(classifier: Any, num_classes: int, temperature: float) -> GramSpectrum:
@@ -354,7 +377,7 @@ def _gram(classifier: Any, num_classes: int, temperature: float) -> GramSpectrum
 
 def _kernel(classifier: Any, num_classes: int) -> NDArray[np.float64]:
     """Kernel (H, K) of a linear classifier, at the end of a pipeline or not; else the identity."""
-    head = classifier.steps[-1][1] if hasattr(classifier, "steps") else classifier
+    head = _head(classifier)
     coef = getattr(head, "coef_", None)
     # Support vector machines have a row of coefficients for every pair of classes.
     if coef is None or hasattr(head, "support_vectors_"):
@@ -393,6 +416,19 @@ def _check_classes(name: str, classifier: Any, classes: NDArray[Any]) -> None:
         raise ValueError(
             f"the classifier of {name!r} was fitted with classes {classifier.classes_.tolist()}, "
             f"another one with {classes.tolist()}: all must be alike, also in every fold"
+        )
+
+
+def _check_decision(name: str, classifier: Any) -> None:
+    """Raises where the logits would be those of pairs of classes: three of three look alike."""
+    if (
+        not hasattr(classifier, "predict_proba")
+        and getattr(_head(classifier), "decision_function_shape", None) == "ovo"
+        and len(classifier.classes_) > 2
+    ):
+        raise ValueError(
+            f"the classifier of {name!r} has decision_function_shape='ovo', a column for each pair "
+            "of classes; set decision_function_shape='ovr', a column for each class"
         )
 
 

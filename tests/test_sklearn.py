@@ -209,6 +209,73 @@ def test_support_vector_machines_have_no_kernel_of_classes(train, inputs):
         np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_classes", [3, 10])
+def test_logits_of_pairs_of_classes_are_refused(train, num_classes):
+    X, y = train[0][train[1] < num_classes], train[1][train[1] < num_classes]
+    machine = SVC(decision_function_shape="ovo")
+    for classifier in (machine, make_pipeline(StandardScaler(), machine)):
+        with pytest.raises(ValueError, match="'all' has .*_shape='ovo', .* set .*_shape='ovr'"):
+            RobustLateFusion({"all": classifier}, **PLAIN).fit(X, y)
+
+
+def test_two_classes_have_one_pair(train, inputs):
+    X, y = train[0][train[1] < 2], train[1][train[1] < 2]
+    pair, rest = (
+        RobustLateFusion({"all": SVC(decision_function_shape=shape)}, **PLAIN)
+        .fit(X, y)
+        .predict_proba(inputs)
+        for shape in ("ovo", "ovr")
+    )
+    np.testing.assert_array_equal(pair, rest)
+
+
+class Spoilt(RidgeClassifier):
+    """A classifier whose outputs are those that a function makes of its own."""
+
+    def __init__(self, spoil: Any = None):
+        super().__init__()
+        self.spoil = spoil
+
+    def decision_function(self, X):
+        return self.spoil(super().decision_function(X))
+
+
+class SpoiltProbs(GaussianNB):
+    """Likewise, of its probabilities."""
+
+    def __init__(self, spoil: Any = None):
+        super().__init__()
+        self.spoil = spoil
+
+    def predict_proba(self, X):
+        return self.spoil(super().predict_proba(X))
+
+
+def with_first_row(value):
+    return lambda rows: np.where(np.arange(len(rows))[:, None] == 0, value, rows)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "value"), [(Spoilt, np.nan), (Spoilt, -np.inf), (SpoiltProbs, np.nan)]
+)
+def test_logits_that_are_not_finite_are_refused(train, inputs, classifier, value):
+    X, y = train
+    spoilt = classifier(with_first_row(value))
+    message = "'spoilt' gives NaN or infinity for 1 of {} samples; check its inputs"
+    model = RobustLateFusion({"bayes": GaussianNB(), "spoilt": spoilt}, gamma=0.1, cv=2)
+    with pytest.raises(ValueError, match=message.format(300)):
+        model.fit(X, y)
+    model.set_params(calibrate=False).fit(X, y)
+    with pytest.raises(ValueError, match=message.format(40)):
+        model.predict(inputs)
+
+
+def test_logits_of_other_classes_are_refused(train, inputs):
+    model = RobustLateFusion({"all": Spoilt(lambda rows: rows[:, :9])}, **PLAIN).fit(*train)
+    with pytest.raises(ValueError, match=r"'all' must give .* \(N, 10\), .*, got \(40, 9\)"):
+        model.predict(inputs)
+
+
 def held_out_logits(X, y, cv):
     """As scikit-learn has them, in the order of the folds."""
     order = np.concatenate([test for _, test in StratifiedKFold(cv).split(X, y)])

@@ -34,7 +34,8 @@ def load_torchvision(model: ResNet, path: str | Path, *, load_head: bool = True)
 
     Raises:
       ValueError: the model has no batch normalisation; the file is missing or damaged; or a tensor
-        is missing, unexpected, of a wrong shape, or not of finite floats.
+        is missing, unexpected, of a wrong shape, not of floats that are finite in the dtype of
+        the model's, or a variance below zero.
     """
     if model.normalization != "batch":
         raise ValueError(
@@ -53,10 +54,11 @@ def load_torchvision(model: ResNet, path: str | Path, *, load_head: bool = True)
             "state dict of a network with the model's stages and blocks"
         )
     arrays = {
-        name: _convert(path, name, tensors, variable.shape) for name, variable in variables.items()
+        name: _convert(path, name, tensors, variable.shape, variable.dtype)
+        for name, variable in variables.items()
     }
     for name, variable in variables.items():
-        variable[...] = jnp.asarray(arrays[name], variable.dtype)
+        variable[...] = jnp.asarray(arrays[name])
 
 
 def _read(path: str | Path) -> dict[str, NDArray[Any]]:
@@ -72,6 +74,10 @@ def _read(path: str | Path) -> dict[str, NDArray[Any]]:
         raise ValueError(
             f"{path}: damaged, or no safetensors file ({error}); write it anew with "
             "safetensors.torch.save_file(resnet.state_dict(), path)"
+        ) from error
+    except AttributeError as error:  # safetensors looks the dtype up in NumPy
+        raise ValueError(
+            f"{path}: holds a dtype that NumPy lacks ({error}); save it anew as float32"
         ) from error
     return {
         name: array for name, array in tensors.items() if not name.endswith(".num_batches_tracked")
@@ -109,9 +115,13 @@ def _layer(
 
 
 def _convert(
-    path: str | Path, name: str, tensors: Mapping[str, NDArray[Any]], shape: tuple[int, ...]
+    path: str | Path,
+    name: str,
+    tensors: Mapping[str, NDArray[Any]],
+    shape: tuple[int, ...],
+    dtype: Any,
 ) -> NDArray[Any]:
-    """One tensor in the layout of the model."""
+    """One tensor in the layout and dtype of the model."""
     if name not in tensors:
         raise ValueError(
             f"{path}: no tensor {name!r}; save the state dict of a network with the model's stages "
@@ -120,8 +130,6 @@ def _convert(
     tensor = tensors[name]
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise ValueError(f"{path}: {name!r} must hold floats, got {tensor.dtype}; save it anew")
-    if not np.isfinite(tensor).all():
-        raise ValueError(f"{path}: {name!r} holds numbers that are not finite; save it anew")
     axes = _AXES[len(shape)]
     expected = tuple(shape[axis] for axis in np.argsort(axes))
     converted = tensor
@@ -136,4 +144,12 @@ def _convert(
         raise ValueError(
             f"{path}: {name!r} has shape {tensor.shape}, but the model's is {expected}; {remedy}"
         )
-    return converted.transpose(axes)
+    with np.errstate(over="ignore"):
+        converted = converted.transpose(axes).astype(dtype)
+    if not np.isfinite(converted).all():
+        raise ValueError(
+            f"{path}: {name!r} holds numbers that are not finite in {dtype}; save it anew"
+        )
+    if name.endswith(".running_var") and (converted < 0).any():
+        raise ValueError(f"{path}: {name!r} holds variances below zero; save it anew")
+    return converted

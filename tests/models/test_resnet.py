@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
 
 from jacfuse_jax.models import IMAGENET_MEAN, IMAGENET_STDDEV, ResNet, resnet18, small_resnet
@@ -17,14 +18,32 @@ IMAGES = VIDEO[:, 0]
 
 
 def make_resnet(**kwargs):
-    """Two stages, the second with a shortcut that changes shapes and one that does not."""
+    """Two stages, the second with a shortcut that changes shapes and one that does not.
+
+    Initial distributions take seconds to compile, for every shape: NumPy draws the kernels.
+    """
     options: dict[str, Any] = {
         "channels": (8, 16),
         "num_blocks": (1, 2),
         "stem": "small",
         "normalization": "group",
     }
-    return ResNet(3, 5, rngs=nnx.Rngs(1), **options | kwargs)
+    graph, state = nnx.split(
+        nnx.eval_shape(lambda: ResNet(3, 5, rngs=nnx.Rngs(1), **options | kwargs))
+    )
+    rng = np.random.default_rng(1)
+
+    def initial(path, array):
+        draw = {
+            "kernel": lambda shape: rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1])),
+            "scale": np.ones,
+            "var": np.ones,
+            "bias": np.zeros,
+            "mean": np.zeros,
+        }[path[-1]]
+        return jnp.asarray(draw(array.shape), array.dtype)
+
+    return nnx.merge(graph, nnx.map_state(initial, state))
 
 
 def randomize(model):
@@ -190,16 +209,20 @@ def test_batch_statistics_are_used_and_remembered_in_training_mode_alone():
 
 @pytest.mark.parametrize(("normalization", "stem"), [("batch", "imagenet"), ("group", "small")])
 def test_gradients_match_finite_differences(normalization, stem):
-    model = as_float64(randomize(make_resnet(normalization=normalization, stem=stem)))
+    model = make_resnet(normalization=normalization, stem=stem, num_blocks=(1, 1))
+    model = as_float64(randomize(model))
     graph, parameters, statistics = nnx.split(model, nnx.Param, ...)
 
+    # One array: check_grads compiles its own operations for every shape.
+    flat, unravel = ravel_pytree(parameters)
+
     @jax.jit
-    def loss(parameters, x):
-        logits = nnx.merge(graph, parameters, statistics)(x).logits
+    def loss(flat, x):
+        logits = nnx.merge(graph, unravel(flat), statistics)(x).logits
         return jax.nn.log_softmax(logits)[jnp.arange(3), jnp.arange(3)].sum()
 
     # At random parameters no ReLU is within the step of its kink.
-    args = parameters, jnp.asarray(IMAGES, jnp.float64)
+    args = flat, jnp.asarray(IMAGES, jnp.float64)
     check_grads(loss, args, order=1, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5, eps=1e-7)
 
 
@@ -223,28 +246,31 @@ def test_a_constant_input_keeps_its_digits():
 
 
 def test_resnet18_has_its_number_of_parameters_and_initial_distribution():
-    model = resnet18(3, 1000, rngs=nnx.Rngs(0))
-    parameters = nnx.state(model, nnx.Param)
-    assert sum(array.size for array in jax.tree.leaves(parameters)) == 11_689_512
-    second = model.stages[3][1].second
-    kernel = np.asarray(second.conv.kernel[...])
-    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
-    assert second.norm.scale is not None
-    np.testing.assert_array_equal(second.norm.scale[...], 1)
+    def make() -> Any:
+        return nnx.state(resnet18(3, 1000, rngs=nnx.Rngs(0)), nnx.Param)
+
+    parameters = jax.tree.leaves(jax.eval_shape(make))
+    assert sum(array.size for array in parameters) == 11_689_512
+    second = jax.jit(lambda: make()["stages"][3][1]["second"])()  # compiles no other layer
+    assert second["conv"]["kernel"][...].std() == pytest.approx(np.sqrt(2 / (9 * 512)), rel=0.01)
+    np.testing.assert_array_equal(second["norm"]["scale"][...], 1)
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "num_features"),
+    ("make", "options", "shape", "num_features"),
     [
-        (small_resnet(1, 7, rngs=nnx.Rngs(0)), (2, 64, 400, 1), 64),
-        (small_resnet(3, 7, channels=(8, 24), rngs=nnx.Rngs(0)), (2, 3, 64, 48, 3), 24),
-        (resnet18(1, 7, rngs=nnx.Rngs(0)), (2, 128, 251, 1), 512),
-        (resnet18(3, 7, rngs=nnx.Rngs(0)), (2, 5, 112, 112, 3), 512),
+        (small_resnet, {}, (2, 64, 400, 1), 64),
+        (small_resnet, {"channels": (8, 24)}, (2, 3, 64, 48, 3), 24),
+        (resnet18, {}, (2, 128, 251, 1), 512),
+        (resnet18, {}, (2, 5, 112, 112, 3), 512),
     ],
     ids=["spectrogram", "video", "resnet18 of a spectrogram", "resnet18 of a video"],
 )
-def test_shapes(model, shape, num_features):
-    output = jax.eval_shape(model, jax.ShapeDtypeStruct(shape, jnp.float32))
+def test_shapes(make, options, shape, num_features):
+    def classify(x):
+        return make(shape[-1], 7, **options, rngs=nnx.Rngs(0))(x)
+
+    output = jax.eval_shape(classify, jax.ShapeDtypeStruct(shape, jnp.float32))
     assert output.logits.shape == (2, 7)
     assert output.features.shape == (2, num_features)
     assert output.logits.dtype == jnp.float32

@@ -14,6 +14,13 @@ from jacfuse_jax.models import ResNet, load_torchvision, resnet18, small_resnet
 IMAGE = np.random.default_rng(0).uniform(size=(2, 33, 21, 3)).astype(np.float32)
 
 
+def of_ones(make_model):
+    """A network of ones: initial distributions take seconds to compile, for every shape."""
+    graph, state = nnx.split(nnx.eval_shape(make_model))
+    ones = jax.tree.map(lambda array: jnp.asarray(np.ones(array.shape, array.dtype)), state)
+    return nnx.merge(graph, ones)
+
+
 def make_resnet18_of_torch(num_classes):
     """With random weights, scales, biases and running statistics, in evaluation mode."""
     torch.manual_seed(num_classes)
@@ -33,7 +40,7 @@ def make_resnet18_of_torch(num_classes):
 def test_is_the_function_that_torchvision_computes(num_classes, size, tmp_path):
     theirs = make_resnet18_of_torch(num_classes)
     save_torch_file(theirs.state_dict(), tmp_path / "resnet18.safetensors")
-    ours = resnet18(3, num_classes, rngs=nnx.Rngs(0))
+    ours = of_ones(lambda: resnet18(3, num_classes, rngs=nnx.Rngs(0)))
     load_torchvision(ours, tmp_path / "resnet18.safetensors")
 
     x = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
@@ -49,14 +56,16 @@ def test_is_the_function_that_torchvision_computes(num_classes, size, tmp_path):
 
 # Two stages of one block, which is enough to tell names and layouts apart.
 def make_small(in_channels=3, num_classes=5):
-    return ResNet(
-        in_channels,
-        num_classes,
-        channels=(4, 6),
-        num_blocks=(1, 1),
-        stem="imagenet",
-        normalization="batch",
-        rngs=nnx.Rngs(0),
+    return of_ones(
+        lambda: ResNet(
+            in_channels,
+            num_classes,
+            channels=(4, 6),
+            num_blocks=(1, 1),
+            stem="imagenet",
+            normalization="batch",
+            rngs=nnx.Rngs(0),
+        )
     )
 
 
@@ -176,14 +185,32 @@ def replace(name, array):
         ),
         (
             replace("layer1.0.bn1.bias", np.full(4, np.nan)),
-            "'layer1.0.bn1.bias' holds numbers that are not finite; save it anew",
+            "'layer1.0.bn1.bias' holds numbers that are not finite in float32; save it anew",
+        ),
+        (
+            lambda tensors: tensors.update({"bn1.bias": np.full(4, 1e300)}),
+            "'bn1.bias' holds numbers that are not finite in float32; save it anew",
+        ),
+        (
+            replace("layer1.0.bn2.running_var", (1, 0, -0.1, 1)),
+            "'layer1.0.bn2.running_var' holds variances below zero; save it anew",
         ),
         (
             lambda tensors: tensors.update({"bn1.bias": np.ones(4, np.int32)}),
             "'bn1.bias' must hold floats, got int32; save it anew",
         ),
     ],
-    ids=["missing", "unexpected", "shape", "channels", "classes", "not finite", "integers"],
+    ids=[
+        "missing",
+        "unexpected",
+        "shape",
+        "channels",
+        "classes",
+        "not finite",
+        "too large",
+        "variance",
+        "integers",
+    ],
 )
 def test_what_does_not_fit_is_named_and_changes_nothing(spoil, match, tmp_path):
     tensors = make_tensors()
@@ -208,7 +235,15 @@ def test_files_that_are_no_weights_are_named(tmp_path):
         load_torchvision(make_small(), tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_floats_of_eight_bits_are_refused(dtype, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_torch_file({"bn1.bias": torch.ones(4).to(dtype)}, path)
+    with pytest.raises(ValueError, match=f"^{path}: holds a dtype that NumPy .*float8.*float32$"):
+        load_torchvision(make_small(), path)
+
+
 def test_a_model_without_batch_normalisation_is_refused(tmp_path):
     path = save(tmp_path, make_tensors())
     with pytest.raises(ValueError, match='has group normalisation, .* normalization="batch"'):
-        load_torchvision(small_resnet(3, 5, rngs=nnx.Rngs(0)), path)
+        load_torchvision(of_ones(lambda: small_resnet(3, 5, rngs=nnx.Rngs(0))), path)
