@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -30,6 +31,18 @@ _HEADER_FNS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# In turn: not a Python literal; not one of a header's; not even a line of Python.
+_HEADER_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
+# In turn: a wrong checksum or another archive; damaged packing; damaged names; encryption, packing
+# or a version that Python does not know.
+_ARCHIVE_ERRORS = (
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    KeyError,
+    UnicodeDecodeError,
+    RuntimeError,
+)
 _SAFETENSORS_DTYPES: dict[str, DTypeLike] = {
     **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
     **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
@@ -121,7 +134,7 @@ def _open_npy(source: Path | BinaryIO, name: object) -> ArrayOnDisk:
             if version not in _HEADER_FNS:
                 raise ValueError(f"version {version}")
             shape, is_fortran, dtype = _HEADER_FNS[version](file)
-        except ValueError as error:
+        except _HEADER_ERRORS as error:
             raise not_whole(name, ".npy", error) from error
         offset = file.tell()
         num_bytes = file.seek(0, os.SEEK_END) - offset
@@ -142,16 +155,18 @@ def _open_npz(path: Path, names: Sequence[str], scratch_fn: ScratchFn) -> dict[s
     with contextlib.ExitStack() as stack:
         try:
             archive = stack.enter_context(zipfile.ZipFile(path))
-        except zipfile.BadZipFile as error:
+        except _ARCHIVE_ERRORS as error:
             raise not_whole(path, ".npz", error) from error
         for name in set(names) & {member.removesuffix(".npy") for member in archive.namelist()}:
+            try:
+                packed = stack.enter_context(archive.open(f"{name}.npy"))
+            # OSError: a damaged position lies before the file. While copying, it is a full disk.
+            except (*_ARCHIVE_ERRORS, OSError) as error:
+                raise not_whole(path, ".npz", error) from error
             file = scratch_fn()
             try:
-                with archive.open(f"{name}.npy") as packed:
-                    shutil.copyfileobj(packed, file)
-            # In turn: a wrong checksum or another archive; damaged packing; encryption, or packing
-            # that Python does not know.
-            except (zipfile.BadZipFile, EOFError, KeyError, zlib.error, RuntimeError) as error:
+                shutil.copyfileobj(packed, file)
+            except _ARCHIVE_ERRORS as error:
                 raise not_whole(path, ".npz", error) from error
             file.seek(0)
             arrays[name] = _open_npy(file, f"{path}: {name}")
@@ -188,6 +203,6 @@ def _open_safetensors(path: Path, names: Sequence[str]) -> dict[str, ArrayOnDisk
 def _size(array: ArrayOnDisk) -> int:
     """The number of entries; raises where there is none."""
     size = int(np.prod(array.shape, dtype=object))
-    if size == 0:
+    if size <= 0 or array.dtype.itemsize == 0:
         raise ConfigError(f"{array.name} is empty, shape {array.shape}")
     return size

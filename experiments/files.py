@@ -15,11 +15,14 @@ def write_atomically(path: Path, content: str | Callable[[Path], object]) -> Non
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    if isinstance(content, str):
-        temporary.write_text(content)
-    else:
-        content(temporary)
-    temporary.replace(path)
+    try:
+        if isinstance(content, str):
+            temporary.write_text(content)
+        else:
+            content(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_csv(columns: Sequence[str], rows: Iterable[Sequence[object]], path: Path) -> None:

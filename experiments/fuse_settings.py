@@ -36,7 +36,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         flags.DEFINE_multi_string(name, [], text, flag_values=flag_values)
     for name, default, text in (
         ("gamma", "0.1", "In (0, 1], or auto; 1 recalibrates nothing."),
-        ("contamination", "0", "In [0, 1], or auto; 0 leaves logits as they are."),
+        ("contamination", "0", "In [0, 1], or auto; 0 contaminates nothing."),
         ("class_prior", "uniform", "uniform, labels, or a file of frequencies or counts."),
         ("output", None, f"File to write; its ending is one of {', '.join(FORMATS)}."),
     ):
@@ -60,7 +60,8 @@ def config_from_flags(flag_values: flags.FlagValues) -> FuseConfig:
     output = Path(flag_values.output).expanduser()
     if output.suffix not in FORMATS or output.is_dir():
         raise ConfigError(f"--output={output} must be a file that ends in {', '.join(FORMATS)}")
-    for path in (*inputs.values(), *kernel.values(), *validation.values()):
+    class_prior = Path(flag_values.class_prior).expanduser()  # `uniform` and `labels` never match
+    for path in (*inputs.values(), *kernel.values(), *validation.values(), class_prior):
         if output.resolve() == path.resolve():
             raise ConfigError(f"--output={output} would replace an input; choose another name")
     return FuseConfig(

@@ -6,7 +6,8 @@ made the file is JSON, under the name `jacfuse_jax`.
 
     .parquet  log_probs are a column of lists; the JSON is in the metadata of the schema
     .csv      log_probs_0, ... are columns; the JSON is in a file of its own, <name>.csv.json
-    .npz      not packed; the JSON is a text beside the arrays
+    .npz      not packed; the JSON is a text beside the arrays; ids that are texts are padded to the
+              longest, and refused where that takes more than 256 MiB
 """
 
 import itertools
@@ -18,14 +19,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import csv
 
+from experiments.config import ConfigError
 from experiments.files import write_atomically
 from experiments.prediction_files import Arrow
 
 METADATA = "jacfuse_jax"
+_MAX_ID_BYTES = 2**28  # of texts in .npz
 
 
 class FusedRows(NamedTuple):
@@ -45,21 +49,24 @@ class FusedRows(NamedTuple):
 
 
 def write_fused(
-    path: Path, batches: Iterator[FusedRows], num_rows: int, metadata: Mapping[str, Any]
+    path: Path, ids: Arrow, batches: Iterator[FusedRows], metadata: Mapping[str, Any]
 ) -> None:
     """Writes all rows; the file has its name only once it is whole.
 
     Args:
       path: of the file; its ending is one of `FORMATS`.
+      ids: (N,), of all rows.
       batches: of rows, at least one.
-      num_rows: in all of them.
       metadata: what made the file.
+
+    Raises:
+      ConfigError: texts are too long for .npz.
     """
     text = json.dumps(metadata, indent=2)
     sidecar = path.with_name(f"{path.name}.json") if path.suffix == ".csv" else None
 
     def write(temporary: Path) -> None:
-        FORMATS[path.suffix](temporary, batches, num_rows, text)
+        FORMATS[path.suffix](temporary, ids, batches, text)
         if sidecar:
             sidecar.unlink(missing_ok=True)  # it is of another table, which is replaced next
 
@@ -68,7 +75,7 @@ def write_fused(
         write_atomically(sidecar, text + "\n")
 
 
-def _write_parquet(path: Path, batches: Iterator[FusedRows], _: int, text: str) -> None:
+def _write_parquet(path: Path, _: Arrow, batches: Iterator[FusedRows], text: str) -> None:
     """A row group a batch."""
     tables = (
         pa.table(
@@ -89,7 +96,7 @@ def _write_parquet(path: Path, batches: Iterator[FusedRows], _: int, text: str) 
             writer.write_table(table)
 
 
-def _write_csv(path: Path, batches: Iterator[FusedRows], _: int, __: str) -> None:
+def _write_csv(path: Path, _: Arrow, batches: Iterator[FusedRows], __: str) -> None:
     """A line a row."""
     tables = (
         pa.table(
@@ -106,8 +113,9 @@ def _write_csv(path: Path, batches: Iterator[FusedRows], _: int, __: str) -> Non
             writer.write_table(table)
 
 
-def _write_npz(path: Path, batches: Iterator[FusedRows], num_rows: int, text: str) -> None:
+def _write_npz(path: Path, ids: Arrow, batches: Iterator[FusedRows], text: str) -> None:
     """Log-probabilities as they come, then what is small."""
+    _check_padding(ids)
     first = next(batches)
     columns: list[tuple[Any, ...]] = []
     with zipfile.ZipFile(path, "w") as archive:
@@ -118,14 +126,14 @@ def _write_npz(path: Path, batches: Iterator[FusedRows], num_rows: int, text: st
                 {
                     "descr": np.lib.format.dtype_to_descr(first.log_probs.dtype),
                     "fortran_order": False,
-                    "shape": (num_rows, first.log_probs.shape[1]),
+                    "shape": (len(ids), first.log_probs.shape[1]),
                 },
             )
             for rows in itertools.chain([first], batches):
                 file.write(rows.log_probs.tobytes())
-                columns.append(rows[:-1])
-        ids, predictions, norms = zip(*columns, strict=True)
-        id_array = pa.concat_arrays(ids).to_numpy(zero_copy_only=False)
+                columns.append((rows.prediction, rows.jacobian_norm))
+        predictions, norms = zip(*columns, strict=True)
+        id_array = ids.to_numpy(zero_copy_only=False)
         for name, array in (
             ("id", id_array.astype(str) if id_array.dtype.hasobject else id_array),
             ("prediction", np.concatenate(predictions)),
@@ -136,7 +144,19 @@ def _write_npz(path: Path, batches: Iterator[FusedRows], num_rows: int, text: st
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-FORMATS: dict[str, Callable[[Path, Iterator[FusedRows], int, str], None]] = {
+def _check_padding(ids: Arrow) -> None:
+    """Raises where NumPy, which gives every text the length of the longest, would need too much."""
+    if pa.types.is_integer(ids.type):
+        return
+    longest = pc.call_function("max", [pc.call_function("utf8_length", [ids])]).as_py()
+    if 4 * longest * len(ids) > _MAX_ID_BYTES:
+        raise ConfigError(
+            f"--output: in .npz all {len(ids)} ids are as long as the longest, of {longest} "
+            "characters; write .parquet or .csv"
+        )
+
+
+FORMATS: dict[str, Callable[[Path, Arrow, Iterator[FusedRows], str], None]] = {
     ".parquet": _write_parquet,
     ".csv": _write_csv,
     ".npz": _write_npz,

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,9 +24,12 @@ Arrow = Any  # arrays of pyarrow, which has no types
 HEADS = ("kernel", "weight", "gram")
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
 _COLUMNS = (("ids", "id"), ("labels", "label"))  # either name will do
+# The last where a name in the schema is damaged.
+_PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 _BATCH_ROWS = 1024  # of a Parquet file in memory at a time
 _BUFFER_BYTES = 2**22
 _NUM_EXAMPLES = 3
+_GRAM_ROUNDING = 1e-2  # of the largest eigenvalue, where the product was formed in bfloat16
 
 
 class Predictions(NamedTuple):
@@ -88,10 +90,13 @@ def open_predictions(path: Path, *, scratch_fn: ScratchFn) -> Predictions:
 
 
 def head_spectrum(heads: Mapping[str, ArrayOnDisk], num_classes: int) -> linalg.GramSpectrum:
-    """The spectrum of the Gram matrix of a last linear layer.
+    """The spectrum of C G C, the Gram matrix of a last linear layer, C = I - 1 1^T / K.
+
+    Centred over classes it leaves a constant as it is that is added to a row of logits: they may be
+    log-probabilities as well.
 
     Args:
-      heads: one layer, under its name in `HEADS`; none stands for an identity.
+      heads: one layer, under its name in `HEADS`; none stands for a kernel that is the identity.
       num_classes: K.
 
     Returns:
@@ -103,7 +108,7 @@ def head_spectrum(heads: Mapping[str, ArrayOnDisk], num_classes: int) -> linalg.
     if len(heads) > 1:
         raise ConfigError(f"{', '.join(head.name for head in heads.values())}: keep one of them")
     if not heads:
-        return linalg.GramSpectrum(jnp.ones(num_classes), jnp.eye(num_classes))
+        return linalg.spectrum_from_kernel(_centre(np.eye(num_classes)))
     [(name, head)] = heads.items()
     _check_floating(head)
     transposed = head._replace(shape=head.shape[::-1]) if name == "weight" else head
@@ -116,11 +121,18 @@ def head_spectrum(heads: Mapping[str, ArrayOnDisk], num_classes: int) -> linalg.
     if not np.isfinite(matrix).all():
         raise ConfigError(f"{head.name} is not finite")
     if name != "gram":
-        return linalg.spectrum_from_kernel(matrix.T if name == "weight" else matrix)
+        return linalg.spectrum_from_kernel(_centre(matrix.T if name == "weight" else matrix))
     is_square = matrix.shape[0] == num_classes
     if not is_square or np.abs(matrix - matrix.T).max() > 1e-3 * np.abs(matrix).max():
         raise ConfigError(f"{head.name} must be (K, K) and symmetric, got shape {matrix.shape}")
-    return linalg.gram_spectrum(matrix)
+    gram = _centre(_centre(matrix).T)
+    eigenvalues = np.linalg.eigvalsh(gram)
+    if eigenvalues[0] < -_GRAM_ROUNDING * np.abs(eigenvalues).max():
+        raise ConfigError(
+            f"{head.name} has the eigenvalue {eigenvalues[0]:.3g}, where none may be negative; "
+            "save W^T W, or better the `kernel` W"
+        )
+    return linalg.gram_spectrum(gram)
 
 
 def name_some(ids: Arrow, rows: NDArray[np.int64]) -> str:
@@ -132,6 +144,11 @@ def name_some(ids: Arrow, rows: NDArray[np.int64]) -> str:
     """
     texts = [str(ids[row]) for row in rows[:_NUM_EXAMPLES].tolist()]
     return ", ".join(texts) + (", ..." if len(rows) > _NUM_EXAMPLES else "")
+
+
+def _centre(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """W C, of which no row has a mean."""
+    return kernel - kernel.mean(axis=1, keepdims=True)
 
 
 def _check_floating(array: ArrayOnDisk) -> None:
@@ -149,6 +166,8 @@ def _column(array: ArrayOnDisk) -> Arrow:
         return pa.chunked_array([column.astype(column.dtype.newbyteorder("="))])
     except pa.ArrowException as error:
         raise ConfigError(f"{array.name} is {array.dtype}; save int64 or text") from error
+    except UnicodeDecodeError as error:
+        raise not_whole(array.name, ".npy", error) from error
 
 
 def _check_ids(path: Path, ids: Arrow) -> Arrow:
@@ -193,9 +212,13 @@ def _open_parquet(path: Path, scratch_fn: ScratchFn) -> tuple[ArrayOnDisk, Arrow
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
+            for name in {"logits", *(name for names in _COLUMNS for name in names)}:
+                if schema.names.count(name) > 1:
+                    raise ConfigError(f"{path} has more than one column `{name}`; keep one")
             found = [next((n for n in names if n in schema.names), None) for names in _COLUMNS]
             table = file.read(columns=[name for name in found if name is not None])
-    except (pa.ArrowException, OSError) as error:
+            table.validate(full=True)
+    except _PARQUET_ERRORS as error:
         raise not_whole(path, "Parquet", error) from error
     if "logits" not in schema.names:
         raise ConfigError(f"{path} has no column `logits`, only {', '.join(schema.names)}")
@@ -237,5 +260,5 @@ def _read_logits(path: Path) -> Iterator[Any]:
         with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=["logits"]):
                 yield batch.column(0)
-    except (pa.ArrowException, OSError) as error:
+    except _PARQUET_ERRORS as error:
         raise not_whole(path, "Parquet", error) from error

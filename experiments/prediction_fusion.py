@@ -17,7 +17,7 @@ class Rule(NamedTuple):
       grams: {modality believed perturbed: spectrum of its Gram matrix}.
       class_prior: (K,), sums to one.
       gamma: in (0, 1]; 1 recalibrates nothing.
-      contamination: in [0, 1]; 0 leaves the logits as they are.
+      contamination: in [0, 1]; 0 contaminates nothing.
     """
 
     grams: dict[str, linalg.GramSpectrum]
@@ -125,12 +125,10 @@ def _choose_gamma(rule: Rule, logits: Mapping[str, Any], labels: Any) -> jax.Arr
 
 
 def _contaminate(rule: Rule, logits: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Logits, or in their place the contaminated log-probabilities of perturbed modalities."""
-    contaminated = {name: jnp.asarray(z) for name, z in logits.items()}
-    for name in rule.grams:
-        log_probs = fusion.contaminated_log_probs(
-            logits[name], rule.class_prior, contamination=rule.contamination
-        )
-        # Without contamination they would be the logits but for a constant, which matters here.
-        contaminated[name] = jnp.where(rule.contamination > 0, log_probs, contaminated[name])
-    return contaminated
+    """Logits, those of perturbed modalities replaced by contaminated log-probabilities."""
+    return {
+        name: fusion.contaminated_log_probs(z, rule.class_prior, contamination=rule.contamination)
+        if name in rule.grams
+        else jnp.asarray(z)
+        for name, z in logits.items()
+    }

@@ -3,7 +3,11 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +35,7 @@ from tests.experiments.fuse_runs import (
     start,
     write_inputs,
 )
+from tests.experiments.runs import ROOT
 
 UNIFORM = np.full(NUM_CLASSES, 1 / NUM_CLASSES)
 
@@ -40,9 +45,11 @@ def oracle(logits, grams, prior, *, gamma, contamination=0.0):
 
     Args:
       logits: {modality: (N, K)}.
-      grams: {perturbed modality: (K, K)}.
+      grams: {perturbed modality: (K, K)}, not centred.
     """
     logits = {name: np.asarray(z, np.float64) for name, z in logits.items()}
+    C = np.eye(len(prior)) - 1 / len(prior)
+    grams = {name: C @ gram @ C for name, gram in grams.items()}
     if contamination:
         for name in grams:
             posterior = scipy.special.softmax(logits[name], axis=1)
@@ -129,6 +136,31 @@ class TestAgreesWithTheOracle:
         with np.load(output) as file:
             probs = reference.statistical_fusion({"audio": AUDIO, "video": VIDEO}, UNIFORM)
             assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+
+    @pytest.mark.parametrize("head", ["kernel", "weight", "gram", None])
+    def test_a_constant_in_a_row_changes_nothing(self, head, tmp_path, output):
+        matrices = {"kernel": KERNEL, "weight": KERNEL.T, "gram": KERNEL.T @ KERNEL}
+        heads: dict[str, Any] = {} if head is None else {head: matrices[head]}
+        inputs = [f"--input={name}={tmp_path}/{name}.npz" for name in ("audio", "video")]
+        all_probs = []
+        log_sums = np.log(np.exp(AUDIO.astype(np.float64)).sum(axis=1, keepdims=True))
+        for shift in (0, RNG.normal(size=(NUM_ROWS, 1)), -log_sums):
+            np.savez(tmp_path / "audio.npz", logits=AUDIO.astype(np.float64) + shift, **heads)
+            np.savez(tmp_path / "video.npz", logits=VIDEO.astype(np.float64) - shift)
+            for contamination in (0, 1e-30):
+                fuse(
+                    *inputs,
+                    "--perturbed=audio",
+                    f"--contamination={contamination}",
+                    f"--output={output}",
+                )
+                with np.load(output) as file:
+                    all_probs.append(np.exp(file["log_probs"]))
+                    eps = np.finfo(file["log_probs"].dtype).eps
+        statistical = reference.statistical_fusion({"audio": AUDIO, "video": VIDEO}, UNIFORM)
+        assert np.abs(all_probs[0] - statistical).max() > 0.05  # the rule does something
+        for probs in all_probs[1:]:
+            assert_allclose(probs, all_probs[0], rtol=0, atol=8 * NUM_CLASSES * eps)
 
     def test_logits_of_torch(self, tmp_path, output, capsys):
         torch.manual_seed(0)
@@ -252,12 +284,13 @@ class TestChoice:
         )
         posterior = scipy.special.softmax(logits["audio"], axis=1)
         contaminated = np.log((1 - contamination) * posterior + contamination * prior)
+        centred = KERNEL - KERNEL.mean(axis=1, keepdims=True)
         # Rows are exchanged in the order in which the binary draws them.
         order = np.random.default_rng(0).permutation(num_rows)
         gamma = jax.jit(
             lambda: calibration.choose_gamma(
                 {"audio": contaminated[order], "video": logits["video"][order]},
-                {"audio": linalg.spectrum_from_kernel(KERNEL)},
+                {"audio": linalg.spectrum_from_kernel(centred)},
                 jnp.asarray(labels[order]),
                 prior,
                 jax.random.key(0),
@@ -338,6 +371,40 @@ class TestProcess:
             {"audio": AUDIO, "video": VIDEO}, {"audio": np.eye(NUM_CLASSES)}, UNIFORM, gamma=0.1
         )
         assert_allclose(np.exp(table["log_probs"].to_pylist()), expected, atol=5e-6)
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory as Linux tells it")
+    def test_takes_no_more_memory_for_more_rows(self, tmp_path):
+        # Of this process alone: resource.getrusage also knows the peak of the one that started it.
+        script = (
+            "import sys\n"
+            "from absl import flags\n"
+            "from experiments import fuse_predictions, fuse_settings\n"
+            "fuse_predictions._CHUNK_ENTRIES = 2**16\n"
+            "fuse_settings.define_flags(flags.FLAGS)\n"
+            "flags.FLAGS(sys.argv)\n"
+            "fuse_predictions.main(sys.argv[:1])\n"
+            "print(open('/proc/self/status').read())\n"
+        )
+        names, num_classes = ("audio", "video"), 10
+        sizes, peaks = (100_000, 1_700_000), []
+        for num_rows in sizes:
+            for name in names:
+                logits = RNG.normal(size=(num_rows, num_classes)).astype(np.float32)
+                np.save(tmp_path / f"{name}.npy", logits)
+            arguments = [f"--input={name}={tmp_path}/{name}.npy" for name in names]
+            arguments += ["--perturbed=audio", f"--output={tmp_path}/fused.parquet"]
+            process = subprocess.run(
+                [sys.executable, "-c", script, *arguments],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            [kib] = re.findall(r"VmHWM:\s+(\d+) kB", process.stdout)
+            peaks.append(1024 * int(kib))
+        added = (sizes[1] - sizes[0]) * num_classes * 4 * len(names)
+        assert peaks[1] - peaks[0] < added / 2
 
     @pytest.mark.slow
     @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])

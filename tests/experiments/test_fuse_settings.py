@@ -31,6 +31,26 @@ class TestClassPrior:
         )
         assert message == f"--class_prior={tmp_path}/prior.npy must hold 5 positive numbers"
 
+    def test_too_small_for_the_dtype(self, files, tmp_path, output):
+        np.save(tmp_path / "prior.npy", [1, 1, 1, 1e-46, 1])
+        prior_flag = f"--class_prior={tmp_path}/prior.npy"
+        message = error_of(*files, "--perturbed=audio", prior_flag, f"--output={output}")
+        assert message == (
+            f"{prior_flag}: the share 2.5e-47 of class 3 is zero in float32; give it a larger one"
+        )
+
+    def test_is_not_replaced(self, files, tmp_path):
+        np.savez(tmp_path / "prior.npz", class_prior=np.ones(5))
+        before = (tmp_path / "prior.npz").read_bytes()
+        message = error_of(
+            *files,
+            "--perturbed=audio",
+            f"--class_prior={tmp_path}/prior.npz",
+            f"--output={tmp_path}/new/../prior.npz",
+        )
+        assert message.endswith("prior.npz would replace an input; choose another name")
+        assert (tmp_path / "prior.npz").read_bytes() == before
+
     def test_from_labels_that_lack_a_class(self, tmp_path, output):
         np.savez(tmp_path / "a.npz", logits=AUDIO[:2], labels=[0, 2])
         message = error_of(

@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from pyarrow import csv
 
+from experiments.config import ConfigError
 from experiments.fused_files import FusedRows, write_fused
 
 RNG = np.random.default_rng(0)
@@ -59,7 +60,7 @@ class TestWriteFused:
 
     @pytest.mark.parametrize("ids", [IDS, IDS.astype(str)], ids=["numbers", "texts"])
     def test_holds_what_was_written(self, ids, path, dtype):
-        write_fused(path, self.batches(ids, dtype=dtype), NUM_ROWS, self.METADATA)
+        write_fused(path, pa.array(ids), self.batches(ids, dtype=dtype), self.METADATA)
         columns, metadata = self.READERS[path.suffix](path)
         assert sorted(columns) == ["id", "jacobian_norm", "log_probs", "prediction"]
         if path.suffix == ".csv" and ids is not IDS:
@@ -77,12 +78,11 @@ class TestWriteFused:
             yield from self.batches(IDS, (12,))
             raise KeyboardInterrupt
 
-        write_fused(path, self.batches(IDS), NUM_ROWS, self.METADATA)
+        write_fused(path, pa.array(IDS), self.batches(IDS), self.METADATA)
         before = {file: file.read_bytes() for file in path.parent.iterdir()}
         with pytest.raises(KeyboardInterrupt):
-            write_fused(path, fail(), NUM_ROWS, {})
-        for file, content in before.items():
-            assert file.read_bytes() == content
+            write_fused(path, pa.array(IDS), fail(), {})
+        assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
 
     def test_that_fails_leaves_no_half(self, path):
         def fail():
@@ -90,5 +90,12 @@ class TestWriteFused:
             raise OSError("no space left")
 
         with pytest.raises(OSError, match="no space left"):
-            write_fused(path, fail(), NUM_ROWS, {})
-        assert not path.exists()
+            write_fused(path, pa.array(IDS), fail(), {})
+        assert list(path.parent.iterdir()) == []
+
+    def test_refuses_texts_that_npz_would_pad(self, tmp_path):
+        ids = pa.array([*map(str, range(20_000)), "é" * 5000])
+        path = tmp_path / "fused.npz"
+        with pytest.raises(ConfigError, match="20001 ids are as long as the longest, of 5000 char"):
+            write_fused(path, ids, iter(()), {})
+        assert list(tmp_path.iterdir()) == []

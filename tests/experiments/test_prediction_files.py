@@ -166,6 +166,31 @@ class TestDamaged:
         path.write_bytes(content[: int(share * len(content))])
         assert " is not a whole " in self.error_of(path, scratch_fn)
 
+    @pytest.mark.parametrize("kind", WRITERS)
+    def test_by_any_byte(self, kind, tmp_path, scratch_fn):
+        path = tmp_path / f"audio.{kind}"
+        texts = np.array([f"clip {number}" for number in IDS])
+        WRITERS[kind](path, {"logits": LOGITS, "ids": IDS if kind == "safetensors" else texts})
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        rng = np.random.default_rng(0)
+        messages: list[str] = []
+        for number in range(400):
+            file = files[number % len(files)]
+            content = file.read_bytes()
+            damaged = bytearray(content)
+            # Descriptions stand at either end; what damages an entry can be seen by no one.
+            damaged[rng.integers(-300, 300) % len(content)] = rng.integers(256)
+            file.write_bytes(damaged)
+            try:
+                predictions = open_predictions(path, scratch_fn=scratch_fn)
+                predictions.logits.read()
+                assert predictions.ids is None or predictions.ids.to_pylist()
+            except ConfigError as error:
+                messages.append(str(error))
+            file.write_bytes(content)
+        assert len(messages) > 50
+        assert "\n" not in "".join(messages)
+
     @pytest.mark.parametrize("kind", ["npz", "compressed.npz"])
     def test_entries_of_an_archive(self, kind, tmp_path, scratch_fn):
         path = tmp_path / f"audio.{kind}"
@@ -284,6 +309,16 @@ class TestParquet:
         assert opened.ids is not None
         assert opened.ids.to_pylist() == ["a", "b", "c"]
 
+    @pytest.mark.parametrize("name", ["id", "logits"])
+    def test_two_columns_of_one_name(self, name, tmp_path, scratch_fn):
+        path, logits = tmp_path / "audio.parquet", pa.array(LOGITS.tolist())
+        columns = [("logits", logits), ("id", pa.array(IDS))]
+        columns.append((name, dict(columns)[name]))
+        names, arrays = zip(*columns, strict=True)
+        pq.write_table(pa.table(list(arrays), list(names)), path)
+        with pytest.raises(ConfigError, match=f"has more than one column `{name}`; keep one"):
+            open_predictions(path, scratch_fn=scratch_fn)
+
     @pytest.mark.parametrize(
         ("columns", "message"),
         [
@@ -330,11 +365,20 @@ class TestHead:
     )
     def test_gives_the_same_gram_matrix(self, arrays, spectrum_of):
         g, V = spectrum_of(**arrays)
-        assert_allclose((V * g) @ V.T, KERNEL.T @ KERNEL, atol=1e-5)
+        C = np.eye(NUM_CLASSES) - 1 / NUM_CLASSES
+        assert_allclose((V * g) @ V.T, C @ KERNEL.T @ KERNEL @ C, atol=1e-5)
 
     def test_none_is_the_identity(self):
         g, V = head_spectrum({}, 3)
-        assert_array_equal((V * g) @ V.T, np.eye(3))
+        assert_allclose((V * g) @ V.T, np.eye(3) - 1 / 3, atol=1e-6)
+
+    @pytest.mark.parametrize("floating", ["float16", "bfloat16", "float32"])
+    def test_takes_a_gram_matrix_that_was_rounded(self, floating, spectrum_of):
+        kernel = KERNEL[:1]  # all other eigenvalues are zero, and below when they are rounded
+        g, V = spectrum_of(gram=(kernel.T @ kernel).astype(jnp.dtype(floating)))
+        centred = kernel - kernel.mean()
+        atol = 4 * NUM_CLASSES * float(jnp.finfo(floating).eps) * np.abs(kernel).max() ** 2
+        assert_allclose((V * g) @ V.T, centred.T @ centred, atol=atol)
 
     @pytest.mark.parametrize(
         ("arrays", "message"),
@@ -343,6 +387,7 @@ class TestHead:
             ({"weight": KERNEL}, r"weight has shape \(6, 4\), but K = 4; .*, as torch has it"),
             ({"gram": KERNEL}, r"gram must be \(K, K\) and symmetric, got shape \(6, 4\)"),
             ({"gram": KERNEL[:4]}, r"gram must be \(K, K\) and symmetric, got shape \(4, 4\)"),
+            ({"gram": -np.eye(4)}, "gram has the eigenvalue -1, where none may be negative; save"),
             ({"kernel": KERNEL[0]}, r"kernel has shape \(4,\), but K = 4"),
             ({"kernel": KERNEL.astype(int)}, "kernel is int64, not floating; save it as float32"),
             ({"kernel": KERNEL * np.nan}, "kernel is not finite"),
