@@ -219,10 +219,9 @@ def predict(
     if rule not in RECALIBRATED:
         raise ValueError(f"unknown fusion rule {rule!r}")
     if rule == "contaminated_robust":
-        for name in believed:
-            logits[name] = fusion.contaminated_log_probs(
-                logits[name], class_prior, contamination=contamination
-            )
+        logits = fusion.contaminate_modalities(
+            logits, class_prior, contamination=contamination, perturbed=believed
+        )
     if surrogate == "stop_gradient":
         probs = jax.lax.stop_gradient(jnp.exp(fusion.statistical_fusion(logits, class_prior)))
         strength = (1 - gamma) / gamma

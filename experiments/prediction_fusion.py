@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jacfuse_jax import calibration, fusion, linalg, metrics
 
@@ -125,10 +124,10 @@ def _choose_gamma(rule: Rule, logits: Mapping[str, Any], labels: Any) -> jax.Arr
 
 
 def _contaminate(rule: Rule, logits: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Logits, those of perturbed modalities replaced by contaminated log-probabilities."""
-    return {
-        name: fusion.contaminated_log_probs(z, rule.class_prior, contamination=rule.contamination)
-        if name in rule.grams
-        else jnp.asarray(z)
-        for name, z in logits.items()
-    }
+    """What is recalibrated."""
+    return fusion.contaminate_modalities(
+        logits,
+        rule.class_prior,
+        contamination=rule.contamination,
+        perturbed=tuple(rule.grams),
+    )

@@ -88,8 +88,9 @@ def load(config: Config) -> datasets.MultimodalDataset:
     for flag, count in (("num_eval", len(groups)), ("num_attack", config.num_attack)):
         if len(set(groups[:count].tolist())) < 2:
             raise ConfigError(f"--{flag}={count}: intervals need test rows of two groups; raise it")
-    check_workdir(config, _digest(dataset))
-    write_config(config, _digest(dataset), wall_time_s=None)
+    data = _digest(dataset)
+    check_workdir(config, data)
+    write_config(config, data, wall_time_s=None)
     return dataset
 
 

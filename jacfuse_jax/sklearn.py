@@ -27,7 +27,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jacfuse_jax._checks import check_choice, check_modalities, check_scalar
 from jacfuse_jax.calibration import choose_contamination, choose_gamma, fit_temperature
-from jacfuse_jax.fusion import contaminated_log_probs, robust_fusion
+from jacfuse_jax.fusion import contaminate_modalities, robust_fusion
 from jacfuse_jax.linalg import GramSpectrum, spectrum_from_kernel
 
 _Logits = dict[str, NDArray[np.float64]]
@@ -462,7 +462,9 @@ def _choose_gamma(
     perturbed: tuple[str, ...],
 ) -> jax.Array:
     """The gamma that `calibration.choose_gamma` chooses for contaminated logits."""
-    contaminated = _contaminated(logits, class_prior, contamination, perturbed)
+    contaminated = contaminate_modalities(
+        logits, class_prior, contamination=contamination, perturbed=perturbed
+    )
     key = jax.random.key(seed)
     return choose_gamma(contaminated, grams, labels, class_prior, key, perturbed=perturbed).gamma
 
@@ -477,19 +479,9 @@ def _fuse(
     perturbed: tuple[str, ...],
 ) -> jax.Array:
     """Log-probabilities (N, K) of robust fusion of contaminated logits."""
-    contaminated = _contaminated(logits, class_prior, contamination, perturbed)
+    contaminated = contaminate_modalities(
+        logits, class_prior, contamination=contamination, perturbed=perturbed
+    )
     return robust_fusion(
         contaminated, grams, class_prior, perturbed=perturbed, gamma=gamma
     ).log_probs
-
-
-def _contaminated(
-    logits: _Logits, class_prior: jax.Array, contamination: jax.Array, perturbed: tuple[str, ...]
-) -> dict[str, jax.Array]:
-    """Logits, those of perturbed modalities replaced by contaminated log-probabilities."""
-    return {
-        name: contaminated_log_probs(z, class_prior, contamination=contamination)
-        if name in perturbed
-        else jnp.asarray(z)
-        for name, z in logits.items()
-    }

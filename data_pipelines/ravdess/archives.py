@@ -220,7 +220,7 @@ def _list(path: Path) -> list[zipfile.ZipInfo]:
             return archive.infolist()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
-    # UnicodeDecodeError: a damaged name.
+    # NotImplementedError: of a later version of the format; UnicodeDecodeError: a damaged name.
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise ArchiveError(
             f"{path}: not a zip archive, truncated or damaged ({error}); {_REMEDY}", [path]

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from tqdm.auto import tqdm
 
 from data_pipelines.media.decode import decode_all, read_decoded
-from data_pipelines.preparing import decoded_dir
+from data_pipelines.preparing import bytes_feature, decoded_dir
 from data_pipelines.vggsound.clips import Clip, read_clips, split_clips
 from data_pipelines.vggsound.decoding import decode_clip
 from data_pipelines.vggsound.missing import LISTING, ClipFile, find_clips, report_missing
@@ -90,8 +90,8 @@ class VggSound(tfds.core.ShardBasedBuilder):
         config = cast(VggSoundConfig, self.builder_config)
         size = config.frame_size
         features = {
-            "video": _bytes_feature(config.num_frames, size, size, 3),
-            "audio": _bytes_feature(config.num_mels, config.num_steps, 1),
+            "video": bytes_feature(config.num_frames, size, size, 3),
+            "audio": bytes_feature(config.num_mels, config.num_steps, 1),
             "label": tfds.features.ClassLabel(),  # the names are in the list of clips
             "youtube_id": tfds.features.Text(),
             "start": tfds.features.Scalar(dtype=np.int32),
@@ -171,8 +171,3 @@ class VggSound(tfds.core.ShardBasedBuilder):
         for key, clip in tqdm(clips, desc=f"Writing {split}", disable=not self._progress):
             row = {"label": clip.label, "youtube_id": clip.youtube_id, "start": clip.start}
             yield clip.name, {**read_decoded(folder, key), **row}
-
-
-def _bytes_feature(*shape: int) -> tfds.features.Tensor:
-    """A feature of 8-bit values that is stored as they are: as numbers they would take longer."""
-    return tfds.features.Tensor(shape=shape, dtype=np.uint8, encoding="bytes")

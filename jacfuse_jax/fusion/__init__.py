@@ -10,7 +10,11 @@ transformations, `jax.jit` among them, take JAX's and NumPy's arrays alone as ar
 """
 
 from jacfuse_jax.fusion.cascade import cascade_fusion
-from jacfuse_jax.fusion.contaminated import contaminated_fusion, contaminated_log_probs
+from jacfuse_jax.fusion.contaminated import (
+    contaminate_modalities,
+    contaminated_fusion,
+    contaminated_log_probs,
+)
 from jacfuse_jax.fusion.robust import FusedOutput, robust_fusion
 from jacfuse_jax.fusion.static import (
     max_fusion,
@@ -23,6 +27,7 @@ from jacfuse_jax.fusion.static import (
 __all__ = [
     "FusedOutput",
     "cascade_fusion",
+    "contaminate_modalities",
     "contaminated_fusion",
     "contaminated_log_probs",
     "max_fusion",

@@ -52,6 +52,39 @@ def contaminated_log_probs(
     return _contaminate(array, log_prior, e)
 
 
+def contaminate_modalities(
+    logits: Mapping[str, AnyArray],
+    class_prior: AnyArray,
+    *,
+    contamination: ArrayLike,
+    perturbed: str | tuple[str, ...],
+) -> dict[str, jax.Array]:
+    """The logits, with `contaminated_log_probs` in the place of those of perturbed modalities.
+
+    What `robust_fusion` is given where it recalibrates contaminated likelihoods.
+
+    Args:
+      logits: {modality: (B, K)}, float32 or float64, at least one modality.
+      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
+      contamination: e in [0, 1], a scalar, traced or not.
+      perturbed: name or names of the modalities believed perturbed; static.
+
+    Returns:
+      {modality: (B, K)}, in the dtype of the logits.
+
+    Raises:
+      TypeError: logits are not float32 or float64.
+      ValueError: shapes disagree, a modality is unknown, a prior is not positive, or e lies outside
+        [0, 1].
+    """
+    arrays, log_prior = check_inputs(logits, class_prior)
+    names = check_modalities("perturbed", perturbed, arrays)
+    e = check_scalar("contamination", contamination, log_prior.dtype, high=1)
+    return {
+        name: _contaminate(z, log_prior, e) if name in names else z for name, z in arrays.items()
+    }
+
+
 def contaminated_fusion(
     logits: Mapping[str, AnyArray],
     class_prior: AnyArray,

@@ -24,7 +24,8 @@ class _Numbers(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     # The base class leaves the type open.
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:  # noqa: ARG002
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager  # nothing is downloaded
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:

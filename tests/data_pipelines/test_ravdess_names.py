@@ -15,7 +15,7 @@ def test_a_name_is_read_field_by_field() -> None:
     assert EMOTIONS[name.emotion - 1] == "fearful"
     assert str(name) == "03-01-06-01-02-01-12"
     with pytest.raises(AttributeError):
-        name.actor = 3  # type: ignore[misc]
+        name.actor = 3  # type: ignore[misc] # the checker forbids it, too
 
 
 def test_the_ends_of_all_ranges_are_legal() -> None:

@@ -38,7 +38,8 @@ class _Pictures(tfds.core.GeneratorBasedBuilder):
         )
 
     # The base class leaves the type open.
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:  # noqa: ARG002
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager  # nothing is downloaded
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -38,10 +38,11 @@ def read_npz(path):
     return columns, json.loads(columns.pop("jacfuse_jax"))
 
 
-class TestWriteFused:
-    READERS = {".parquet": read_parquet, ".csv": read_csv, ".npz": read_npz}  # noqa: RUF012
-    METADATA = {"gamma": 0.1, "perturbed": ["audio"]}  # noqa: RUF012
+READERS = {".parquet": read_parquet, ".csv": read_csv, ".npz": read_npz}
+METADATA = {"gamma": 0.1, "perturbed": ["audio"]}
 
+
+class TestWriteFused:
     @pytest.fixture(params=list(READERS))
     def path(self, request, tmp_path):
         return tmp_path / "made" / f"fused{request.param}"
@@ -60,8 +61,8 @@ class TestWriteFused:
 
     @pytest.mark.parametrize("ids", [IDS, IDS.astype(str)], ids=["numbers", "texts"])
     def test_holds_what_was_written(self, ids, path, dtype):
-        write_fused(path, pa.array(ids), self.batches(ids, dtype=dtype), self.METADATA)
-        columns, metadata = self.READERS[path.suffix](path)
+        write_fused(path, pa.array(ids), self.batches(ids, dtype=dtype), METADATA)
+        columns, metadata = READERS[path.suffix](path)
         assert sorted(columns) == ["id", "jacobian_norm", "log_probs", "prediction"]
         if path.suffix == ".csv" and ids is not IDS:
             columns["id"] = [str(x) for x in columns["id"]]  # a table of texts has no types
@@ -71,14 +72,14 @@ class TestWriteFused:
         expected = LOGITS.copy()
         expected[3] = np.nan
         assert_array_equal(np.array(columns["log_probs"], dtype), expected)
-        assert metadata == self.METADATA
+        assert metadata == METADATA
 
     def test_that_fails_leaves_what_was_there(self, path):
         def fail():
             yield from self.batches(IDS, (12,))
             raise KeyboardInterrupt
 
-        write_fused(path, pa.array(IDS), self.batches(IDS), self.METADATA)
+        write_fused(path, pa.array(IDS), self.batches(IDS), METADATA)
         before = {file: file.read_bytes() for file in path.parent.iterdir()}
         with pytest.raises(KeyboardInterrupt):
             write_fused(path, pa.array(IDS), fail(), {})

@@ -137,3 +137,17 @@ def test_misuse():
         fusion.contaminated_log_probs(np.ones(5), prior, contamination=0.5)
     with pytest.raises(TypeError, match="logits must be float32 or float64, got int"):
         fusion.contaminated_log_probs(np.ones((2, 5), int), prior, contamination=0.5)
+
+
+def test_modalities_that_are_not_perturbed_keep_their_logits():
+    logits = {name: np.random.default_rng(i).normal(size=(5, 3)) for i, name in enumerate("abc")}
+    prior = np.array([0.5, 0.3, 0.2])
+    found = fusion.contaminate_modalities(logits, prior, contamination=0.3, perturbed=("a", "c"))
+    np.testing.assert_array_equal(found["b"], logits["b"])
+    for name in "ac":
+        exponentials = np.exp(logits[name])
+        probs = exponentials / exponentials.sum(axis=1, keepdims=True)
+        expected = np.log(0.7 * probs + 0.3 * prior)
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-14)
+    with pytest.raises(ValueError, match="perturbed names 'd', but the modalities are"):
+        fusion.contaminate_modalities(logits, prior, contamination=0.3, perturbed="d")
