@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,7 +79,12 @@ def decode_all(
         disable=not progress,
     )
     try:
-        failures = {key: message for key, message in bar if message is not None}
+        with warnings.catch_warnings():
+            # A worker that was idle or has grown by hundreds of megabytes ends and is replaced.
+            # Nothing is lost, but raised as an error in joblib's own thread the warning would leave
+            # this one waiting for ever.
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
+            failures = {key: message for key, message in bar if message is not None}
     except TerminatedWorkerError:
         raise DataError(
             f"{folder}: a worker process died (out of memory, killed, or a fault in a decoder); the"

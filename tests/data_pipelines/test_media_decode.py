@@ -54,6 +54,16 @@ def big(value: int) -> Arrays:
     return {"value": np.full(10**6, value)}
 
 
+HOARD: list[Arrays] = []
+
+
+def hoard(value: int) -> Arrays:
+    """A decoder that leaks a hundred megabytes a clip."""
+    HOARD.append({"value": np.ones(100 * 2**17)})
+    time.sleep(0.25)
+    return double(value)
+
+
 def _decode(
     folder: Path, decode_fn: Callable[[int], Arrays] = double, num_workers: int = 1
 ) -> dict[str, str]:
@@ -112,6 +122,15 @@ def test_a_dead_worker_is_explained_and_the_call_carries_on(tmp_path: Path) -> N
     assert _decode(tmp_path, num_workers=2) == {}
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert {path.name for path in tmp_path.iterdir()} == {f"{key}.npz" for key in VALUES}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)  # warnings are errors here: joblib's thread would die of one
+def test_workers_that_have_grown_are_replaced(tmp_path: Path) -> None:
+    assert _decode(tmp_path, hoard, num_workers=2) == {}
+    assert len({int(read_decoded(tmp_path, key)["pid"]) for key in VALUES}) > 2
+    for key, value in VALUES.items():
+        np.testing.assert_array_equal(read_decoded(tmp_path, key)["value"], 2 * value)
 
 
 _RUN = """
