@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from data_pipelines import av_mnist, digits, ravdess, vggsound
 from data_pipelines.av_mnist import AvMnistConfig
 from data_pipelines.errors import DataError
+from data_pipelines.preparing import make_builder
 from data_pipelines.ravdess import Ravdess, RavdessConfig
 from data_pipelines.stored import StoredColumn, StoredSplit
 from data_pipelines.vggsound import VggSound, VggSoundConfig
@@ -105,7 +106,7 @@ def load(
         ravdess.prepare(
             data_dir, manual_dir, ravdess_config, num_workers=num_workers, progress=progress
         )
-        parts = _ravdess_parts(Ravdess(data_dir=data_dir, config=ravdess_config), fold)
+        parts = _ravdess_parts(make_builder(Ravdess, data_dir, ravdess_config), fold)
         return _load_stored(name, parts, "actor", num_train, num_eval, progress)
     _check_listed_counts(data_dir, manual_dir, num_train, num_eval, vggsound_config)
     vggsound.prepare(
@@ -116,7 +117,7 @@ def load(
         max_missing=max_missing,
         progress=progress,
     )
-    parts = _vggsound_parts(VggSound(data_dir=data_dir, config=vggsound_config))
+    parts = _vggsound_parts(make_builder(VggSound, data_dir, vggsound_config))
     return _load_stored(name, parts, "youtube_id", num_train, num_eval, progress)
 
 
@@ -164,7 +165,7 @@ def _check_listed_counts(
 ) -> None:
     """Refuses more rows than VGGSound's list has before hours go into decoding them."""
     listing = manual_dir and manual_dir / "vggsound.csv"
-    builder: Any = VggSound(data_dir=data_dir, config=config)
+    builder = make_builder(VggSound, data_dir, config)
     if listing and listing.is_file() and not builder.is_prepared():
         splits = vggsound.split_clips(vggsound.read_clips(listing))
         _check_counts(num_train, len(splits["train"]), num_eval, len(splits["test"]))

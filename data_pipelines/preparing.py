@@ -13,9 +13,34 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
 from data_pipelines.errors import DataError
+from data_pipelines.stored import unreadable
 
 # With ten attempts, the default, it takes over three minutes to find that there is no network.
 downloader.MAX_RETRIES = 4
+
+
+def make_builder(builder_class: Any, data_dir: Path, config: Any, **keywords: Any) -> Any:
+    """Returns a builder, which knows of what it built before.
+
+    Args:
+      builder_class: of tensorflow-datasets.
+      data_dir: where prepared data sets are kept.
+      config: of the builder.
+      **keywords: further arguments of the class.
+
+    Returns:
+      The builder, as Any: decorators hide the true types of its methods.
+
+    Raises:
+      DataError: what it built is damaged.
+    """
+    try:
+        return builder_class(data_dir=data_dir, config=config, **keywords)
+    except MemoryError:
+        raise
+    except Exception as error:  # what it built is described in files of several formats
+        folder = Path(data_dir) / builder_class.name / config.name / str(builder_class.VERSION)
+        raise unreadable(folder, "its description", error) from error
 
 
 def prepare_builder(

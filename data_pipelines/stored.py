@@ -46,7 +46,7 @@ class StoredSplit:
         except MemoryError:
             raise
         except Exception as error:  # array_record raises types of its own
-            raise self._unreadable(error) from error
+            raise unreadable(self._folder, f"split {self._split}", error) from error
 
     def __len__(self) -> int:
         return len(self._records)
@@ -81,21 +81,9 @@ class StoredSplit:
                 except MemoryError:
                     raise
                 except Exception as error:  # array_record and protobuf raise types of their own
-                    raise self._unreadable(error) from error
+                    raise unreadable(self._folder, f"split {self._split}", error) from error
                 bar.update(len(chunk))
         return columns
-
-    def _unreadable(self, error: Exception) -> DataError:
-        """The error for files that cannot be read."""
-        if reason := system_failure(error):
-            return DataError(
-                f"--data_dir: {self._folder} cannot be read (split {self._split}, {reason}); that"
-                " is no fault of the data: mend it, and run again"
-            )
-        return DataError(
-            f"--data_dir: {self._folder} is damaged (split {self._split},"
-            f" {type(error).__name__}); remove this folder, and it is prepared again"
-        )
 
 
 class StoredColumn:
@@ -148,6 +136,25 @@ class StoredColumn:
         if copy is False:
             raise ValueError("a StoredColumn is on disk: an array of it is always a copy")
         return self[np.arange(len(self))].astype(dtype or self.dtype, copy=False)
+
+
+def unreadable(folder: Path, part: str, error: Exception) -> DataError:
+    """Returns the error for a prepared data set that cannot be read any more.
+
+    Args:
+      folder: of the data set.
+      part: which part of it.
+      error: what reading raised.
+    """
+    if reason := system_failure(error):
+        return DataError(
+            f"--data_dir: {folder} cannot be read ({part}, {reason}); that is no fault of the data:"
+            " mend it, and run again"
+        )
+    return DataError(
+        f"--data_dir: {folder} is damaged ({part}, {type(error).__name__}); remove this folder, and"
+        " it is prepared again"
+    )
 
 
 def system_failure(error: Exception) -> str | None:

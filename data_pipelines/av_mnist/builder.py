@@ -16,6 +16,22 @@ from data_pipelines.av_mnist.spectrogram import SIZE, encode_png, log_spectrogra
 from data_pipelines.errors import DataError
 from data_pipelines.preparing import download, forget_download
 
+_CITATION = """@article{lecun1998gradient,
+  title={Gradient-based learning applied to document recognition},
+  author={LeCun, Yann and Bottou, L{\\'e}on and Bengio, Yoshua and Haffner, Patrick},
+  journal={Proceedings of the IEEE},
+  volume={86},
+  number={11},
+  pages={2278--2324},
+  year={1998}
+}
+@misc{jackson2018free,
+  title={Free Spoken Digit Dataset},
+  author={Jackson, Zohar and others},
+  doi={10.5281/zenodo.1342401},
+  year={2018}
+}"""
+
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class AvMnistConfig(tfds.core.BuilderConfig):
@@ -53,6 +69,7 @@ class AvMnist(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description=AvMnist.__doc__,
+            citation=_CITATION,
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Tensor(shape=(28, 28, 1), dtype=np.float32),

@@ -10,9 +10,8 @@ from tqdm.auto import tqdm
 
 from data_pipelines.av_mnist.builder import DEFAULT_CONFIG, AvMnist, AvMnistConfig
 from data_pipelines.av_mnist.spectrogram import decode_pngs
-from data_pipelines.errors import DataError
-from data_pipelines.preparing import prepare_builder
-from data_pipelines.stored import system_failure
+from data_pipelines.preparing import make_builder, prepare_builder
+from data_pipelines.stored import unreadable
 
 
 def prepare(
@@ -36,7 +35,8 @@ def prepare(
       DataError: raw files are missing, damaged or foreign, or cannot be downloaded; `data_dir`
         cannot be written to, or holds something else in the place of the data set.
     """
-    prepare_builder(_builder(data_dir, config), data_dir, manual_dir=manual_dir, progress=progress)
+    builder = make_builder(AvMnist, data_dir, config)
+    prepare_builder(builder, data_dir, manual_dir=manual_dir, progress=progress)
 
 
 def read_split(
@@ -65,8 +65,8 @@ def read_split(
       DataError: what was prepared cannot be read any more.
     """
     # Pictures are decoded here, since every recording serves many rows.
+    builder = make_builder(AvMnist, data_dir, config)
     try:
-        builder = _builder(data_dir, config)
         source = builder.as_data_source(split, decoders={"audio": tfds.decode.SkipDecoding()})
         positions = range(len(source) if num_examples is None else num_examples)
         rows: list[dict[str, Any]] = [
@@ -75,15 +75,7 @@ def read_split(
     except MemoryError:
         raise
     except Exception as error:  # array_record and protobuf raise types of their own
-        if reason := system_failure(error):
-            raise DataError(
-                f"--data_dir={data_dir}: split {split} of {config.name} cannot be read ({reason});"
-                " that is no fault of the data: mend it, and run again"
-            ) from error
-        raise DataError(
-            f"--data_dir={data_dir}: split {split} of {config.name} is damaged "
-            f"({type(error).__name__}); remove its folder av_mnist, and it is prepared again"
-        ) from error
+        raise unreadable(Path(builder.data_dir), f"split {split}", error) from error
     return {
         "image": np.stack([row["image"] for row in rows]),
         "audio": decode_pngs([row["audio"] for row in rows]),
@@ -91,8 +83,3 @@ def read_split(
         "index": np.array([row["index"] for row in rows], np.int32),
         "recording": np.array([row["recording"].decode() for row in rows]),
     }
-
-
-def _builder(data_dir: Path, config: AvMnistConfig) -> Any:
-    """Returns the builder as Any: decorators hide the true types of its methods."""
-    return AvMnist(data_dir=data_dir, config=config)

@@ -1,8 +1,7 @@
-"""Waveforms out of WAV files and videos, and their log-mel spectrograms."""
+"""Waveforms out of WAV and MP4 files, and their log-mel spectrograms."""
 
 import io
 import struct
-from contextlib import nullcontext
 from itertools import chain, groupby
 from pathlib import Path
 from typing import BinaryIO
@@ -20,13 +19,19 @@ _WINDOW_S = 0.025
 _HOP_S = 0.010
 _DYNAMIC_RANGE_DB = 80.0
 _UNKNOWN_LENGTH = 0xFFFFFFFF  # what programs write that cannot go back to the header
+# Others are in no use, but damaged files have them: a few samples would become gigabytes, and PyAV
+# crashes on more channels.
+_RATES_HZ = (4_000, 384_000)
+_MAX_CHANNELS = 8
+# Compressed kinds cannot be told to be whole.
+_WAV_KINDS = {"PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"}
 
 
-def read_wav(file: Path | BinaryIO, name: str, *, sample_rate_hz: int) -> NDArray[np.float32]:
+def read_wav(file: BinaryIO, name: str, *, sample_rate_hz: int) -> NDArray[np.float32]:
     """Reads a WAV file as the mean of its channels, resampled.
 
     Args:
-      file: path, or a file that can be seeked in.
+      file: a file that can be seeked in.
       name: what messages call it.
       sample_rate_hz: of the result.
 
@@ -34,25 +39,24 @@ def read_wav(file: Path | BinaryIO, name: str, *, sample_rate_hz: int) -> NDArra
       (num_samples,), at least one; integers are scaled to [-1, 1].
 
     Raises:
-      MediaError: missing, empty, not WAV, truncated, without samples, or a sample is NaN or
-        infinite.
+      MediaError: empty, not WAV, truncated, without samples or compressed; sample rate or
+        number of channels are those of no sound; a sample is NaN or infinite.
     """
+    if file.seek(0, io.SEEK_END) == 0:
+        raise MediaError(f"{name}: the file is empty")
+    file.seek(0)
     try:
-        with file.open("rb") if isinstance(file, Path) else nullcontext(file) as stream:
-            if stream.seek(0, io.SEEK_END) == 0:
-                raise MediaError(f"{name}: the file is empty")
-            stream.seek(0)
-            with soundfile.SoundFile(stream) as sound:
-                if sound.format not in ("WAV", "WAVEX"):
-                    raise MediaError(f"{name}: {sound.format}, expected WAV")
-                rate_hz = sound.samplerate
-                channels = sound.read(dtype="float32", always_2d=True)
-            if _is_cut(stream):
-                raise MediaError(f"{name}: truncated within its samples")
+        with soundfile.SoundFile(file) as sound:
+            if sound.format not in ("WAV", "WAVEX") or sound.subtype not in _WAV_KINDS:
+                found = f"{sound.format} of {sound.subtype}"
+                raise MediaError(f"{name}: {found}, expected WAV that is not compressed")
+            rate_hz = sound.samplerate
+            _check_format(sound.channels, rate_hz, name)
+            channels = sound.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError:
         raise MediaError(f"{name}: not a WAV file, or truncated in its header") from None
-    except OSError as error:
-        raise MediaError(f"{name}: cannot be read ({error.strerror})") from None
+    if _is_cut(file):
+        raise MediaError(f"{name}: truncated within its samples")
     waveform = _checked(channels.mean(axis=1), name)
     resampled = librosa.resample(waveform, orig_sr=rate_hz, target_sr=sample_rate_hz)
     return _checked(resampled, name)  # the largest numbers can overflow
@@ -64,7 +68,7 @@ def read_audio_track(
     """Reads the first sound track of a video as the mean of its channels, resampled.
 
     Args:
-      path: a file of any container and codec that FFmpeg reads; a file object must be seekable.
+      path: an MP4 file of any codec that FFmpeg reads; a file object must be seekable.
       name: what messages call it.
       sample_rate_hz: of the result.
 
@@ -72,20 +76,19 @@ def read_audio_track(
       (num_samples,), at least one.
 
     Raises:
-      MediaError: empty, not media, no sound in it, truncated, damaged, of no length, or a sample
-        is NaN or infinite.
+      MediaError: empty, not MP4, no sound in it, truncated, damaged, or of no length; sample
+        rate or number of channels are those of no sound; a sample is NaN or infinite.
     """
     count_packets(path, name, "audio")
     blocks: list[NDArray[np.float32]] = []
     with opened(path, name) as container:
         first_stream(container, name, "audio")
         # A resampler is made for one format, and some tracks change theirs on the way.
-        for _, frames in groupby(container.decode(audio=0), key=_format):
+        for (_, layout, rate_hz), frames in groupby(container.decode(audio=0), key=_format):
+            _check_format(layout.nb_channels, rate_hz, name)
             resampler = av.AudioResampler(format="fltp", rate=sample_rate_hz)
             # None makes the resampler give what it still holds back.
             for frame in chain(frames, [None]):
-                if frame is not None and frame.is_corrupt:
-                    raise MediaError(f"{name}: its audio is damaged")
                 blocks += [block.to_ndarray().mean(axis=0) for block in resampler.resample(frame)]
     return _checked(np.concatenate([np.empty(0, np.float32), *blocks]), name)
 
@@ -136,9 +139,18 @@ def log_mel(
     return np.rint(255 * (1 + level_db / _DYNAMIC_RANGE_DB)).astype(np.uint8)
 
 
-def _format(frame: av.AudioFrame) -> tuple[str, str, int]:
+def _format(frame: av.AudioFrame) -> tuple[str, av.AudioLayout, int]:
     """Returns what a resampler must know of a frame."""
-    return frame.format.name, frame.layout.name, frame.sample_rate
+    return frame.format.name, frame.layout, frame.sample_rate
+
+
+def _check_format(num_channels: int, rate_hz: int, name: str) -> None:
+    """Refuses what no sound is recorded with."""
+    low, high = _RATES_HZ
+    if not low <= rate_hz <= high:
+        raise MediaError(f"{name}: {rate_hz} samples a second, expected {low} to {high}")
+    if num_channels > _MAX_CHANNELS:
+        raise MediaError(f"{name}: {num_channels} channels, expected at most {_MAX_CHANNELS}")
 
 
 def _checked(waveform: NDArray[np.float32], name: str) -> NDArray[np.float32]:

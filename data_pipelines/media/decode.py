@@ -110,7 +110,8 @@ def read_decoded(folder: Path, key: str) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    # TypeError: a .npy under that name.
+    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{path}: missing or damaged ({reason}); remove the file, and the same command makes it"

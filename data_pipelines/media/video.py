@@ -22,7 +22,7 @@ def read_frames(
     anywhere is found; no more than one is held besides the result.
 
     Args:
-      path: a file of any container and codec that FFmpeg reads; a file object must be seekable.
+      path: an MP4 file of any codec that FFmpeg reads; a file object must be seekable.
       name: what messages call it.
       num_frames: T, at least 1.
       size: side of the pictures in pixels, at least 1. They are shrunk with antialiasing
@@ -32,7 +32,7 @@ def read_frames(
       (T, size, size, 3) RGB.
 
     Raises:
-      MediaError: empty, not media, no video in it, truncated, damaged, or of no length.
+      MediaError: empty, not MP4, no video in it, truncated, damaged, or of no length.
     """
     count = count_packets(path, name, "video")
     wanted = (2 * np.arange(num_frames) + 1) * count // (2 * num_frames)

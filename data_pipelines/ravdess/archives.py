@@ -1,6 +1,7 @@
 """Finds the clips in the published zip archives, and reads one of them, in memory."""
 
 import dataclasses
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,8 @@ URLS = {
 
 _AUDIO, *_VIDEOS = URLS
 _REMEDY = "fetch the archive again from its public home"
+# Members are read whole. Published ones have a few megabytes; small archives can promise any size.
+_MAX_BYTES = 2**28
 
 
 class ArchiveError(DataError):
@@ -101,8 +104,8 @@ def find_clips(paths: Mapping[str, Path]) -> list[Clip]:
     Raises:
       DataError: an archive cannot be read.
       ArchiveError: one is not a zip archive; a member would leave the folder, has no legal name, is
-        a song, comes twice or belongs to another actor; a video has no sound or a sound has no
-        video; an actor has no clips. Where two archives disagree, either may be wrong.
+        a song, comes twice, belongs to another actor or is far too large; a video has no sound or a
+        sound has no video; an actor has no clips. Where two archives disagree, either may be wrong.
     """
     audio = _members(paths[_AUDIO], modality=3, suffix=".wav", actor=None)
     video: dict[ClipName, Member] = {}
@@ -145,14 +148,16 @@ def read_member(member: Member) -> bytes:
     try:
         with zipfile.ZipFile(member.archive) as archive:
             return archive.read(member.name)
-    # RuntimeError: encrypted, or (NotImplementedError) a compression that is not deflate;
-    # UnicodeDecodeError: the name in front of the content is damaged.
+    # RuntimeError: encrypted, or (NotImplementedError) of unknown compression; KeyError: another
+    # archive by now; UnicodeDecodeError: the name in front of the content is damaged.
     except (
         OSError,
         EOFError,
+        KeyError,
         RuntimeError,
         UnicodeDecodeError,
         zipfile.BadZipFile,
+        lzma.LZMAError,
         zlib.error,
     ) as error:
         reason = " ".join(str(error).split())
@@ -187,6 +192,8 @@ def _members(
         where = f"{path}: member {info.filename!r}"
         if file.is_absolute() or ".." in file.parts or "\\" in info.filename:
             raise ArchiveError(f"{where} leaves the folder; {_REMEDY}", [path])
+        if not info.filename.isprintable():
+            raise ArchiveError(f"{where} has no legal name; {_REMEDY}", [path])
         # Archives made on a Mac hold a file ._NAME of properties for every file NAME.
         if info.is_dir() or file.suffix not in (".mp4", ".wav") or file.name.startswith("._"):
             continue
@@ -206,6 +213,10 @@ def _members(
             raise ArchiveError(
                 f"{where}: the actor in its name is not that of its folder or archive; {_REMEDY}",
                 [path],
+            )
+        if info.file_size > _MAX_BYTES:
+            raise ArchiveError(
+                f"{where}: {info.file_size} bytes, expected at most {_MAX_BYTES}; {_REMEDY}", [path]
             )
         if name in found:
             raise ArchiveError(f"{where}: the clip comes twice; {_REMEDY}", [path])

@@ -1,12 +1,11 @@
 """Makes RAVDESS on disk, once and whole."""
 
 from pathlib import Path
-from typing import Any
 
 from joblib import cpu_count
 
 from data_pipelines.errors import DataError
-from data_pipelines.preparing import prepare_builder
+from data_pipelines.preparing import make_builder, prepare_builder
 from data_pipelines.ravdess.builder import DEFAULT_CONFIG, Ravdess, RavdessConfig
 
 
@@ -40,7 +39,5 @@ def prepare(
         num_workers = cpu_count()
     if num_workers < 1:
         raise DataError(f"--num_workers={num_workers}: choose at least 1")
-    builder: Any = Ravdess(
-        data_dir=data_dir, config=config, num_workers=num_workers, progress=progress
-    )
+    builder = make_builder(Ravdess, data_dir, config, num_workers=num_workers, progress=progress)
     prepare_builder(builder, data_dir, manual_dir=manual_dir, progress=progress)

@@ -124,7 +124,7 @@ class VggSound(tfds.core.ShardBasedBuilder):
         info = cast(Any, self.info)
         info.features["label"].names = labels
         num_clips = sum(map(len, splits.values()))
-        info.metadata.update(num_clips=num_clips, num_missing=len(problems))
+        info.metadata.update(num_clips=num_clips, num_missing=len(problems), labels=labels)
         return {
             split: self._shards(
                 split, [(keys[clip.name], clip) for clip in part if clip.name not in problems]

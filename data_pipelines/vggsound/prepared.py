@@ -1,13 +1,13 @@
 """Makes VGGSound on disk, once and whole, out of the clips that are there."""
 
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 from joblib import cpu_count
 
 from data_pipelines.errors import DataError
-from data_pipelines.preparing import prepare_builder
+from data_pipelines.preparing import make_builder, prepare_builder
+from data_pipelines.stored import unreadable
 from data_pipelines.vggsound.builder import DEFAULT_CONFIG, VggSound, VggSoundConfig
 from data_pipelines.vggsound.missing import LISTING
 
@@ -47,9 +47,10 @@ def prepare(
         num_workers = cpu_count()
     if num_workers < 1:
         raise DataError(f"--num_workers={num_workers}: choose at least 1")
-    builder: Any = VggSound(
-        data_dir=data_dir,
-        config=config,
+    builder = make_builder(
+        VggSound,
+        data_dir,
+        config,
         num_workers=num_workers,
         max_missing=max_missing,
         progress=progress,
@@ -62,8 +63,13 @@ def prepare(
         )
     prepare_builder(builder, data_dir, manual_dir=manual_dir, progress=progress)
     # Read anew: another process may have prepared it in the meantime.
-    metadata: Any = VggSound(data_dir=data_dir, config=config).info.metadata
-    num_clips, num_missing = metadata["num_clips"], metadata["num_missing"]
+    info = make_builder(VggSound, data_dir, config).info
+    try:
+        num_clips, num_missing = (int(info.metadata[key]) for key in ("num_clips", "num_missing"))
+        if info.metadata["labels"] != info.features["label"].names:
+            raise ValueError("its labels are not those that it was made with")
+    except (KeyError, TypeError, ValueError) as error:
+        raise unreadable(folder, "its description", error) from error
     if num_missing:
         report = (
             f"{folder}: prepared with {num_clips - num_missing} of {num_clips} clips"

@@ -93,6 +93,14 @@ def mp4_bytes(**content: Any) -> bytes:
         return path.read_bytes()
 
 
+def emptied(content: bytes) -> bytes:
+    """An MP4 of one track whose tables of sizes and of times say that it has no samples."""
+    for table, offset in ((b"stsz", 12), (b"stts", 8)):
+        count = content.index(table) + offset
+        content = content[:count] + bytes(4) + content[count + 4 :]
+    return content
+
+
 def wav_bytes(
     waveform: NDArray[np.floating], *, sample_rate_hz: int = 48_000, subtype: str = "PCM_16"
 ) -> bytes:

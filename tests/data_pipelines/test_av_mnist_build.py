@@ -248,14 +248,10 @@ def test_damaged_prepared_data_is_named(damage: Any, manual_dir: Path, tmp_path:
     prepare(tmp_path, manual_dir, tiny_config(), progress=False)
     (file,) = tmp_path.rglob("*train.array_record*")
     damage(file)
-    with pytest.raises(DataError, match=f"--data_dir={tmp_path}: split train of tiny is damaged"):
+    with pytest.raises(DataError, match=rf"{tmp_path}\S+ is damaged \(split train, \w+\)"):
         read_split(tmp_path, "train", config=tiny_config(), progress=False)
     test = read_split(tmp_path, "test", config=tiny_config(), progress=False)
     assert len(test["label"]) == 20
-    (info,) = tmp_path.rglob("dataset_info.json")
-    _truncate(info)
-    with pytest.raises(DataError, match="is damaged"):
-        read_split(tmp_path, "test", config=tiny_config(), progress=False)
 
 
 def test_what_the_system_refuses_is_not_called_damage(
@@ -266,7 +262,7 @@ def test_what_the_system_refuses_is_not_called_damage(
         (
             OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
             DataError,
-            rf"--data_dir={tmp_path}: split train of tiny cannot be read \(Too many open files\)",
+            rf"{tmp_path}\S+ cannot be read \(split train, Too many open files\)",
         ),
     ]
     for error, raised, message in cases:

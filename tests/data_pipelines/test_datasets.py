@@ -1,3 +1,6 @@
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +165,46 @@ def test_rows_of_vggsound_share_a_group_if_and_only_if_they_share_a_video(
         assert columns["audio"].shape == (len(stored), 8, 20, 1)
     assert len(set(dataset.splits["train"]["group"].tolist())) < 24  # some do share a video
     assert set(dataset.splits["train"]["label"][:12].tolist()) == {0, 1, 2, 3}
+
+
+def _half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": _half,
+    "junk": lambda path: path.write_bytes(bytes(range(256))),
+    "other json": lambda path: path.write_text("[1]"),
+    "missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["av_mnist", "ravdess", "vggsound"])
+def test_what_describes_a_prepared_data_set_is_whole_or_refused(
+    name: str, damage: str, keywords: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = load(name, **keywords[name])
+    (info,) = (keywords[name]["data_dir"] / name).rglob("dataset_info.json")
+    refused: dict[str, str] = {}
+    for file in [path.name for path in info.parent.iterdir() if "array_record" not in path.name]:
+        copy = tmp_path / file / info.parent.relative_to(keywords[name]["data_dir"])
+        shutil.copytree(info.parent, copy)
+        DAMAGES[damage](copy / file)
+        try:
+            dataset = load(name, **{**keywords[name], "data_dir": tmp_path / file})
+        except DataError as error:
+            refused[file] = str(error)
+            continue
+        assert dataset.num_classes == whole.num_classes
+        for split, columns in whole.splits.items():
+            np.testing.assert_array_equal(dataset.splits[split]["label"], columns["label"])
+    for message in refused.values():
+        problem = r"is damaged \(its description, \w+\)|not a prepared data set"
+        assert re.fullmatch(rf".*{tmp_path}\S* ({problem}); remove th.*", message)
+    assert "dataset_info.json" in refused
+    assert name != "vggsound" or {"metadata.json", "label.labels.txt"} <= refused.keys()
 
 
 @pytest.mark.parametrize("name", ["ravdess", "vggsound"])

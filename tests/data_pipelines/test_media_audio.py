@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from data_pipelines.errors import MediaError
 from data_pipelines.media.audio import log_mel, read_audio_track, read_wav
-from tests.data_pipelines.media_files import grey_frames, mp4_bytes, tone, wav_bytes, write_mp4
+from tests.data_pipelines.media_files import (
+    emptied,
+    grey_frames,
+    mp4_bytes,
+    tone,
+    wav_bytes,
+    write_mp4,
+)
 
 
 def _wav(content: bytes, sample_rate_hz: int = 16_000) -> NDArray[np.float32]:
@@ -85,26 +92,35 @@ BAD_WAV: dict[str, tuple[bytes, str]] = {
     "last byte missing": (WAV[:-1], "truncated within its samples"),
     "header alone": (WAV[:44], "truncated within its samples"),
     "half a header": (WAV[:20], "not a WAV file, or truncated"),
-    "flac": (_flac(), "FLAC, expected WAV"),
+    "flac": (_flac(), "FLAC of PCM_16, expected WAV"),
     "no samples": (wav_bytes(np.zeros(0)), "the audio has no length"),
     "nan": (wav_bytes(_with(np.nan), subtype="FLOAT"), "a sample of its audio is NaN or infinite"),
     "infinite": (wav_bytes(_with(np.inf), subtype="FLOAT"), "a sample .* is NaN or infinite"),
+    "compressed": (
+        wav_bytes(tone(440, 4000, 16_000), subtype="GSM610"),
+        "WAV of GSM610, expected WAV that is not compressed",
+    ),
+    "one sample a second": (
+        wav_bytes(tone(440, 4000, 16_000), sample_rate_hz=1),
+        "1 samples a second, expected 4000 to 384000",
+    ),
+    "two billion a second": (
+        wav_bytes(tone(440, 4000, 16_000), sample_rate_hz=2**31 - 1),
+        "2147483647 samples a second, expected",
+    ),
+    "nine channels": (
+        wav_bytes(np.zeros((100, 9), np.float32)),
+        "9 channels, expected at most 8",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", BAD_WAV)
-def test_bad_wav_files_are_named(case: str, tmp_path: Path) -> None:
+def test_bad_wav_files_are_named(case: str) -> None:
     content, problem = BAD_WAV[case]
-    (tmp_path / "sound.wav").write_bytes(content)
-    for file in (io.BytesIO(content), tmp_path / "sound.wav"):
-        with pytest.raises(MediaError, match=rf"^some sound: {problem}") as caught:
-            read_wav(file, "some sound", sample_rate_hz=16_000)
-        assert "\n" not in str(caught.value)
-
-
-def test_a_missing_wav_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match=r"^gone: cannot be read \(No such file"):
-        read_wav(tmp_path / "gone.wav", "gone", sample_rate_hz=16_000)
+    with pytest.raises(MediaError, match=rf"^sound: {problem}") as caught:
+        _wav(content)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_sound_of_a_video_is_read_and_resampled(tmp_path: Path) -> None:
@@ -130,12 +146,38 @@ MP4: dict[str, Any] = {
     "frames": np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8),
     "waveform": tone(400, 10_667, 16_000),
 }
+
+
+def _mov(waveform: NDArray[np.float32], rate_hz: int = 16_000, layout: str = "mono") -> bytes:
+    """A QuickTime file with these samples (of all channels in turn), as they are."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mov") as container:
+        stream: Any = container.add_stream("pcm_f32le", rate=rate_hz)
+        stream.layout = layout
+        frame = av.AudioFrame.from_ndarray(waveform[np.newaxis], format="flt", layout=layout)
+        frame.sample_rate = rate_hz
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
 BAD_TRACK: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the file is empty"),
-    "text": (b"not a video\n" * 20, "not media, truncated or damaged"),
-    "cut, index at the end": (mp4_bytes(**MP4)[:10_000], "not media, truncated or damaged"),
+    "text": (b"not a video\n" * 20, "not an MP4 file, truncated or damaged"),
+    "playlist": (b"ffconcat version 1.0\nfile other.mp4\n", "not an MP4 file"),
+    "cut, index at the end": (mp4_bytes(**MP4)[:10_000], "not an MP4 file, truncated or damaged"),
     "cut, index in front": (mp4_bytes(**MP4, faststart=True)[:10_000], "truncated"),
     "no audio": (mp4_bytes(frames=grey_frames([50] * 5)), "no audio in it"),
+    "no samples": (emptied(mp4_bytes(waveform=tone(400, 8000, 16_000))), "the audio has no length"),
+    "codec": (
+        mp4_bytes(**MP4).replace(b"mp4a", b"zzzz").replace(b"esds", b"free"),
+        "nothing decodes its audio",
+    ),
+    "nan": (_mov(_with(np.nan)), "a sample of its audio is NaN or infinite"),
+    "infinite": (_mov(_with(np.inf)), "a sample of its audio is NaN or infinite"),
+    # PyAV crashes on as many.
+    "channels": (_mov(tone(440, 4000, 16_000), layout="hexadecagonal"), "16 channels, expected at"),
+    "slow": (_mov(tone(440, 4000, 16_000), 100), "100 samples a second, expected 4000 to 384000"),
 }
 
 
@@ -145,6 +187,19 @@ def test_bad_tracks_are_named(case: str) -> None:
     with pytest.raises(MediaError, match=rf"^some clip: {problem}") as caught:
         read_audio_track(io.BytesIO(content), "some clip", sample_rate_hz=16_000)
     assert "\n" not in str(caught.value)
+
+
+def test_uncompressed_tracks_are_kept_sample_by_sample() -> None:
+    sound = tone(440, 4000, 16_000)
+    np.testing.assert_array_equal(_track(_mov(sound)), sound)
+
+
+def test_a_track_is_refused_wherever_it_is_cut() -> None:
+    content = mp4_bytes(waveform=tone(400, 10_667, 16_000), faststart=True)
+    assert len(_track(content)) >= 10_667
+    for length in [*range(0, len(content) - 1, len(content) // 25), len(content) - 1]:
+        with pytest.raises(MediaError, match=r"^clip: "):
+            _track(content[:length])
 
 
 def _mel_bands(num_mels: int, num_fft: int, rate_hz: int) -> NDArray[np.float64]:
@@ -265,7 +320,10 @@ def _adts(layout: str, rate_hz: int) -> bytes:
         (("mono", 16_000), ("stereo", 48_000)),
     ],
 )
-def test_a_track_may_change_its_format(first: tuple[str, int], second: tuple[str, int]) -> None:
+def test_a_track_may_change_its_format(
+    first: tuple[str, int], second: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_pipelines.media.container._FORMATS", "aac")
     actual = _track(_adts(*first) + _adts(*second))
     assert abs(len(actual) - 32_000) <= 3 * 1024  # AAC comes in blocks of 1024 samples
     for part in (actual[2000:14_000], actual[-14_000:-2000]):

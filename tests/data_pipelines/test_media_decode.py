@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,20 @@ def test_other_errors_end_the_call(num_workers: int, tmp_path: Path) -> None:
         _decode(tmp_path, divide, num_workers)
 
 
+def test_a_progress_bar_counts_what_is_there_already(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keywords: dict[str, Any] = {"num_workers": 1, "description": "Decoding clips"}
+    for number, progress in ((5, True), (20, True), (20, False)):
+        jobs = dict(list(VALUES.items())[:number])
+        decode_all(jobs, double, tmp_path, progress=progress, **keywords)
+    bars = [line for line in re.split(r"[\r\n]", capfd.readouterr().err) if line.strip()]
+    assert re.match(r"Decoding clips: +0%.* 0/5 ", bars[0])
+    shown = [re.search(r"(\d+)/20 ", bar) for bar in bars if "/20 " in bar]
+    assert [match and match[1] for match in (shown[0], shown[-1])] == ["5", "20"]
+    assert all(bar.startswith("Decoding clips") for bar in bars)
+
+
 def test_what_is_there_is_not_decoded_again(tmp_path: Path) -> None:
     _decode(tmp_path)
     (tmp_path / "clip-3.npz").unlink()
@@ -170,10 +185,11 @@ def test_a_killed_call_leaves_whole_files_alone(moment: signal.Signals, tmp_path
         np.testing.assert_array_equal(read_decoded(tmp_path, key)["value"][0, 0], 2 * value)
 
 
-def test_memory_does_not_grow_with_the_number_of_clips(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_memory_does_not_grow_with_the_number_of_clips(num_workers: int, tmp_path: Path) -> None:
     tracemalloc.start()
     try:
-        _decode(tmp_path, big)
+        _decode(tmp_path, big, num_workers)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -205,13 +221,18 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _bare(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+
+
 def _pickled(path: Path) -> None:
     with path.open("wb") as file:
         np.savez(file, value=np.array([{}], dtype=object))
 
 
 @pytest.mark.parametrize(
-    "damage", [_half, _flip, _pickled, Path.unlink, lambda path: os.truncate(path, 0)]
+    "damage", [_half, _flip, _pickled, _bare, Path.unlink, lambda path: os.truncate(path, 0)]
 )
 def test_damaged_files_are_named(damage: Callable[[Path], None], tmp_path: Path) -> None:
     values = np.arange(1000)

@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipelines.errors import MediaError
 from data_pipelines.media.video import read_frames
-from tests.data_pipelines.media_files import grey_frames, mp4_bytes, tone, write_mp4
+from tests.data_pipelines.media_files import emptied, grey_frames, mp4_bytes, tone, write_mp4
 
 LEVELS = range(10, 250, 12)  # of twenty frames; what codecs lose is less than half a step
 
@@ -82,21 +84,32 @@ def test_a_path_and_a_file_object_give_the_same(tmp_path: Path) -> None:
     np.testing.assert_array_equal(from_path, again)
 
 
-def test_other_containers_are_read() -> None:
-    content = mp4_bytes(frames=grey_frames(LEVELS), container_format="matroska")
-    np.testing.assert_allclose(_levels(content, 2), [LEVELS[5], LEVELS[15]], rtol=0, atol=4)
-
-
 def _whole(**options: Any) -> bytes:
     noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), np.uint8)
     return mp4_bytes(frames=noise, **options)
 
 
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(file, "PNG")
+    return file.getvalue()
+
+
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", r"the file is empty"),
-    "text": (b"not a video at all\n" * 20, r"not media, truncated or damaged \(Invalid data"),
-    "cut, index at the end": (_whole()[:10_000], r"not media, truncated or damaged"),
+    "text": (b"not a video at all\n" * 20, r"not an MP4 file, truncated or damaged \(Invalid data"),
+    "cut, index at the end": (_whole()[:10_000], r"not an MP4 file, truncated or damaged"),
+    "picture": (_png(), r"not an MP4 file"),
+    "matroska": (_whole(container_format="matroska"), r"not an MP4 file"),
+    # FFmpeg would read what these name: another file, or what arrives on a port.
+    "playlist": (b"ffconcat version 1.0\nfile other.mp4\n", r"not an MP4 file"),
+    "session": (
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n",
+        r"not an MP4 file",
+    ),
     "cut, index in front": (_whole(faststart=True)[:10_000], r"truncated"),
+    "no frames": (emptied(mp4_bytes(frames=grey_frames(LEVELS))), r"the video has no length"),
+    "codec": (_whole(codec="libx264").replace(b"avc1", b"none"), r"nothing decodes its video"),
     "no video": (mp4_bytes(waveform=tone(400, 8000, 16_000)), r"no video in it"),
 }
 
@@ -104,6 +117,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_files_are_named(case: str, tmp_path: Path) -> None:
     content, problem = BAD[case]
+    write_mp4(tmp_path / "other.mp4", frames=grey_frames(LEVELS))
     (tmp_path / "clip.mp4").write_bytes(content)
     for file in (io.BytesIO(content), tmp_path / "clip.mp4"):
         with pytest.raises(MediaError, match=rf"^some clip: {problem}") as caught:
@@ -125,12 +139,40 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_frames(tmp_path / "gone.mp4", "gone", num_frames=2, size=8)
 
 
-def test_damage_that_the_decoder_sees_is_refused() -> None:
+def _titled(title: str) -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        container.metadata["title"] = title
+        stream: Any = container.add_stream("mpeg4", rate=30)
+        stream.pix_fmt = "yuv420p"
+        for pixels in grey_frames([40, 200]):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def test_titles_may_be_in_any_encoding() -> None:
+    content = _titled("nine bytes").replace(b"nine bytes", "caf\xe9 bytes".encode("latin-1"))
+    np.testing.assert_allclose(_levels(content, 2), [40, 200], rtol=0, atol=4)
+
+
+def test_damage_within_a_frame_is_refused() -> None:
     content = bytearray(_whole(faststart=True))
     middle = len(content) // 2
     content[middle : middle + 2000] = bytes(2000)
-    with pytest.raises(MediaError, match=r"^clip: (frame \d+ of its video is|.*) ?damaged"):
+    with pytest.raises(MediaError, match=r"^clip: frame \d+ of its video is damaged"):
         read_frames(io.BytesIO(bytes(content)), "clip", num_frames=2, size=8)
+
+
+def test_frames_that_the_decoder_drops_are_missed() -> None:
+    content = mp4_bytes(frames=grey_frames(LEVELS), codec="libx264", faststart=True)
+    with av.open(io.BytesIO(content), "r") as container:
+        position = max(packet.pos or 0 for packet in container.demux(video=0))
+    # A length of four bytes, then the type of what follows: 10 ends a sequence, without a picture.
+    damaged = bytearray(content)
+    damaged[position + 4] = 10
+    with pytest.raises(MediaError, match=r"^clip: damaged: 19 of 20 frames could be decoded"):
+        read_frames(io.BytesIO(bytes(damaged)), "clip", num_frames=2, size=8)
 
 
 _PEAK = """

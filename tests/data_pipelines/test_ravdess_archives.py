@@ -1,4 +1,5 @@
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from data_pipelines.errors import DataError, MediaError
 from data_pipelines.ravdess.archives import (
     URLS,
     ArchiveError,
+    Member,
     find_clips,
     manual_paths,
     read_member,
@@ -103,6 +105,7 @@ BAD: dict[str, tuple[Callable[[Members], None], str]] = {
     "up in the middle": (_add(ZIP, f"a/../{VIDEO}"), "leaves the folder"),
     "absolute": (_add(AUDIO_ZIP, f"/{AUDIO}"), rf"{AUDIO_ZIP}: member '/Actor.* leaves the folder"),
     "backslash": (_add(ZIP, f"Actor_05\\01-{NAME}.mp4"), "leaves the folder"),
+    "line break": (_add(ZIP, f"a\nb/{VIDEO}"), r"member 'a\\nb/Actor.* has no legal name; fetch"),
     "bad name": (
         _rename(ZIP, VIDEO, "Actor_05/happy.mp4"),
         rf"{ZIP}: member 'Actor_05/happy\.mp4': 'happy' is not a RAVDESS name",
@@ -163,6 +166,19 @@ def test_an_entry_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
         find_clips(manual_paths(tmp_path))
 
 
+def test_members_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    write_zips(tmp_path, _members())
+    with (
+        zipfile.ZipFile(tmp_path / ZIP, "a", zipfile.ZIP_DEFLATED) as file,
+        file.open(f"Actor_05/01-{NAME[:-5]}02-05.mp4", "w", force_zip64=True) as member,
+    ):
+        for _ in range(257):
+            member.write(bytes(2**20))
+    assert (tmp_path / ZIP).stat().st_size < 2**20
+    with pytest.raises(ArchiveError, match=r"02-05\.mp4': 269484032 bytes, expected at most 2684"):
+        find_clips(manual_paths(tmp_path))
+
+
 @pytest.mark.parametrize("content", [b"", b"not an archive", "half"])
 def test_files_that_are_no_archives_are_named(content: Any, tmp_path: Path) -> None:
     write_zips(tmp_path, _members())
@@ -194,6 +210,40 @@ def test_a_damaged_member_fails_its_checksum(tmp_path: Path) -> None:
         read_member(damaged.video)
     assert "\n" not in str(caught.value)
     assert read_member(damaged.audio)
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_whatever_byte_is_damaged_a_member_is_whole_or_named(method: int, tmp_path: Path) -> None:
+    path = tmp_path / "archive.zip"
+    expected = bytes(range(100)) * 3
+    with zipfile.ZipFile(path, "w", method) as file:
+        file.writestr(VIDEO, expected)
+    member = Member(path, VIDEO, zlib.crc32(expected))
+    whole = path.read_bytes()
+    assert read_member(member) == expected
+    num_refused = 0
+    for i in range(len(whole)):
+        for value in (whole[i] ^ 0xFF, whole[i] ^ 1):
+            path.write_bytes(whole[:i] + bytes([value]) + whole[i + 1 :])
+            try:
+                assert read_member(member) == expected
+            except MediaError as error:
+                num_refused += 1
+                assert str(error).startswith(f"{path}: {VIDEO} is damaged (")  # noqa: PT017
+    assert num_refused > len(whole)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(MediaError, match="is damaged"):
+        read_member(member)
+
+
+def test_a_member_of_another_archive_by_now_is_named(tmp_path: Path) -> None:
+    clips = _find(tmp_path, _members())
+    with zipfile.ZipFile(clips[0].video.archive, "w"):
+        pass
+    with pytest.raises(MediaError, match=r"is damaged \(.There is no item named"):
+        read_member(clips[0].video)
 
 
 def test_damaged_names_are_told_in_one_line(tmp_path: Path) -> None:

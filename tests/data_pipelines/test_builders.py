@@ -1,0 +1,158 @@
+"""What tensorflow-datasets' own test case asks of every builder; that one needs TensorFlow."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data_pipelines.av_mnist import AvMnist
+from data_pipelines.av_mnist.spectrogram import encode_png
+from data_pipelines.ravdess import EMOTIONS, Ravdess
+from data_pipelines.vggsound import VggSound
+from tests.data_pipelines import raw_files, vggsound_files
+from tests.data_pipelines.media_files import ravdess_zips, tiny_ravdess_config
+
+
+class Case(NamedTuple):
+    """One builder.
+
+    Attributes:
+      builder_class: of tensorflow-datasets.
+      config: small.
+      write_fn: writes raw files to a folder.
+      sizes: {split: rows}.
+      labels: names of the classes, as far as the builder knows them.
+      key: features that no two rows share all of.
+      licence: of the data set, where it has one of its own.
+    """
+
+    builder_class: Any
+    config: Any
+    write_fn: Any
+    sizes: dict[str, int]
+    labels: list[str]
+    key: tuple[str, ...]
+    licence: str | None = None
+
+
+CASES = {
+    "av_mnist": Case(
+        AvMnist,
+        raw_files.tiny_config(),
+        raw_files.write_raw_files,
+        {"train": 60, "validation": 20, "test": 20},
+        [str(digit) for digit in range(10)],
+        ("recording", "image"),
+    ),
+    "ravdess": Case(
+        Ravdess,
+        tiny_ravdess_config(),
+        lambda folder: ravdess_zips(folder, emotions=(1, 5), size=32),
+        {"full": 48},
+        list(EMOTIONS),
+        ("name",),
+        "CC BY-NC-SA 4.0",
+    ),
+    "vggsound": Case(
+        VggSound,
+        vggsound_files.tiny_config(),
+        vggsound_files.write_vggsound,
+        {"train": 24, "validation": 4, "test": 12},
+        list(vggsound_files.LABELS),
+        ("youtube_id", "start"),
+        "CC BY 4.0",
+    ),
+}
+
+
+class Built(NamedTuple):
+    """What a builder made without help of `prepare`."""
+
+    case: Case
+    builder: Any
+    rows: dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Built]:
+    case = CASES[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    case.write_fn(folder / "raw")
+    tfds.display_progress_bar(False)
+    builder: Any = tfds.builder(request.param, data_dir=folder, config=case.config)
+    builder.download_and_prepare(
+        file_format="array_record",
+        download_config=tfds.download.DownloadConfig(manual_dir=folder / "raw"),
+    )
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for split in case.sizes:
+        source = builder.as_data_source(split)
+        rows[split] = [source[i] for i in range(len(source))]
+    yield Built(case, builder, rows)
+    tfds.display_progress_bar(True)
+
+
+def test_is_registered_by_its_name(built: Built) -> None:
+    assert type(built.builder) is built.case.builder_class
+    assert built.builder.name in tfds.list_builders(with_community_datasets=False)
+
+
+def test_says_what_it_is(built: Built) -> None:
+    info = built.builder.info
+    assert info.full_name == f"{built.builder.name}/tiny/1.0.0"
+    assert info.description
+    assert info.citation.startswith("@")
+    if built.case.licence is not None:
+        assert built.case.licence in str(info.redistribution_info)
+        assert info.homepage.startswith("https://")
+    assert info.features["label"].names == built.case.labels
+    names = [config.name for config in built.case.builder_class.BUILDER_CONFIGS]
+    assert len(set(names)) == len(names) > 0
+
+
+def test_splits_have_the_rows_that_they_say(built: Built) -> None:
+    splits = built.builder.info.splits
+    assert {name: split.num_examples for name, split in splits.items()} == built.case.sizes
+    assert {name: len(rows) for name, rows in built.rows.items()} == built.case.sizes
+
+
+def test_no_row_comes_twice(built: Built) -> None:
+    keys = [
+        tuple(np.asarray(row[feature]).tobytes() for feature in built.case.key)
+        for rows in built.rows.values()
+        for row in rows
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_rows_have_the_features_that_are_declared_and_survive_encoding(built: Built) -> None:
+    features = built.builder.info.features
+    for row in [rows[i] for rows in built.rows.values() for i in (0, -1)]:
+        assert row.keys() == features.keys()
+        for name, value in row.items():
+            assert np.shape(value) == features[name].shape
+            assert np.ndim(value) == 0 or value.dtype == features[name].np_dtype
+        # Pictures would be made by TensorFlow, but may be given as files.
+        pictures = {
+            name: encode_png(row[name][..., 0])
+            for name, feature in features.items()
+            if isinstance(feature, tfds.features.Image)
+        }
+        record = features.serialize_example({**row, **pictures})
+        for name, value in features.deserialize_example_np(record).items():
+            np.testing.assert_array_equal(value, row[name])
+
+
+def test_can_be_opened_where_it_lies_and_read_in_any_order(built: Built) -> None:
+    folder = Path(built.builder.data_dir)
+    builder: Any = tfds.builder_from_directory(folder)
+    for split, rows in built.rows.items():
+        source = builder.as_data_source(split)
+        for i in (len(rows) - 1, 0, 0, len(rows) // 2):
+            for name, value in rows[i].items():
+                np.testing.assert_array_equal(source[i][name], value)
