@@ -85,7 +85,8 @@ def read_step(step: Step, folder: Path) -> Observed:
     try:
         with path.open("rb") as stream, np.load(stream) as file:
             arrays: dict[str, Any] = dict(file)
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+    # TypeError: a .npy under that name.
+    except (OSError, TypeError, ValueError, EOFError, KeyError, BadZipFile) as error:
         raise ConfigError(
             f"{path} is damaged ({type(error).__name__}); remove it, and it is made again"
         ) from error

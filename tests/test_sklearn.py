@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.optimize
 import scipy.sparse
@@ -102,7 +103,7 @@ def frequencies(y):
 
 # Two classifiers of one array, as scikit-learn's own ensembles; in float32, as most will run it.
 @parametrize_with_checks(
-    [RobustLateFusion({"linear": LogisticRegression(), "bayes": GaussianNB()}, gamma=0.1, cv=3)]
+    [RobustLateFusion({"linear": LogisticRegression(), "bayes": GaussianNB()}, cv=3)]
 )
 def test_estimator_checks(estimator, check):
     with jax.enable_x64(False):
@@ -443,21 +444,20 @@ def test_mappings_hold_modalities_of_any_shape(train, fused, inputs):
 
 
 def test_data_frames_by_names_of_columns(train, fitted, inputs):
-    pandas = pytest.importorskip("pandas")
     X, y = train
     names = [f"pixel_{i}" for i in range(64)]
     columns = {half: [names[i] for i in HALVES[half]] for half in HALVES}
     model = RobustLateFusion(
         {"left": clone(fitted["left"]), "right": near()}, columns=columns, gamma=0.1, cv=2
     )
-    frame = pandas.DataFrame(X, columns=names)
+    frame = pd.DataFrame(X, columns=names)
     search = GridSearchCV(model, {"left__logisticregression__C": [0.1, 1.0]}, cv=2)
-    search.fit(frame, pandas.Series(y))
+    search.fit(frame, pd.Series(y))
     by_index = GridSearchCV(changed(model, columns=HALVES), search.param_grid, cv=2)
     by_index.fit(X, y)
     assert search.best_params_ == by_index.best_params_
     np.testing.assert_allclose(
-        search.predict_proba(pandas.DataFrame(inputs, columns=names)),
+        search.predict_proba(pd.DataFrame(inputs, columns=names)),
         by_index.predict_proba(inputs),
         rtol=1e-11,
         atol=1e-15,

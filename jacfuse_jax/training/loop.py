@@ -53,13 +53,15 @@ def fit(
 
     Raises:
       CheckpointError: a checkpoint there is damaged, belongs to another architecture, or is of
-        more epochs than asked for.
+        more epochs than asked for; the folder is a file.
     """
     state = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
     )
     directory = Path(checkpoint_dir).absolute()
+    if directory.is_file():
+        raise CheckpointError(f"{directory} is a file; use a folder")
     handler = ocp.StandardCheckpointHandler()
     with ocp.CheckpointManager(directory, options=options, item_handlers=handler) as manager:
         first_epoch = manager.latest_step() or 0

@@ -1,4 +1,5 @@
 import gc
+import re
 import threading
 import time
 
@@ -185,6 +186,15 @@ def test_a_truncated_file_is_named(keep, tmp_path):
     path.unlink()
     run(PerturbFn(), tmp_path)
     assert_kept(tmp_path)
+
+
+def test_an_array_in_the_place_of_a_file_of_arrays_is_named(tmp_path):
+    path = tmp_path / "image" / "fgm 2 robust gamma=0.1 believed=image.npz"
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ConfigError, match=re.escape(f"{path} is damaged (TypeError); remove it")):
+        read_step(Step(("image",), "fgm", 2, ROBUST), tmp_path)
 
 
 def test_an_error_ends_the_run_at_once(tmp_path):

@@ -222,3 +222,9 @@ def test_checkpoint_of_a_longer_training_is_refused(tmp_path):
     fit(tmp_path, 3)
     with pytest.raises(training.CheckpointError, match="is of 3 epochs, more than the 2 asked for"):
         fit(tmp_path, 2)
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(training.CheckpointError, match=rf"{tmp_path}/file is a file; use a folder"):
+        fit(tmp_path / "file", 1)
