@@ -1,3 +1,4 @@
+import contextlib
 import os
 import re
 import signal
@@ -45,8 +46,8 @@ def die(value: int) -> Arrays:
 
 
 def double_slowly(value: int) -> Arrays:
-    """A decoder that leaves time for a kill."""
-    time.sleep(0.2)
+    """A decoder that leaves time for a kill, once a few clips are there."""
+    time.sleep(0.1 if value < 8 else 5)
     return double(value)
 
 
@@ -165,6 +166,7 @@ def test_a_killed_call_leaves_whole_files_alone(moment: signal.Signals, tmp_path
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("*.npz"))) < 4:
@@ -173,6 +175,8 @@ def test_a_killed_call_leaves_whole_files_alone(moment: signal.Signals, tmp_path
         time.sleep(0.01)
     process.send_signal(moment)
     process.wait(60)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # workers would go on with what they have
     (tmp_path / "clip-19.1.tmp").write_bytes(b"half")  # as a killed worker leaves it
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npz")}
     assert 4 <= len(done) < 20
