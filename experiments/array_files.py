@@ -8,15 +8,16 @@
 All are then read in place: what was asked for is in memory, and no more.
 """
 
+import collections
 import contextlib
 import json
+import lzma
 import os
-import shutil
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -34,15 +35,18 @@ _HEADER_FNS = {
 # In turn: not a Python literal; not one of a header's; not even a line of Python.
 _HEADER_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
 # In turn: a wrong checksum or another archive; damaged packing; damaged names; encryption, packing
-# or a version that Python does not know.
+# or a version that Python does not know; damaged bzip2, or a position before the file.
 _ARCHIVE_ERRORS = (
     zipfile.BadZipFile,
     EOFError,
     zlib.error,
+    lzma.LZMAError,
     KeyError,
     UnicodeDecodeError,
     RuntimeError,
+    OSError,
 )
+_PIECE_BYTES = 2**20  # of an archive in memory at a time
 _SAFETENSORS_DTYPES: dict[str, DTypeLike] = {
     **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
     **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
@@ -95,8 +99,8 @@ def open_arrays(
       scratch_fn: makes the files that arrays of .npz are unpacked to.
 
     Raises:
-      ConfigError: the ending is unknown, the file is not whole, or an array is empty or holds
-        Python objects.
+      ConfigError: the ending is unknown, the file is not whole, an archive has members of one name
+        or outside of its folder, or an array is empty or holds Python objects.
     """
     if path.is_dir():
         files = {name: path / f"{name}.npy" for name in names}
@@ -153,24 +157,40 @@ def _open_npz(path: Path, names: Sequence[str], scratch_fn: ScratchFn) -> dict[s
     """The arrays of an archive."""
     arrays: dict[str, ArrayOnDisk] = {}
     with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(path.open("rb"))
         try:
-            archive = stack.enter_context(zipfile.ZipFile(path))
+            archive = stack.enter_context(zipfile.ZipFile(stream))
         except _ARCHIVE_ERRORS as error:
             raise not_whole(path, ".npz", error) from error
-        for name in set(names) & {member.removesuffix(".npy") for member in archive.namelist()}:
-            try:
-                packed = stack.enter_context(archive.open(f"{name}.npy"))
-            # OSError: a damaged position lies before the file. While copying, it is a full disk.
-            except (*_ARCHIVE_ERRORS, OSError) as error:
-                raise not_whole(path, ".npz", error) from error
+        members = archive.namelist()
+        _check_members(path, members)
+        for name in set(names) & {member.removesuffix(".npy") for member in members}:
             file = scratch_fn()
-            try:
-                shutil.copyfileobj(packed, file)
-            except _ARCHIVE_ERRORS as error:
-                raise not_whole(path, ".npz", error) from error
+            for piece in _unpack(path, archive, f"{name}.npy"):
+                file.write(piece)
             file.seek(0)
             arrays[name] = _open_npy(file, f"{path}: {name}")
     return arrays
+
+
+def _check_members(path: Path, members: Sequence[str]) -> None:
+    """Raises where names of an archive repeat, or would leave the folder it is unpacked to."""
+    for member, count in collections.Counter(members).items():
+        if count > 1:
+            raise ConfigError(f"{path} holds {member!r} {count} times; save it once")
+        place = PurePosixPath(member.replace("\\", "/"))
+        if place.is_absolute() or ".." in place.parts:
+            raise ConfigError(f"{path} holds {member!r}, outside of its folder; rename it")
+
+
+def _unpack(path: Path, archive: zipfile.ZipFile, member: str) -> Iterator[bytes]:
+    """The bytes of a member, some at a time."""
+    try:
+        with archive.open(member) as packed:
+            while piece := packed.read(_PIECE_BYTES):
+                yield piece
+    except _ARCHIVE_ERRORS as error:
+        raise not_whole(path, ".npz", error) from error
 
 
 def _open_safetensors(path: Path, names: Sequence[str]) -> dict[str, ArrayOnDisk]:

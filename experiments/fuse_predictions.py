@@ -69,7 +69,12 @@ def run(config: FuseConfig) -> None:
     Raises:
       ConfigError: a file or flag does not fit.
     """
-    config.output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output={config.output}: its folder cannot be made ({error.strerror}); name another"
+        ) from error
     with contextlib.ExitStack() as stack:
 
         def make_scratch() -> BinaryIO:
@@ -88,7 +93,7 @@ def run(config: FuseConfig) -> None:
             print("float64 logits are rounded to float32", file=sys.stderr)
         heads = {name: _head(config, joined, name, make_scratch) for name in config.perturbed}
         rule = Rule(
-            {name: head_spectrum(head, joined.num_classes) for name, head in heads.items()},
+            {name: head_spectrum(head, joined.num_classes, dtype) for name, head in heads.items()},
             _class_prior(config.class_prior, joined.num_classes, reference, dtype, make_scratch),
             config.gamma,
             config.contamination,

@@ -30,7 +30,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     """Declares the flags; apart from import, since another binary has flags of the same names."""
     for name, text in (
         ("input", "<modality>=<file or folder> of its logits; once a modality."),
-        ("kernel", "<modality>=<file> of its last linear layer, where its input has none."),
+        ("kernel", "<perturbed modality>=<file> of its last layer, where its input has none."),
         ("validation", "As --input: clean labelled rows, to choose parameters and the prior by."),
     ):
         flags.DEFINE_multi_string(name, [], text, flag_values=flag_values)
@@ -52,7 +52,13 @@ def config_from_flags(flag_values: flags.FlagValues) -> FuseConfig:
     kernel, validation = (
         _paths(name, flag_values[name].value) for name in ("kernel", "validation")
     )
-    choices("kernel", [*kernel, *inputs], list(inputs))
+    perturbed = choices("perturbed", flag_values.perturbed, list(inputs))
+    for name, path in kernel.items():
+        if name not in perturbed:
+            raise ConfigError(
+                f"--kernel={name}={path} would not be used, since {name} is not in --perturbed; "
+                "leave it out"
+            )
     if validation and set(validation) != set(inputs):
         raise ConfigError(f"--validation must be given of {', '.join(inputs)}, each once")
     if not flag_values.output:
@@ -60,7 +66,11 @@ def config_from_flags(flag_values: flags.FlagValues) -> FuseConfig:
     output = Path(flag_values.output).expanduser()
     if output.suffix not in FORMATS or output.is_dir():
         raise ConfigError(f"--output={output} must be a file that ends in {', '.join(FORMATS)}")
-    class_prior = Path(flag_values.class_prior).expanduser()  # `uniform` and `labels` never match
+    class_prior = Path(flag_values.class_prior).expanduser()
+    if flag_values.class_prior not in ("uniform", "labels") and not class_prior.exists():
+        raise ConfigError(
+            f"--class_prior={class_prior} is neither uniform nor labels nor a file or folder"
+        )
     for path in (*inputs.values(), *kernel.values(), *validation.values(), class_prior):
         if output.resolve() == path.resolve():
             raise ConfigError(f"--output={output} would replace an input; choose another name")
@@ -68,7 +78,7 @@ def config_from_flags(flag_values: flags.FlagValues) -> FuseConfig:
         input=inputs,
         kernel=kernel,
         validation=validation,
-        perturbed=choices("perturbed", flag_values.perturbed, list(inputs)),
+        perturbed=perturbed,
         gamma=_number("gamma", flag_values.gamma, float(np.finfo(np.float32).tiny), "(0, 1]"),
         contamination=_number("contamination", flag_values.contamination, 0, "[0, 1]"),
         class_prior=flag_values.class_prior,

@@ -3,10 +3,11 @@
 A file or folder holds `logits` (N, K) and may hold `ids` (N,), `labels` (N,) and the last linear
 layer: `kernel` (H, K), torch's `weight` (K, H), or the Gram matrix itself, `gram` (K, K). Formats
 are those of `array_files`, a single .npy being the logits, and Parquet: `logits` is a column of
-lists there, and is unpacked to a temporary file.
+lists there, and is unpacked to a temporary file. A name in the singular is refused, since rows
+without `ids` would be joined by position.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from experiments.array_files import ArrayOnDisk, ScratchFn, not_whole, open_arrays
 from experiments.config import ConfigError
@@ -23,7 +24,8 @@ from jacfuse_jax import linalg
 Arrow = Any  # arrays of pyarrow, which has no types
 HEADS = ("kernel", "weight", "gram")
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
-_COLUMNS = (("ids", "id"), ("labels", "label"))  # either name will do
+_COLUMNS = ("ids", "labels")
+_SINGULAR = ("id", "label")
 # The last where a name in the schema is damaged.
 _PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 _BATCH_ROWS = 1024  # of a Parquet file in memory at a time
@@ -64,15 +66,13 @@ def open_predictions(path: Path, *, scratch_fn: ScratchFn) -> Predictions:
         logits, ids, labels = _open_parquet(path, scratch_fn)
         arrays: dict[str, ArrayOnDisk] = {}
     else:
-        names = ("logits", *(name for names in _COLUMNS for name in names), *HEADS)
+        names = ("logits", *_COLUMNS, *_SINGULAR, *HEADS)
         arrays = open_arrays(path, names, bare="logits", scratch_fn=scratch_fn)
         if "logits" not in arrays:
             raise ConfigError(f"{path} holds no array `logits`")
+        _check_plural(path, arrays)
         logits = arrays["logits"]
-        ids, labels = (
-            next((_column(arrays[name]) for name in names if name in arrays), None)
-            for names in _COLUMNS
-        )
+        ids, labels = (_column(arrays[name]) if name in arrays else None for name in _COLUMNS)
     if len(logits.shape) != 2 or logits.shape[1] < 2:
         raise ConfigError(f"{logits.name} has shape {logits.shape}, not (N, K) of K >= 2 classes")
     _check_floating(logits)
@@ -89,7 +89,9 @@ def open_predictions(path: Path, *, scratch_fn: ScratchFn) -> Predictions:
     )
 
 
-def head_spectrum(heads: Mapping[str, ArrayOnDisk], num_classes: int) -> linalg.GramSpectrum:
+def head_spectrum(
+    heads: Mapping[str, ArrayOnDisk], num_classes: int, dtype: np.dtype[Any]
+) -> linalg.GramSpectrum:
     """The spectrum of C G C, the Gram matrix of a last linear layer, C = I - 1 1^T / K.
 
     Centred over classes it leaves a constant as it is that is added to a row of logits: they may be
@@ -98,12 +100,13 @@ def head_spectrum(heads: Mapping[str, ArrayOnDisk], num_classes: int) -> linalg.
     Args:
       heads: one layer, under its name in `HEADS`; none stands for a kernel that is the identity.
       num_classes: K.
+      dtype: that is computed in.
 
     Returns:
       Arrays (K,) and (K, K).
 
     Raises:
-      ConfigError: there are two layers, or the one does not fit.
+      ConfigError: there are two layers, or the one does not fit, or is too large for the dtype.
     """
     if len(heads) > 1:
         raise ConfigError(f"{', '.join(head.name for head in heads.values())}: keep one of them")
@@ -120,6 +123,7 @@ def head_spectrum(heads: Mapping[str, ArrayOnDisk], num_classes: int) -> linalg.
     matrix = head.read().astype(np.float64)
     if not np.isfinite(matrix).all():
         raise ConfigError(f"{head.name} is not finite")
+    _check_size(head.name, matrix, dtype, is_gram=name == "gram")
     if name != "gram":
         return linalg.spectrum_from_kernel(_centre(matrix.T if name == "weight" else matrix))
     is_square = matrix.shape[0] == num_classes
@@ -142,13 +146,40 @@ def name_some(ids: Arrow, rows: NDArray[np.int64]) -> str:
       ids: (N,).
       rows: (n,), positions.
     """
-    texts = [str(ids[row]) for row in rows[:_NUM_EXAMPLES].tolist()]
+    texts = [repr(ids[row].as_py()) for row in rows[:_NUM_EXAMPLES].tolist()]
     return ", ".join(texts) + (", ..." if len(rows) > _NUM_EXAMPLES else "")
 
 
 def _centre(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
     """W C, of which no row has a mean."""
     return kernel - kernel.mean(axis=1, keepdims=True)
+
+
+def _check_size(
+    name: str, matrix: NDArray[np.float64], dtype: np.dtype[Any], *, is_gram: bool
+) -> None:
+    """Raises where norms of Jacobians could leave the range of the dtype."""
+    largest = np.abs(matrix).max()
+    with np.errstate(over="ignore"):
+        trace = len(matrix) * largest if is_gram else np.sum(matrix**2)  # a bound for `gram`
+    if trace >= _max_trace(dtype):
+        double = trace < _max_trace(np.float64)
+        raise ConfigError(
+            f"{name} has entries up to {largest:.3g}, too large to compute with in {dtype}; scale "
+            "it down" + (", or save float64 logits and set JAX_ENABLE_X64=1" if double else "")
+        )
+
+
+def _max_trace(dtype: DTypeLike) -> float:
+    """That a Gram matrix may have; leaves room for products and for sums over modalities."""
+    return float(np.finfo(dtype).max * np.finfo(dtype).eps)
+
+
+def _check_plural(path: Path, names: Container[str]) -> None:
+    """Raises on a name that would be overlooked."""
+    for singular, plural in zip(_SINGULAR, _COLUMNS, strict=True):
+        if singular in names:
+            raise ConfigError(f"{path} holds `{singular}`; name it `{plural}`, or leave it out")
 
 
 def _check_floating(array: ArrayOnDisk) -> None:
@@ -212,18 +243,19 @@ def _open_parquet(path: Path, scratch_fn: ScratchFn) -> tuple[ArrayOnDisk, Arrow
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            for name in {"logits", *(name for names in _COLUMNS for name in names)}:
+            _check_plural(path, schema.names)
+            for name in ("logits", *_COLUMNS):
                 if schema.names.count(name) > 1:
                     raise ConfigError(f"{path} has more than one column `{name}`; keep one")
-            found = [next((n for n in names if n in schema.names), None) for names in _COLUMNS]
-            table = file.read(columns=[name for name in found if name is not None])
+            found = [name for name in _COLUMNS if name in schema.names]
+            table = file.read(columns=found)
             table.validate(full=True)
     except _PARQUET_ERRORS as error:
         raise not_whole(path, "Parquet", error) from error
     if "logits" not in schema.names:
         raise ConfigError(f"{path} has no column `logits`, only {', '.join(schema.names)}")
     logits = _unpack_logits(path, schema.field("logits").type, scratch_fn())
-    ids, labels = (None if name is None else table[name] for name in found)
+    ids, labels = (table[name] if name in found else None for name in _COLUMNS)
     return logits, ids, labels
 
 

@@ -1,5 +1,8 @@
 """Predictions in every format, as other frameworks save them."""
 
+import functools
+import zipfile
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +13,13 @@ def write_folder(path, arrays):
     path.mkdir()
     for name, array in arrays.items():
         np.save(path / f"{name}.npy", array)
+
+
+def write_archive(path, arrays, compression):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array)
 
 
 def write_parquet(path, arrays, **options):
@@ -23,6 +33,8 @@ WRITERS = {
     "folder": write_folder,
     "npz": lambda path, arrays: np.savez(path, **arrays),
     "compressed.npz": lambda path, arrays: np.savez_compressed(path, **arrays),
+    "bzip2.npz": functools.partial(write_archive, compression=zipfile.ZIP_BZIP2),
+    "lzma.npz": functools.partial(write_archive, compression=zipfile.ZIP_LZMA),
     "safetensors": lambda path, arrays: safetensors.numpy.save_file(arrays, path),
     "parquet": write_parquet,
 }

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,6 @@ import safetensors.numpy
 import scipy.special
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
-from safetensors.torch import save_file
 
 from experiments import fuse_predictions
 from jacfuse_jax import calibration, linalg
@@ -35,7 +35,9 @@ from tests.experiments.fuse_runs import (
     start,
     write_inputs,
 )
+from tests.experiments.prediction_formats import WRITERS
 from tests.experiments.runs import ROOT
+from tests.test_readme import README
 
 UNIFORM = np.full(NUM_CLASSES, 1 / NUM_CLASSES)
 
@@ -162,36 +164,46 @@ class TestAgreesWithTheOracle:
         for probs in all_probs[1:]:
             assert_allclose(probs, all_probs[0], rtol=0, atol=8 * NUM_CLASSES * eps)
 
-    def test_logits_of_torch(self, tmp_path, output, capsys):
+    def test_what_the_readme_saves_of_torch(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        [(block, command)] = re.findall(
+            r"```python\n(import torch\n.*?)```\n\n .* -m experiments.fuse_predictions (.*?)\n\n",
+            README.read_text(),
+            flags=re.DOTALL,
+        )
         torch.manual_seed(0)
-        inputs, labels = torch.randn(NUM_ROWS, 20), torch.randint(NUM_CLASSES, (NUM_ROWS,))
-        heads, logits = {}, {}
-        for name in ("audio", "video"):
-            model = torch.nn.Sequential(
-                torch.nn.Linear(20, 16), torch.nn.Dropout(), torch.nn.ReLU(), torch.nn.Linear(16, 5)
-            )
-            model.eval()
-            with torch.no_grad():
-                logits[name] = torch.cat([model(batch) for batch in inputs.split(32)])
-            heads[name] = model[-1].weight
-            save_file(
-                {"logits": logits[name], "weight": heads[name], "labels": labels},
-                tmp_path / f"{name}.safetensors",
-            )
-        fuse(
-            *(f"--input={name}={tmp_path}/{name}.safetensors" for name in heads),
-            "--perturbed=audio",
-            "--contamination=0.2",
-            f"--output={output}",
+        saved: dict[str, Any] = {}
+        exec(compile(block, str(README), "exec"), saved)
+        audio, weight = saved["logits"].numpy(), saved["model"][-1].weight.detach().numpy()
+        video, order = RNG.normal(size=audio.shape).astype(np.float32), RNG.permutation(len(audio))
+        np.savez("video.npz", logits=video[order], ids=order)
+        fuse(*shlex.split(command.replace("\\\n", " ")))
+        table = pq.read_table("fused.parquet")
+        contamination = json.loads(table.schema.metadata[b"jacfuse_jax"])["contamination"]
+        assert 0 < contamination < 1
+        probs, norms = oracle(
+            {"audio": audio, "video": video},
+            {"audio": weight.astype(np.float64) @ weight.T.astype(np.float64)},
+            np.full(10, 0.1),
+            gamma=0.1,
+            contamination=contamination,
         )
-        weight = heads["audio"].detach().numpy().astype(np.float64)
-        numpy_logits = {name: z.numpy() for name, z in logits.items()}
-        expected = oracle(
-            numpy_logits, {"audio": weight @ weight.T}, UNIFORM, gamma=0.1, contamination=0.2
-        )
-        assert_agrees(output, expected)
-        accuracy = 100 * (expected[0].argmax(axis=1) == labels.numpy()).mean()
-        assert f"| result             | {accuracy:.2f} " in capsys.readouterr().out
+        eps = 80 * float(np.finfo(np.float32).eps)
+        assert_array_equal(table["id"], np.arange(200))
+        assert_allclose(np.exp(table["log_probs"].to_pylist()), probs, rtol=0, atol=eps)
+        assert_allclose(table["jacobian_norm"], norms, rtol=0, atol=eps * max(1, norms.max()))
+
+    @pytest.mark.parametrize("gamma", [1e-30, 0.1, 1])
+    def test_large_kernels_give_norms(self, gamma, tmp_path, output):
+        largest = np.finfo(np.float32).max * np.finfo(np.float32).eps
+        kernel = KERNEL * np.sqrt(0.9 * largest / np.sum(KERNEL.astype(np.float64) ** 2))
+        inputs = [f"--input={name}={tmp_path}/{name}.npz" for name in ("audio", "video")]
+        for name, logits in (("audio", AUDIO), ("video", VIDEO)):
+            np.savez(tmp_path / f"{name}.npz", logits=logits, kernel=kernel)
+        fuse(*inputs, "--perturbed=audio,video", f"--gamma={gamma}", f"--output={output}")
+        with np.load(output) as file:
+            assert np.isfinite(file["jacobian_norm"]).all()
+            assert np.isfinite(file["log_probs"]).all()
 
 
 class TestReport:
@@ -215,16 +227,20 @@ class TestReport:
             nll = -np.log(probs[np.arange(NUM_ROWS), LABELS]).mean()
             assert float(row[3]) == pytest.approx(nll, abs=1e-4)
 
-    def test_rows_that_are_not_numbers(self, files, tmp_path, output, capsys):
+    @pytest.mark.parametrize("kind", ["npz", "safetensors", "parquet"])
+    def test_rows_that_are_not_numbers(self, kind, files, tmp_path, output, capsys):
+        np.save(tmp_path / "kernel.npy", KERNEL)
+        bad = AUDIO.copy()
+        bad[3, 1], bad[7] = np.nan, np.inf
+        path = tmp_path / f"bad.{kind}"
+        WRITERS[kind](path, {"logits": bad, "ids": np.arange(NUM_ROWS) + 100, "labels": LABELS})
         fuse(*files, "--perturbed=audio", f"--output={output}")
         with np.load(output) as file:
             clean = {name: file[name] for name in file}
-        logits = AUDIO.copy()
-        logits[3, 1], logits[7] = np.nan, np.inf
-        ids = np.arange(NUM_ROWS) + 100
-        np.savez(tmp_path / "audio.npz", logits=logits, ids=ids, labels=LABELS, kernel=KERNEL)
         capsys.readouterr()
-        fuse(*files, "--perturbed=audio", f"--output={output}")
+        kernel_flag = f"--kernel=audio={tmp_path}/kernel.npy"
+        arguments = (f"--input=audio={path}", files[1], kernel_flag, "--perturbed=audio")
+        fuse(*arguments, f"--output={output}")
         printed = capsys.readouterr().out
         assert "\n2 rows have no prediction, since logits are not finite; they are not" in printed
         is_bad = np.isin(np.arange(NUM_ROWS), (3, 7))

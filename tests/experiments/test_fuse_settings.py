@@ -1,10 +1,20 @@
 """What can be wrong with the flags of the binary that fuses predictions, alone and together."""
 
+import io
+import pickle
+
 import numpy as np
 import pytest
 
 from experiments import fuse_predictions
 from tests.experiments.fuse_runs import AUDIO, KERNEL, LABELS, error_of, write_inputs
+
+
+def npy(array):
+    """The content of a file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -19,7 +29,14 @@ def output(tmp_path):
 
 class TestClassPrior:
     @pytest.mark.parametrize(
-        "array", [np.ones(4), np.array([1, 1, 1, 0, 1]), np.ones((5, 1)), np.array(list("abcde"))]
+        "array",
+        [
+            np.ones(4),
+            np.array([1, 1, 1, 0, 1]),
+            np.array([1, 1, np.nan, 1, 1]),
+            np.ones((5, 1)),
+            np.array(list("abcde")),
+        ],
     )
     def test_that_does_not_fit(self, array, files, tmp_path, output):
         np.save(tmp_path / "prior.npy", array)
@@ -76,7 +93,14 @@ class TestErrors:
             ("--input=audio={}/audio.npz", "--input=audio={}/audio.npz: audio is given twice"),
             ("--input={}/audio.npz", "--input={}/audio.npz: write --input=<modality>=<file>"),
             ("--input=smell={}/no.npz", "--input=smell={}/no.npz: no such file or folder"),
-            ("--kernel=smell={}/audio.npz", "--kernel: unknown 'smell'; choose from audio,video"),
+            (
+                "--kernel=smell={}/audio.npz",
+                "--kernel=smell={}/audio.npz would not be used, since smell is not in --perturbed",
+            ),
+            (
+                "--kernel=video={}/video.safetensors",
+                "--kernel=video={}/video.safetensors would not be used, since video is not in",
+            ),
             (
                 "--kernel=audio={}/audio.npz",
                 "--kernel=audio={}/audio.npz: {}/audio.npz holds its kernel",
@@ -86,7 +110,8 @@ class TestErrors:
                 "--kernel=video={}/video.safetensors holds none of kernel, weight, gram",
             ),
             ("--validation=audio={}/audio.npz", "--validation must be given of audio, video, each"),
-            ("--class_prior={}/no.npy", "[Errno 2] No such file or directory: '{}/no.npy'"),
+            ("--class_prior={}/no.npy", "--class_prior={}/no.npy is neither uniform nor labels"),
+            ("--class_prior=unifrom", "--class_prior=unifrom is neither uniform nor labels nor a"),
             ("--class_prior={}/audio.npz", "--class_prior={}/audio.npz holds no array `class_pr"),
             ("--output=", "--output is missing"),
             ("--output={}", "--output={} must be a file that ends in .parquet, .csv, .npz"),
@@ -102,6 +127,41 @@ class TestErrors:
             message.replace("{}", str(tmp_path))
         )
         assert not (tmp_path / "fused.npz").exists()
+
+    @pytest.mark.parametrize("flag", ["--class_prior=", "--kernel=audio=", "--validation=audio="])
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "is not a whole .npy file"),
+            (npy(KERNEL)[:-1], "is not a whole .npy file"),
+            (b"no array\n" * 100, "is not a whole .npy file"),
+            (pickle.dumps(KERNEL), "is not a whole .npy file"),
+            (npy(np.full(5, None)), "holds Python objects, which are not loaded; save"),
+        ],
+        ids=["empty", "truncated", "text", "pickle", "objects"],
+    )
+    def test_content_of_files(self, flag, content, message, tmp_path, output):
+        np.save(tmp_path / "audio.npy", AUDIO)
+        (tmp_path / "bad.npy").write_bytes(content)
+        found = error_of(
+            f"--input=audio={tmp_path}/audio.npy",
+            "--perturbed=audio",
+            f"{flag}{tmp_path}/bad.npy",
+            f"--output={output}",
+        )
+        assert found.startswith(f"{tmp_path}/bad.npy {message}")
+
+    def test_output_below_a_file(self, files, tmp_path):
+        (tmp_path / "file").touch()
+        message = error_of(*files, "--perturbed=audio", f"--output={tmp_path}/file/fused.npz")
+        problem = "its folder cannot be made (File exists); name another"
+        assert message == f"--output={tmp_path}/file/fused.npz: {problem}"
+
+    def test_kernel_too_large(self, files, tmp_path, output):
+        np.savez(tmp_path / "head.npz", kernel=KERNEL / np.abs(KERNEL).max() * 1e25)
+        kernel_flag = f"--kernel=video={tmp_path}/head.npz"
+        message = error_of(*files, kernel_flag, "--perturbed=video", f"--output={output}")
+        assert message.startswith(f"{tmp_path}/head.npz: kernel has entries up to 1e+25, too large")
 
     def test_no_input(self, output):
         message = error_of("--perturbed=audio", f"--output={output}")

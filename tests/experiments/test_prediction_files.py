@@ -64,10 +64,14 @@ class TestEveryFormat:
         assert_array_equal(predictions.logits.read(rows), LOGITS[rows])
         assert predictions.ids is predictions.labels is None
 
-    def test_may_name_columns_in_the_singular(self, kind, write):
-        predictions = write(kind, logits=LOGITS, id=IDS, label=LABELS.astype(np.uint8))
-        assert_array_equal(predictions.ids.to_numpy(), IDS)
-        assert_array_equal(predictions.labels, LABELS)
+    @pytest.mark.parametrize("name", ["id", "label"])
+    @pytest.mark.parametrize("plural", [True, False])
+    def test_names_a_column_in_the_singular(self, kind, name, plural, write):
+        columns = {name: IDS, f"{name}s": IDS}
+        if not plural:
+            del columns[f"{name}s"]
+        with pytest.raises(ConfigError, match=f"audio.{kind} holds `{name}`; name it `{name}s`, "):
+            write(kind, logits=LOGITS, **columns)
 
     @pytest.mark.parametrize(
         ("kind", "floating"),
@@ -137,18 +141,20 @@ class TestEveryFormat:
 
 
 class TestDamaged:
-    @pytest.fixture(params=["npy", "npz", "compressed.npz", "safetensors", "parquet"])
+    @pytest.fixture(params=["npy", *WRITERS])
     def path(self, request, tmp_path):
         path = tmp_path / f"audio.{request.param}"
         if request.param == "npy":
             np.save(path, LOGITS)
         else:
             WRITERS[request.param](path, {"logits": LOGITS, "ids": IDS})
-        return path
+        return path / "logits.npy" if path.is_dir() else path
 
     def error_of(self, path, scratch_fn):
         with pytest.raises(ConfigError) as caught:
-            open_predictions(path, scratch_fn=scratch_fn)
+            open_predictions(
+                path.parent if path.parent.suffix == ".folder" else path, scratch_fn=scratch_fn
+            )
         assert "\n" not in str(caught.value)
         assert str(caught.value).startswith(str(path))
         return str(caught.value)
@@ -191,7 +197,7 @@ class TestDamaged:
         assert len(messages) > 50
         assert "\n" not in "".join(messages)
 
-    @pytest.mark.parametrize("kind", ["npz", "compressed.npz"])
+    @pytest.mark.parametrize("kind", [kind for kind in WRITERS if kind.endswith("npz")])
     def test_entries_of_an_archive(self, kind, tmp_path, scratch_fn):
         path = tmp_path / f"audio.{kind}"
         WRITERS[kind](path, {"logits": LOGITS})
@@ -205,6 +211,29 @@ class TestDamaged:
             archive.writestr("logits", b"text")
         message = self.error_of(tmp_path / "audio.npz", scratch_fn)
         assert "is not a whole .npz file" in message
+
+    @pytest.mark.parametrize(
+        "member",
+        ["../logits.npy", "/etc/logits.npy", "a\\..\\logits.npy", "\\logits.npy", "a/../b"],
+    )
+    def test_an_archive_that_leaves_its_folder(self, member, tmp_path, scratch_fn):
+        path = tmp_path / "audio.npz"
+        np.savez(path, logits=LOGITS)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(member, b"")
+        message = self.error_of(path, scratch_fn)
+        assert message == f"{path} holds {member!r}, outside of its folder; rename it"
+
+    def test_an_archive_that_repeats_a_name(self, tmp_path, scratch_fn):
+        path = tmp_path / "audio.npz"
+        np.savez(path, logits=LOGITS)
+        with (
+            zipfile.ZipFile(path, "a") as archive,
+            pytest.warns(UserWarning, match="Duplicate name"),
+        ):
+            archive.writestr("logits.npy", b"")
+        message = self.error_of(path, scratch_fn)
+        assert message == f"{path} holds 'logits.npy' 2 times; save it once"
 
     def test_pages_of_parquet(self, tmp_path, scratch_fn):
         path = tmp_path / "audio.parquet"
@@ -304,15 +333,15 @@ class TestParquet:
     )
     def test_ids_of_any_kind(self, column_type, tmp_path, scratch_fn):
         path, ids = tmp_path / "audio.parquet", pa.array(["a", "b", "c"]).cast(column_type)
-        pq.write_table(pa.table({"id": ids, "logits": list(LOGITS[:3])}), path, row_group_size=2)
+        pq.write_table(pa.table({"ids": ids, "logits": list(LOGITS[:3])}), path, row_group_size=2)
         opened = open_predictions(path, scratch_fn=scratch_fn)
         assert opened.ids is not None
         assert opened.ids.to_pylist() == ["a", "b", "c"]
 
-    @pytest.mark.parametrize("name", ["id", "logits"])
+    @pytest.mark.parametrize("name", ["ids", "logits"])
     def test_two_columns_of_one_name(self, name, tmp_path, scratch_fn):
         path, logits = tmp_path / "audio.parquet", pa.array(LOGITS.tolist())
-        columns = [("logits", logits), ("id", pa.array(IDS))]
+        columns = [("logits", logits), ("ids", pa.array(IDS))]
         columns.append((name, dict(columns)[name]))
         names, arrays = zip(*columns, strict=True)
         pq.write_table(pa.table(list(arrays), list(names)), path)
@@ -322,11 +351,12 @@ class TestParquet:
     @pytest.mark.parametrize(
         ("columns", "message"),
         [
-            ({"id": [1, None]}, "1 ids are null"),
-            ({"label": [1, None]}, "labels are int64, 1 of them null"),
-            ({"id": pa.array([2**63, 1], pa.uint64())}, "ids are uint64; save int64 or text"),
-            ({"id": [b"\xff", b"a"]}, "ids are binary; save int64 or text"),
-            ({"id": [[1], [2]]}, r"ids are list<.*>; save int64 or text"),
+            ({"ids": [1, None]}, "1 ids are null"),
+            ({"labels": [1, None]}, "labels are int64, 1 of them null"),
+            ({"ids": pa.array([2**63, 1], pa.uint64())}, "ids are uint64; save int64 or text"),
+            ({"ids": [b"\xff", b"a"]}, "ids are binary; save int64 or text"),
+            ({"ids": ["", ""]}, "1 ids occur more than once, ''; give every row its own"),
+            ({"ids": [[1], [2]]}, r"ids are list<.*>; save int64 or text"),
             ({"logits": [[1.0, 2.0], None]}, "null, hold a null or differ in length"),
             ({"logits": [[1.0, 2.0], [1.0]]}, "null, hold a null or differ in length"),
             ({"logits": [[1.0, 2.0], [1.0, None]]}, "null, hold a null or differ in length"),
@@ -346,11 +376,11 @@ class TestParquet:
 class TestHead:
     @pytest.fixture
     def spectrum_of(self, tmp_path, scratch_fn):
-        def read_spectrum(**arrays):
+        def read_spectrum(*, dtype="float64", **arrays):
             safetensors.numpy.save_file(arrays, tmp_path / "head.safetensors")
             path = tmp_path / "head.safetensors"
             heads = open_arrays(path, HEADS, bare="kernel", scratch_fn=scratch_fn)
-            return head_spectrum(heads, NUM_CLASSES)
+            return head_spectrum(heads, NUM_CLASSES, np.dtype(dtype))
 
         return read_spectrum
 
@@ -369,7 +399,7 @@ class TestHead:
         assert_allclose((V * g) @ V.T, C @ KERNEL.T @ KERNEL @ C, atol=1e-5)
 
     def test_none_is_the_identity(self):
-        g, V = head_spectrum({}, 3)
+        g, V = head_spectrum({}, 3, np.dtype("float64"))
         assert_allclose((V * g) @ V.T, np.eye(3) - 1 / 3, atol=1e-6)
 
     @pytest.mark.parametrize("floating", ["float16", "bfloat16", "float32"])
@@ -397,3 +427,22 @@ class TestHead:
     def test_does_not_fit(self, arrays, message, spectrum_of):
         with pytest.raises(ConfigError, match=message):
             spectrum_of(**arrays)
+
+    @pytest.mark.parametrize(
+        ("arrays", "dtype", "remedy"),
+        [
+            ({"kernel": 1e25 * KERNEL}, "float32", ", or save float64 logits and set JAX_ENABLE"),
+            ({"weight": 1e45 * KERNEL.T.astype(float)}, "float32", ", or save float64 logits"),
+            ({"gram": 1e300 * np.eye(4)}, "float32", "$"),
+            ({"gram": 1e300 * np.eye(4)}, "float64", "$"),
+            ({"kernel": 1e200 * KERNEL.astype(float)}, "float64", "$"),
+        ],
+    )
+    def test_is_too_large(self, arrays, dtype, remedy, spectrum_of):
+        [(name, head)] = arrays.items()
+        message = (
+            f"head.safetensors: {name} has entries up to {np.abs(head).max():.3g}, too large to "
+            f"compute with in {dtype}; scale it down{remedy}"
+        ).replace("+", r"\+")
+        with pytest.raises(ConfigError, match=message):
+            spectrum_of(dtype=dtype, **{name: np.ascontiguousarray(head)})

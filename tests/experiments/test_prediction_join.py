@@ -78,11 +78,17 @@ class TestJoin:
         assert_array_equal(joined.ids.to_numpy(), np.arange(NUM_ROWS))
         assert_array_equal(joined.labels, LABELS)
 
+    @pytest.mark.parametrize("kind", WRITERS)
+    def test_other_classes(self, kind, write):
+        audio, video = write("npz", "a", logits=LOGITS), write(kind, "v", logits=LOGITS[:, 1:])
+        message = rf"must have the same classes, got logits of .*v.{kind}': \(20, 3\)}}$"
+        with pytest.raises(ConfigError, match=message):
+            join({"audio": audio, "video": video})
+
     @pytest.mark.parametrize(
         ("audio", "video", "message"),
         [
             ({}, {"logits": LOGITS[1:]}, "without `ids` inputs must have the same rows"),
-            ({}, {"logits": LOGITS[:, 1:]}, "must have the same classes, got logits of shapes"),
             ({"ids": IDS}, {}, "v.npz has no `ids`, but others have"),
             ({"ids": IDS}, {"ids": IDS + 100}, "no id is in all of .*a.npz, .*v.npz"),
             ({"ids": IDS}, {"ids": IDS.astype(str)}, "ids are int64 in .*a.npz, but large_string"),
@@ -90,6 +96,11 @@ class TestJoin:
                 {"labels": LABELS, "ids": IDS},
                 {"labels": np.where(np.arange(NUM_ROWS) < 2, 3 - LABELS, LABELS), "ids": IDS},
                 rf"disagree about 2 of 20 labels, of id {IDS[0]}, {IDS[1]}$",
+            ),
+            (
+                {"labels": LABELS, "ids": np.array([f"{number} a" for number in IDS])},
+                {"labels": 3 - LABELS, "ids": np.array([f"{number} a" for number in IDS])},
+                rf"of id '{IDS[0]} a', '{IDS[1]} a', '{IDS[2]} a', \.\.\.$",
             ),
         ],
     )
