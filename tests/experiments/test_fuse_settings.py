@@ -119,7 +119,7 @@ class TestErrors:
             ("--output={}/audio.npz", "--output={}/audio.npz would replace an input; choose"),
             (
                 "--output={}/audio.npz/fused.npz",
-                "--output={}/audio.npz/fused.npz: its folder cannot be made (File exists); name another",
+                "--output={}/audio.npz/fused.npz: its folder cannot be made (File exists)",
             ),
         ],
     )
