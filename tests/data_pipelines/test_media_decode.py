@@ -149,12 +149,10 @@ def test_workers_that_have_grown_are_replaced(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_decoded(tmp_path, key)["value"], 2 * value)
 
 
-# A shell's background jobs, and so perhaps these tests, ignore interrupts.
 _RUN = """
-import signal, sys
+import sys
 from pathlib import Path
 from tests.data_pipelines.test_media_decode import _decode, double_slowly
-signal.signal(signal.SIGINT, signal.default_int_handler)
 if __name__ == "__main__":
     _decode(Path(sys.argv[1]), double_slowly, 2)
 """
