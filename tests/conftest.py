@@ -1,5 +1,11 @@
+import signal
+
 import jax
 import pytest
+
+# A shell's background jobs ignore interrupts, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests cover float32 and float64; what users run, x64 off, is covered by the binaries' tests, which
 # start processes of their own.
