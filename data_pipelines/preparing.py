@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import downloader
 
 from data_pipelines.errors import DataError
-from data_pipelines.stored import unreadable
+from data_pipelines.stored import reading
 
 # With ten attempts, the default, it takes over three minutes to find that there is no network.
 downloader.MAX_RETRIES = 4
@@ -34,13 +34,9 @@ def make_builder(builder_class: Any, data_dir: Path, config: Any, **keywords: An
     Raises:
       DataError: what it built is damaged.
     """
-    try:
+    folder = Path(data_dir) / builder_class.name / config.name / str(builder_class.VERSION)
+    with reading(folder, "its description"):
         return builder_class(data_dir=data_dir, config=config, **keywords)
-    except MemoryError:
-        raise
-    except Exception as error:  # what it built is described in files of several formats
-        folder = Path(data_dir) / builder_class.name / config.name / str(builder_class.VERSION)
-        raise unreadable(folder, "its description", error) from error
 
 
 def prepare_builder(

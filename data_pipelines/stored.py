@@ -3,7 +3,8 @@
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias, cast, overload
 
@@ -38,15 +39,11 @@ class StoredSplit:
         self.features: Any = builder.info.features
         self._folder = Path(builder.data_dir)
         self._split = split
-        try:
+        with reading(self._folder, f"split {split}"):
             # TFDS would decode all features of a record; `read` decodes those that it returns.
             self._records: Any = builder.as_data_source(
                 split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
             )
-        except MemoryError:
-            raise
-        except Exception as error:  # array_record raises types of its own
-            raise unreadable(self._folder, f"split {self._split}", error) from error
 
     def __len__(self) -> int:
         return len(self._records)
@@ -73,15 +70,11 @@ class StoredSplit:
         with tqdm(total=len(rows), desc=f"Reading {self._split}", disable=not progress) as bar:
             for start in range(0, len(rows), _CHUNK_ROWS):
                 chunk = rows[start : start + _CHUNK_ROWS].tolist()
-                try:
+                with reading(self._folder, f"split {self._split}"):
                     for record in self._records.__getitems__(chunk):
                         example = parse_fn(record)
                         for name, column in columns.items():
                             column.append(example[name])
-                except MemoryError:
-                    raise
-                except Exception as error:  # array_record and protobuf raise types of their own
-                    raise unreadable(self._folder, f"split {self._split}", error) from error
                 bar.update(len(chunk))
         return columns
 
@@ -138,23 +131,31 @@ class StoredColumn:
         return self[np.arange(len(self))].astype(dtype or self.dtype, copy=False)
 
 
-def unreadable(folder: Path, part: str, error: Exception) -> DataError:
-    """Returns the error for a prepared data set that cannot be read any more.
+@contextmanager
+def reading(folder: Path, part: str) -> Generator[None]:
+    """Turns whatever goes wrong in the block into an error that names a prepared data set.
 
     Args:
       folder: of the data set.
-      part: which part of it.
-      error: what reading raised.
+      part: which part of it is read.
+
+    Raises:
+      DataError: the block raised something else than MemoryError.
     """
-    if reason := system_failure(error):
-        return DataError(
-            f"--data_dir: {folder} cannot be read ({part}, {reason}); that is no fault of the data:"
-            " mend it, and run again"
-        )
-    return DataError(
-        f"--data_dir: {folder} is damaged ({part}, {type(error).__name__}); remove this folder, and"
-        " it is prepared again"
-    )
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # array_record, protobuf and TFDS raise many types
+        if reason := system_failure(error):
+            raise DataError(
+                f"--data_dir: {folder} cannot be read ({part}, {reason}); that is no fault of the"
+                " data: mend it, and run again"
+            ) from error
+        raise DataError(
+            f"--data_dir: {folder} is damaged ({part}, {type(error).__name__}); remove this"
+            " folder, and it is prepared again"
+        ) from error
 
 
 def system_failure(error: Exception) -> str | None:

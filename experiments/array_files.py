@@ -11,11 +11,9 @@ All are then read in place: what was asked for is in memory, and no more.
 import collections
 import contextlib
 import json
-import lzma
 import os
 import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -25,6 +23,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError, safe_open
 
+from data_pipelines.errors import ZIP_ERRORS
 from experiments.config import ConfigError
 
 ScratchFn = Callable[[], BinaryIO]  # makes a temporary file that has no name
@@ -34,18 +33,6 @@ _HEADER_FNS = {
 }
 # In turn: not a Python literal; not one of a header's; not even a line of Python.
 _HEADER_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
-# In turn: a wrong checksum or another archive; damaged packing; damaged names; encryption, packing
-# or a version that Python does not know; damaged bzip2, or a position before the file.
-_ARCHIVE_ERRORS = (
-    zipfile.BadZipFile,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    KeyError,
-    UnicodeDecodeError,
-    RuntimeError,
-    OSError,
-)
 _PIECE_BYTES = 2**20  # of an archive in memory at a time
 _SAFETENSORS_DTYPES: dict[str, DTypeLike] = {
     **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
@@ -160,7 +147,7 @@ def _open_npz(path: Path, names: Sequence[str], scratch_fn: ScratchFn) -> dict[s
         stream = stack.enter_context(path.open("rb"))
         try:
             archive = stack.enter_context(zipfile.ZipFile(stream))
-        except _ARCHIVE_ERRORS as error:
+        except ZIP_ERRORS as error:
             raise not_whole(path, ".npz", error) from error
         members = archive.namelist()
         _check_members(path, members)
@@ -189,7 +176,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile, member: str) -> Iterator[bytes
         with archive.open(member) as packed:
             while piece := packed.read(_PIECE_BYTES):
                 yield piece
-    except _ARCHIVE_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise not_whole(path, ".npz", error) from error
 
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from data_pipelines.av_mnist.builder import DEFAULT_CONFIG, AvMnist, AvMnistConfig
 from data_pipelines.av_mnist.spectrogram import decode_pngs
 from data_pipelines.preparing import make_builder, prepare_builder
-from data_pipelines.stored import unreadable
+from data_pipelines.stored import reading
 
 
 def prepare(
@@ -66,16 +66,12 @@ def read_split(
     """
     # Pictures are decoded here, since every recording serves many rows.
     builder = make_builder(AvMnist, data_dir, config)
-    try:
+    with reading(Path(builder.data_dir), f"split {split}"):
         source = builder.as_data_source(split, decoders={"audio": tfds.decode.SkipDecoding()})
         positions = range(len(source) if num_examples is None else num_examples)
         rows: list[dict[str, Any]] = [
             source[i] for i in tqdm(positions, desc=f"Reading {split}", disable=not progress)
         ]
-    except MemoryError:
-        raise
-    except Exception as error:  # array_record and protobuf raise types of their own
-        raise unreadable(Path(builder.data_dir), f"split {split}", error) from error
     return {
         "image": np.stack([row["image"] for row in rows]),
         "audio": decode_pngs([row["audio"] for row in rows]),

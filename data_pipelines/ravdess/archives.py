@@ -1,14 +1,12 @@
 """Finds the clips in the published zip archives, and reads one of them, in memory."""
 
 import dataclasses
-import lzma
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from data_pipelines.errors import DataError, MediaError
+from data_pipelines.errors import ZIP_ERRORS, DataError, MediaError
 from data_pipelines.ravdess.names import NUM_ACTORS, ClipName
 
 HOMEPAGE = "https://zenodo.org/records/1188976"
@@ -148,18 +146,7 @@ def read_member(member: Member) -> bytes:
     try:
         with zipfile.ZipFile(member.archive) as archive:
             return archive.read(member.name)
-    # RuntimeError: encrypted, or (NotImplementedError) of unknown compression; KeyError: another
-    # archive by now; UnicodeDecodeError: the name in front of the content is damaged.
-    except (
-        OSError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        UnicodeDecodeError,
-        zipfile.BadZipFile,
-        lzma.LZMAError,
-        zlib.error,
-    ) as error:
+    except ZIP_ERRORS as error:
         reason = " ".join(str(error).split())
         raise MediaError(f"{member.archive}: {member.name} is damaged ({reason})") from None
 

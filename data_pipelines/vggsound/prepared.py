@@ -7,7 +7,7 @@ from joblib import cpu_count
 
 from data_pipelines.errors import DataError
 from data_pipelines.preparing import make_builder, prepare_builder
-from data_pipelines.stored import unreadable
+from data_pipelines.stored import reading
 from data_pipelines.vggsound.builder import DEFAULT_CONFIG, VggSound, VggSoundConfig
 from data_pipelines.vggsound.missing import LISTING
 
@@ -64,12 +64,10 @@ def prepare(
     prepare_builder(builder, data_dir, manual_dir=manual_dir, progress=progress)
     # Read anew: another process may have prepared it in the meantime.
     info = make_builder(VggSound, data_dir, config).info
-    try:
+    with reading(folder, "its description"):
         num_clips, num_missing = (int(info.metadata[key]) for key in ("num_clips", "num_missing"))
         if info.metadata["labels"] != info.features["label"].names:
             raise ValueError("its labels are not those that it was made with")
-    except (KeyError, TypeError, ValueError) as error:
-        raise unreadable(folder, "its description", error) from error
     if num_missing:
         report = (
             f"{folder}: prepared with {num_clips - num_missing} of {num_clips} clips"
