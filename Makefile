@@ -1,10 +1,10 @@
-# make install | demo | test | lint | typecheck.  Everything runs in .venv, made when it is missing.
+# make install | demo | quick | test | extended | lint | typecheck.  Everything runs in .venv, made when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 PEERS := .venv/peers_installed
 
-.PHONY: install demo test lint typecheck clean
+.PHONY: install demo quick test extended lint typecheck clean
 
 install: $(STAMP)
 
@@ -24,12 +24,25 @@ $(PEERS): $(STAMP)
 demo: $(STAMP)
 	$(BIN)/python -m experiments.robust_fusion --dataset=digits --num_attack=200 --workdir=runs/demo
 
-# Experiments compile far more than they compute: the second half takes half as long without XLA's
-# optimisation. What the library promises is tested as users run it.
+# Tests compile far more than they compute: XLA spends a third of the time on a program that it does
+# not optimise. What is promised of the solvers and shown in README.md is tested as users run it.
+UNOPTIMISED := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
+  --xla_llvm_disable_expensive_passes=true
+AS_USERS_RUN := tests/linalg tests/test_portability.py tests/test_readme.py
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+
 test: $(PEERS)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --ignore tests/experiments
-	XLA_FLAGS=--xla_backend_optimization_level=0 \
-	  $(BIN)/python -m pytest --numprocesses 2 --dist loadscope tests/experiments
+	$(PYTEST) $(AS_USERS_RUN)
+	XLA_FLAGS="$(UNOPTIMISED)" $(PYTEST) $(AS_USERS_RUN:%=--ignore=%)
+
+# One case of everything that is promised, before a commit.
+quick: $(PEERS)
+	$(PYTEST) --quick $(AS_USERS_RUN)
+	XLA_FLAGS="$(UNOPTIMISED)" $(PYTEST) --quick $(AS_USERS_RUN:%=--ignore=%)
+
+# What is worth having, but not at each commit: long fuzzing, all combinations.
+extended: $(PEERS)
+	$(PYTEST) -m extended
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
