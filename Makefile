@@ -1,4 +1,5 @@
-# make install | demo | quick | test | extended | lint | typecheck.  Everything runs in .venv, made when it is missing.
+# make install | demo | quick | test | extended | lint | typecheck. All of it runs in .venv, made when
+# it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed

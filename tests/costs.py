@@ -29,7 +29,9 @@ class _Meter:
         self._programs += event == _COMPILED
 
     def read(self):
-        spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        spent = [
+            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        ]
         now_s = sum(used.ru_utime + used.ru_stime for used in spent)
         cost = {"cpu_s": now_s - self._last_s, "programs": self._programs}
         self._last_s, self._programs = now_s, 0
