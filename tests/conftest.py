@@ -12,8 +12,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # start processes of their own.
 jax.config.update("jax_enable_x64", True)
 
-# Of the memory maps that Linux grants a process: beyond 65,530 compilation crashes.
-_MANY_MAPS = 40_000
+# Each program keeps some, and 0.2 MB for each; beyond the 65,530 that Linux grants a process
+# compilation crashes.
+_MANY_MAPS = 12_000
 
 
 def pytest_addoption(parser):

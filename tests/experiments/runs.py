@@ -1,20 +1,26 @@
-"""Runs of the main experiment in processes of their own, as users start them."""
+"""Runs of binaries: in this process, or in one of their own where the process is the point."""
 
-import atexit
+import contextlib
 import csv
+import io
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import robust_fusion
 
 ROOT = Path(__file__).parents[2]
-# A minute, most of it to compile: few rows, epochs, steps, methods.
+# Half a minute, most of it to compile: few rows, epochs, steps, methods.
 SMALL = (
     "--dataset=digits",
     "--num_train=400",
@@ -29,26 +35,48 @@ SMALL = (
     "--methods=unimodal,statistical,scaled,robust",
 )
 
-# Runs compile the same programs over and over: those of one session share what is compiled, unless
-# the environment names a folder that is to last longer.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# What XLA says of every program that it reads from there, and nothing else of what it says.
-_NOTICE = re.compile(r"W\S+ \S+ +\d+ pjrt_executable\.cc:\d+\] Assume version compatibility\..*\n")
+
+class Said(NamedTuple):
+    """What a run printed."""
+
+    stdout: str
+    stderr: str
+
+
+def run(workdir: Path, *arguments: str, binary: ModuleType = robust_fusion) -> Said:
+    """Runs a binary of the main experiment's flags in this process; its errors are raised."""
+    said = Said("", "")
+    with (
+        flagsaver.flagsaver(),
+        _without_x64(),
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+    ):
+        flags.FLAGS([binary.__name__, f"--workdir={workdir}", *arguments])
+        binary.main([binary.__name__])
+        said = Said(stdout.getvalue(), stderr.getvalue())
+    return said
+
+
+@contextlib.contextmanager
+def _without_x64() -> Iterator[None]:
+    """As users run binaries; also in the threads of a run, which know no context of this one."""
+    jax.config.update("jax_enable_x64", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", True)
 
 
 def start(
-    workdir: Path, *flags: str, compiled_is_kept: bool = True, is_optimised: bool = False
+    workdir: Path, *arguments: str, binary: str = "robust_fusion", is_optimised: bool = False
 ) -> "subprocess.Popen[str]":
+    """Starts a binary in a process of its own."""
     environment = dict(os.environ)
     if is_optimised:  # runs that compute for longer than it takes to compile
         environment.pop("XLA_FLAGS", None)
-    if not compiled_is_kept:  # by a process that is killed, it might be kept in half
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1e9"
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.robust_fusion", f"--workdir={workdir}", *flags],
+        [sys.executable, "-m", f"experiments.{binary}", f"--workdir={workdir}", *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -57,30 +85,45 @@ def start(
     )
 
 
-def run(workdir: Path, *flags: str, is_optimised: bool = False) -> tuple[int, str, str]:
+def run_process(
+    workdir: Path, *arguments: str, binary: str = "robust_fusion", is_optimised: bool = False
+) -> tuple[int, str, str]:
     """Exit code, standard output and standard error."""
-    process = start(workdir, *flags, is_optimised=is_optimised)
+    process = start(workdir, *arguments, binary=binary, is_optimised=is_optimised)
     stdout, stderr = process.communicate()
-    return process.returncode, stdout, _NOTICE.sub("", stderr)
+    return process.returncode, stdout, stderr
 
 
 def stop_when(
-    condition: Callable[[], bool], workdir: Path, *flags: str, sent: int = signal.SIGKILL
+    condition: Callable[[], bool], workdir: Path, *arguments: str, sent: int = signal.SIGKILL
 ) -> tuple[int, str]:
     """Starts a run and sends it a signal as soon as the condition holds; it must still run then.
 
     Returns:
       Exit code and standard error.
     """
-    process = start(workdir, *flags, compiled_is_kept=False)
+    process = start(workdir, *arguments)
     while not condition():
         assert process.poll() is None, process.communicate()[1][-2000:]
         time.sleep(0.002)
     process.send_signal(sent)
     _, stderr = process.communicate()
-    return process.returncode, _NOTICE.sub("", stderr)
+    return process.returncode, stderr
 
 
 def read_rows(workdir: Path, name: str = "results.csv") -> list[dict[str, str]]:
     with (workdir / name).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def read_tables(text: str) -> list[list[list[str]]]:
+    """The cells of all tables in Markdown, headers first."""
+    tables: list[list[list[str]]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if set("".join(cells)) - set("-:"):
+                tables[-1].append(cells)
+        elif tables[-1]:
+            tables.append([])
+    return [table for table in tables if table]

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -84,10 +81,9 @@ def test_samples_that_know_each_other_are_found_out():
 
 
 @pytest.mark.slow
-def test_the_binary_writes_a_row_for_every_check(tmp_path):
-    command = [sys.executable, "-m", "experiments.attack_sanity", f"--workdir={tmp_path}"]
-    command += [*runs.SMALL, "--num_attack=16", "--perturbed=upper", "--methods=unimodal"]
-    process = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=True)
+def test_a_run_writes_and_shows_a_row_for_every_check(tmp_path):
+    flags = (*runs.SMALL, "--num_attack=16", "--perturbed=upper", "--methods=unimodal")
+    stdout, _ = runs.run(tmp_path, *flags, binary=attack_sanity)
     rows = runs.read_rows(tmp_path, "attack_sanity.csv")
     assert [row["target"] for row in rows] == ["unimodal:upper"] * 11
     for row in rows:
@@ -95,8 +91,15 @@ def test_the_binary_writes_a_row_for_every_check(tmp_path):
         assert row["detail"]
     passed = {row["check"] for row in rows if row["passed"] == "True"}
     assert {"budgets are kept", "gradients match finite differences"} <= passed
-    failed = sum(row["passed"] == "False" for row in rows)
-    assert f"{failed} of 11 checks failed, marked by !" in process.stdout
+    ((headers, cells),) = runs.read_tables(stdout)
+    assert headers == ["perturbed", "target", *(f"({index})" for index in range(1, 12))]
+    marks = ["" if row["passed"] == "True" else " !" for row in rows]
+    figures = [f"{float(row['value']):.3g}{m}" for row, m in zip(rows, marks, strict=True)]
+    assert cells == ["upper", "unimodal:upper", *figures]
+    for index, row in enumerate(rows, 1):
+        limit = f"at most {float(row['limit']):.3g}"
+        assert f"({index}) {row['check']}: {row['detail']}; {limit}" in stdout.splitlines()
+    assert f"{marks.count(' !')} of 11 checks failed, marked by !" in stdout
 
 
 class TestPredictionUnderAttack:

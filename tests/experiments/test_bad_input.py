@@ -162,20 +162,24 @@ class TestWorkdir:
         assert text == f"error: --workdir={tmp_path / 'file'} is a file; name a folder"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("argument", "expected"),
+    ("binary", "argument", "expected"),
     [
-        ("--dataset=imagenet", "flag --dataset=imagenet: value should be one of <"),
-        ("--num_seeds=0", "flag --num_seeds=0: 0 is not a positive integer"),
-        ("--seed=99999999999999999999999", "flag --seed=99999999999999999999999: "),
-        ("--suite=huge", "flag --suite=huge: value should be one of <"),
-        ("--gammas=7", "error: --gammas: '7' is not a number in (0, 1]"),
+        (
+            "robust_fusion",
+            "--dataset=imagenet",
+            "flag --dataset=imagenet: value should be one of <",
+        ),
+        ("robust_fusion", "--gammas=7", "error: --gammas: '7' is not a number in (0, 1]"),
+        ("certified", "--confidences=2", "error: --confidences: '2' is not a number in [0, 1]"),
+        ("extra_modality", "--gammas=0", "error: --gammas: '0' is not a number in (0, 1]"),
+        ("attack_sanity", "--scales=2", "error: --scales: '2' is not a number in [0, 1]"),
     ],
 )
-def test_the_binary_ends_without_a_traceback(argument, expected, tmp_path):
-    code, stdout, stderr = runs.run(tmp_path / "run", argument)
+def test_binaries_end_without_a_traceback(binary, argument, expected, tmp_path):
+    code, stdout, stderr = runs.run_process(tmp_path / "run", argument, binary=binary)
     assert code == 1
     assert expected in stderr
     assert "Traceback" not in stdout + stderr
     assert sum(not line.startswith(("Pass --help", " ")) for line in stderr.splitlines()) <= 2
+    assert not (tmp_path / "run").exists()

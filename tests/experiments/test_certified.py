@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -17,23 +14,11 @@ FLAGS = (
 )
 
 
-def start(workdir, *flags):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.certified", f"--workdir={workdir}", *flags],
-        cwd=runs.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.slow
-def test_a_run_writes_what_is_certified(tmp_path):
-    process = start(tmp_path / "run", *FLAGS)
-    assert process.returncode == 0, process.stderr[-2000:]
+def test_a_run_writes_what_is_certified(tmp_path, kept_figures):
+    stdout, _ = runs.run(tmp_path / "run", *FLAGS, binary=certified)
     rows = runs.read_rows(tmp_path / "run", "certified.csv")
     assert list(rows[0]) == list(Row._fields)
-    assert (tmp_path / "run" / "figures" / "certified.png").stat().st_size > 10_000
     for corrupted in ("upper", "lower"):
         chosen = [row for row in rows if row["corrupted"] == corrupted]
         assert [(r["method"], r["contamination"], r["confidence"]) for r in chosen] == [
@@ -55,12 +40,50 @@ def test_a_run_writes_what_is_certified(tmp_path):
             for name in ("clean", "certified"):
                 low, mid, high = (float(row[name + end]) for end in ("_low", "", "_high"))
                 assert low <= mid <= high
-    assert process.stdout.count(" *") == 6
-    check_radii(runs.read_rows(tmp_path / "run", "radii.csv"), rows)
-    # It reports the rows of the file.
-    lines = [line for line in process.stdout.splitlines() if line.startswith("| upper")]
-    cells = [cell.strip() for cell in lines[0].split("|")]
-    assert cells[2:4] == ["statistical *", f"{100 * float(rows[0]['clean']):.1f}"]
+    found = runs.read_rows(tmp_path / "run", "radii.csv")
+    check_radii(found, rows)
+    table, of_radii = runs.read_tables(stdout)
+    assert table[1:] == [cells_of(row) for row in rows]
+    check_table_of_radii(of_radii, found)
+    (figure,) = kept_figures
+    check_figure(figure, rows)
+    assert (tmp_path / "run" / "figures" / "certified.png").stat().st_size > 10_000
+
+
+def cells_of(row):
+    """What the table says of a row of the file."""
+    label = row["method"]
+    if row["contamination"]:
+        label += f" e={row['contamination']}"
+    if row["confidence"]:
+        label += f" c={row['confidence']}"
+    clean, mid, low, high = (
+        f"{100 * float(row[name]):.1f}"
+        for name in ("clean", "certified", "certified_low", "certified_high")
+    )
+    star = " *" if row["selected"] == "True" else ""
+    return [row["corrupted"], label + star, clean, f"{mid} [{low}, {high}]"]
+
+
+def check_figure(figure, rows):
+    """A panel for every modality, a line for every method, a star for what was chosen."""
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["upper may say anything", "lower may say anything"]
+    for axis, corrupted in zip(figure.axes, ("upper", "lower"), strict=True):
+        lines = {line.get_label(): line for line in axis.get_lines() if line.get_marker() != "*"}
+        assert list(lines) == ["statistical", "contaminated", "cascade"]
+        stars = [tuple(xy) for line in axis.get_lines()[1::2] for xy in line.get_xydata()]
+        expected_stars = []
+        for method, line in lines.items():
+            points = [
+                (100 * float(row["clean"]), 100 * float(row["certified"]), row["selected"])
+                for row in rows
+                if (row["corrupted"], row["method"]) == (corrupted, method)
+            ]
+            points.sort(key=lambda point: point[1])
+            np.testing.assert_allclose(line.get_xydata(), [p[:2] for p in points], rtol=1e-5)
+            expected_stars += [point[:2] for point in points if point[2] == "True"]
+        np.testing.assert_allclose(stars, expected_stars, rtol=1e-5)
 
 
 def check_radii(found, certified_rows):
@@ -89,11 +112,14 @@ def check_radii(found, certified_rows):
     assert max(float(row["changed_100"]) for row in found) > 0.3
 
 
-def test_bad_flags_end_in_one_line(tmp_path):
-    process = start(tmp_path / "run", "--confidences=2")
-    assert process.returncode == 1
-    assert process.stderr.strip().endswith("error: --confidences: '2' is not a number in [0, 1]")
-    assert not (tmp_path / "run").exists()
+def check_table_of_radii(table, rows):
+    symbols = {"contamination": "e", "gamma": "γ"}
+    for cells, row in zip(table[1:], rows, strict=True):
+        names = ("unlimited", "changed_1", "changed_10", "changed_100")
+        unlimited, *changed = (f"{100 * float(row[name]):.1f}" for name in names)
+        label = row["method"] + "".join(f" {s}={row[n]}" for n, s in symbols.items() if row[n])
+        median = f"{float(row['median']):.2g}"
+        assert cells == [row["corrupted"], label, unlimited, median, *changed]
 
 
 def make_outcomes(**counts):

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,23 +21,16 @@ def test_logits_of_the_gaussian_model_are_its_posterior():
 
 
 @pytest.mark.slow
-def test_a_run_tells_bias_and_sensitivity_for_every_strength(tmp_path):
-    process = subprocess.run(
-        [
-            *(sys.executable, "-m", "experiments.extra_modality", *runs.SMALL),
-            *("--gammas=0.5,0.01", "--perturbed=upper", f"--workdir={tmp_path / 'run'}"),
-        ],
-        cwd=runs.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    rows = runs.read_rows(tmp_path / "run", "extra_modality.csv")
+def test_a_run_tells_bias_and_sensitivity_for_every_strength(tmp_path, kept_figures):
+    flags = (*runs.SMALL, "--gammas=0.5,0.01", "--perturbed=upper")
+    stdout, _ = runs.run(tmp_path, *flags, binary=extra_modality)
+    rows = runs.read_rows(tmp_path, "extra_modality.csv")
     assert list(rows[0]) == list(Row._fields)
-    for source, perturbed, count in (("gaussian", "x", 8), ("digits", "upper", 6)):
+    parts = (("gaussian", "x", 8), ("digits", "upper", 6))
+    tables = runs.read_tables(stdout)
+    for (source, perturbed, count), table, figure in zip(parts, tables, kept_figures, strict=True):
         name = f"extra_modality_{source}_{perturbed}.png"
-        assert (tmp_path / "run" / "figures" / name).stat().st_size > 10_000
+        assert (tmp_path / "figures" / name).stat().st_size > 10_000
         chosen = [row for row in rows if row["source"] == source]
         strengths = [float(strength) for strength in dict.fromkeys(r["strength"] for r in chosen)]
         assert len(strengths) == count
@@ -55,8 +45,47 @@ def test_a_run_tells_bias_and_sensitivity_for_every_strength(tmp_path):
             gamma = float(row["gamma"])
             bound = np.sqrt(9 * gamma / (1 - gamma)) / 2
             np.testing.assert_allclose(float(row["a_priori_bound"]), bound, rtol=1e-5)
+        for cells, row in zip(table[1:], chosen, strict=True):
+            check_cells(cells, row)
+        check_figure(figure, chosen, methods, strengths)
         if source == "gaussian":
             self_check_gaussian(chosen)
+
+
+SHOWN = {  # factor and digits of a column
+    **{"clean": (100, 1), "attacked": (100, 1), "bias": (1, 3), "bias_bound": (1, 2)},
+    **{"jacobian": (1, 3), "total_jacobian": (1, 3), "a_priori_bound": (1, 3)},
+    "above_bound": (100, 1),
+}
+
+
+def check_cells(cells, row):
+    """The table says what the file says, to the digits shown."""
+    gamma = f" γ={row['gamma']}" if row["gamma"] else ""
+    assert cells[:2] == [f"{float(row['strength']):g}", row["method"] + gamma]
+    for cell, (name, (factor, digits)) in zip(cells[2:], SHOWN.items(), strict=True):
+        if row[name]:
+            assert len(cell.partition(".")[2]) == digits
+            assert float(cell) == pytest.approx(factor * float(row[name]), abs=0.51 / 10**digits)
+        else:
+            assert cell == ""
+
+
+def check_figure(figure, rows, methods, strengths):
+    """A line of every method in each panel, those of robust fusion with their bounds."""
+    robust = [method for method in methods if method[0] == "robust"]
+    columns = [[("clean", 100)], [("attacked", 100)], [("bias", 1), ("bias_bound", 1)]]
+    columns.append([("jacobian", 1), ("total_jacobian", 1), ("a_priori_bound", 1)])
+    shown = [methods, methods, robust, robust]
+    for axis, of_panel, names in zip(figure.axes, shown, columns, strict=True):
+        expected = [
+            [factor * float(r[name]) for r in rows if (r["method"], r["gamma"]) == method]
+            for method in of_panel
+            for name, factor in names
+        ]
+        lines = axis.get_lines()
+        np.testing.assert_allclose([line.get_ydata() for line in lines], expected, rtol=1e-5)
+        assert all(list(line.get_xdata()) == pytest.approx(strengths) for line in lines)
 
 
 def self_check_gaussian(rows):

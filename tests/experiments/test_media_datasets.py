@@ -47,7 +47,7 @@ def ravdess(tmp_path_factory):
         "--num_eval=24",
         "--num_attack=8",
     )
-    return folder / "run", flags, runs.run(folder / "run", *flags, is_optimised=True)
+    return folder / "run", flags, runs.run_process(folder / "run", *flags, is_optimised=True)
 
 
 def test_ravdess_from_its_archives_to_tables(ravdess):
@@ -72,7 +72,7 @@ def test_ravdess_from_its_archives_to_tables(ravdess):
 
 def test_another_fold_is_another_run(ravdess):
     workdir, flags, _ = ravdess
-    code, _, stderr = runs.run(workdir, *flags, "--fold=4")
+    code, _, stderr = runs.run_process(workdir, *flags, "--fold=4")
     assert code == 1
     assert "belongs to a run with other flags (--fold=5, now 4)" in stderr.splitlines()[-1]
 
@@ -104,7 +104,7 @@ def test_vggsound_from_its_clips_to_tables_starting_from_torchvision(vggsound):
     torch.manual_seed(0)
     save_file(torchvision.models.resnet18().state_dict(), folder / "resnet18.safetensors")
     weights = f"--weights=video={folder / 'resnet18.safetensors'}"
-    code, stdout, stderr = runs.run(folder / "run", *flags, weights, is_optimised=True)
+    code, stdout, stderr = runs.run_process(folder / "run", *flags, weights, is_optimised=True)
     assert code == 0, stderr[-3000:]
     assert "| robust γ=0.1" in stdout
     assert "prepared with 46 of 48 clips" in stderr
@@ -133,7 +133,7 @@ def test_vggsound_from_its_clips_to_tables_starting_from_torchvision(vggsound):
 def test_bad_input_ends_in_one_line(vggsound, argument, message, tmp_path):
     folder, _, flags = vggsound
     csv = folder / "raw" / "vggsound.csv"
-    code, _, stderr = runs.run(tmp_path / "run", *flags, argument.format(csv=csv))
+    code, _, stderr = runs.run_process(tmp_path / "run", *flags, argument.format(csv=csv))
     assert code == 1
     last = stderr.splitlines()[-1]
     assert last.startswith("error: ")

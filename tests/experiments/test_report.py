@@ -203,16 +203,6 @@ FIGURE_ROWS = [
 ]
 
 
-@pytest.fixture
-def kept_figures(monkeypatch):
-    """The figures that were written, still open."""
-    figures, close = [], plt.close
-    monkeypatch.setattr(plt, "close", figures.append)
-    yield figures
-    for figure in figures:
-        close(figure)
-
-
 class TestFigures:
     def test_curves_are_drawn_where_something_is_perturbed(self, tmp_path):
         rows = [

@@ -14,7 +14,7 @@ from experiments.summary import Summary
 from tests.data_pipelines.raw_files import needs_published_files
 from tests.experiments import runs
 
-# Each fixture runs the binary several times, on a loaded machine for minutes.
+# A run takes minutes on a loaded machine.
 pytestmark = pytest.mark.timeout(1800)
 
 ALL = (
@@ -40,9 +40,7 @@ MODALITIES = ("upper", "lower")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    code, stdout, stderr = runs.run(workdir, *ALL)
-    assert code == 0, stderr[-3000:]
-    return workdir, stdout, stderr
+    return workdir, *runs.run(workdir, *ALL)
 
 
 def label_of(row):
@@ -193,7 +191,7 @@ def test_the_trusted_modality_is_untouched_and_the_perturbed_one_is_hurt(finishe
 
 @pytest.mark.slow
 def test_prints_the_tables_and_says_where_the_files_are(finished):
-    workdir, stdout, stderr = finished
+    workdir, stdout, _ = finished
     assert "| robust γ=0.1" in stdout
     figures = ["trade_off.png"]
     figures += [
@@ -205,9 +203,6 @@ def test_prints_the_tables_and_says_where_the_files_are(finished):
         assert f"wrote {workdir / path}" in stdout
         assert (workdir / path).exists()
     assert (workdir / "report.md").read_text() in stdout
-    assert "train upper" in stderr  # the progress bars, and nothing else
-    lines = re.split(r"[\r\n]+", stderr)
-    assert not [line for line in lines if line.strip() and "|" not in line]
     for name in figures:
         with Image.open(workdir / "figures" / name) as image:
             image.load()
@@ -248,8 +243,7 @@ def test_config_holds_flags_versions_device_and_wall_time(finished):
 def test_input_jacobians_change_robust_fusion_alone_and_every_seed_is_a_run(finished, tmp_path):
     workdir = tmp_path / "run"
     flags = ("--jacobian=input", "--num_seeds=2", "--perturbations=clean,missing")
-    code, _, stderr = runs.run(workdir, *runs.SMALL, *flags)
-    assert code == 0, stderr[-3000:]
+    runs.run(workdir, *runs.SMALL, *flags)
 
     def likelihoods(workdir, seed, method):
         return {
@@ -276,62 +270,81 @@ def test_input_jacobians_change_robust_fusion_alone_and_every_seed_is_a_run(fini
     )
 
 
+# Little to do, but some of everything, since each process compiles it anew.
+FEW = (
+    *runs.SMALL,
+    "--num_train=200",
+    "--num_epochs=2",
+    "--num_eval=20",
+    "--num_attack=10",
+    "--perturbed=upper",
+    "--scales=0.2,0.5",
+    "--num_select=10",
+    "--select_attack=fgm",
+)
+
+
 class Interrupted:
-    """A run that was ended at several moments and carried on by the same command."""
+    """A run that was ended twice and carried on by the same command, and one that was not."""
 
     def __init__(self, folder):
+        self.whole = folder / "whole"
+        code, _, self.whole_stderr = runs.run_process(self.whole, *FEW)
+        assert code == 0, self.whole_stderr[-3000:]
         self.workdir = workdir = folder / "run"
         self.seed = seed = workdir / "seed_0"
-        self.codes = []
-        self.kill(lambda: any(seed.glob("checkpoints/upper/1*")))  # it is being saved, or is
-        self.kill(lambda: any(seed.glob("checkpoints/lower/2*")))
-        self.kill(lambda: len(self.steps("validation")) > 2)
-        self.trained = (seed / "checkpoints/upper/3").stat().st_mtime_ns
+        # A checkpoint is being saved, or is.
+        killed, _ = runs.stop_when(lambda: any(seed.glob("checkpoints/lower/1*")), workdir, *FEW)
+        self.trained = self.times("checkpoints/upper/2")
         self.damaged = folder / "damaged"
         shutil.copytree(workdir, self.damaged)
-        code, self.said = runs.stop_when(
-            lambda: len(self.steps("test")) > 2, workdir, *ALL, sent=signal.SIGINT
+        interrupted, self.said = runs.stop_when(
+            lambda: len(self.times("test/**/[!.]*.npz")) > 2, workdir, *FEW, sent=signal.SIGINT
         )
-        self.codes.append(code)
-        self.kill(lambda: len(self.steps("test")) > 60)
-        self.kept = self.steps("")
+        self.codes = (killed, interrupted)
+        self.kept = self.times("**/[!.]*.npz")
         self.had_results = (workdir / "results.csv").exists()
-        code, _, stderr = runs.run(workdir, *ALL)
+        code, _, stderr = runs.run_process(workdir, *FEW)
         assert code == 0, stderr[-3000:]
 
-    def kill(self, moment):
-        self.codes.append(runs.stop_when(moment, self.workdir, *ALL)[0])
-
-    def steps(self, part):
-        """When each step was kept; partial files do not count."""
-        paths = (self.seed / part).rglob("[!.]*.npz")
-        return {path: path.stat().st_mtime_ns for path in paths}
+    def times(self, pattern):
+        """When each step or checkpoint was kept; partial files do not count."""
+        return {path: path.stat().st_mtime_ns for path in self.seed.glob(pattern)}
 
 
 @pytest.fixture(scope="module")
-def interrupted(finished, tmp_path_factory):
-    del finished  # before it, so that its compiled programs are there
+def interrupted(tmp_path_factory):
     return Interrupted(tmp_path_factory.mktemp("interrupted"))
 
 
 @pytest.mark.slow
-def test_ended_at_any_moment_the_same_command_ends_with_the_same_results(finished, interrupted):
-    assert interrupted.codes == [*3 * [-signal.SIGKILL], 130, -signal.SIGKILL]
+def test_ended_at_any_moment_the_same_command_ends_with_the_same_results(interrupted):
+    assert interrupted.codes == (-signal.SIGKILL, 130)
     assert not interrupted.had_results
     for name in ("results.csv", "summary.csv", "comparison.csv", "selection.csv", "report.md"):
-        expected = (finished[0] / name).read_bytes()
+        expected = (interrupted.whole / name).read_bytes()
         assert (interrupted.workdir / name).read_bytes() == expected, name
 
 
 @pytest.mark.slow
-def test_what_was_done_is_not_done_again(finished, interrupted):
-    trained = (interrupted.seed / "checkpoints/upper/3").stat().st_mtime_ns
-    assert trained == interrupted.trained
-    steps = interrupted.steps("")
-    assert len(interrupted.kept) > 60
+def test_what_was_done_is_not_done_again(interrupted):
+    assert interrupted.trained
+    assert interrupted.times("checkpoints/upper/2") == interrupted.trained
+    steps = interrupted.times("**/[!.]*.npz")
+    kept = {path.relative_to(interrupted.seed).parts[0] for path in interrupted.kept}
+    assert kept == {"validation", "test"}
     assert {path: steps[path] for path in interrupted.kept} == interrupted.kept
     names = {path.relative_to(interrupted.workdir) for path in steps}
-    assert names == {path.relative_to(finished[0]) for path in finished[0].rglob("*.npz")}
+    assert len(names) > len(interrupted.kept)
+    whole = interrupted.whole
+    assert names == {path.relative_to(whole) for path in whole.rglob("*.npz")}
+
+
+@pytest.mark.slow
+def test_a_run_says_nothing_but_its_progress(interrupted):
+    lines = re.split(r"[\r\n]+", interrupted.whole_stderr)
+    assert any(line.startswith("train upper") for line in lines)
+    assert not [line for line in lines if line.strip() and "|" not in line]
 
 
 @pytest.mark.slow
@@ -340,13 +353,13 @@ def test_interrupted_from_the_keyboard_ends_in_one_line(interrupted):
     assert "Traceback" not in interrupted.said
 
 
-# In a process of its own also because orbax's threads complain long after the error was raised.
+# In a process of its own since orbax's threads complain long after the error was raised.
 @pytest.mark.slow
 def test_damaged_checkpoint_ends_in_one_line(interrupted):
-    checkpoint = interrupted.damaged / "seed_0" / "checkpoints" / "upper" / "3"
+    checkpoint = interrupted.damaged / "seed_0" / "checkpoints" / "upper" / "2"
     for path in checkpoint.rglob("d/*"):
         os.truncate(path, path.stat().st_size // 2)
-    code, _, stderr = runs.run(interrupted.damaged, *ALL)
+    code, _, stderr = runs.run_process(interrupted.damaged, *FEW)
     assert code == 1
     assert stderr.splitlines()[-1].startswith(f"error: checkpoint {checkpoint} is damaged")
     assert "Traceback" not in stderr
@@ -356,7 +369,7 @@ def test_damaged_checkpoint_ends_in_one_line(interrupted):
 @needs_published_files
 def test_real_audio_visual_digits(tmp_path):
     workdir = tmp_path / "run"
-    code, _, stderr = runs.run(
+    code, _, stderr = runs.run_process(
         workdir,
         "--dataset=av_mnist",
         f"--manual_dir={Path(os.environ['JACFUSE_TEST_DATA']).absolute()}",
