@@ -45,7 +45,6 @@ class Said(NamedTuple):
 
 def run(workdir: Path, *arguments: str, binary: ModuleType = robust_fusion) -> Said:
     """Runs a binary of the main experiment's flags in this process; its errors are raised."""
-    said = Said("", "")
     with (
         flagsaver.flagsaver(),
         _without_x64(),
@@ -54,8 +53,7 @@ def run(workdir: Path, *arguments: str, binary: ModuleType = robust_fusion) -> S
     ):
         flags.FLAGS([binary.__name__, f"--workdir={workdir}", *arguments])
         binary.main([binary.__name__])
-        said = Said(stdout.getvalue(), stderr.getvalue())
-    return said
+    return Said(stdout.getvalue(), stderr.getvalue())
 
 
 @contextlib.contextmanager

@@ -53,8 +53,13 @@ def test_a_run_tells_bias_and_sensitivity_for_every_strength(tmp_path, kept_figu
 
 
 SHOWN = {  # factor and digits of a column
-    **{"clean": (100, 1), "attacked": (100, 1), "bias": (1, 3), "bias_bound": (1, 2)},
-    **{"jacobian": (1, 3), "total_jacobian": (1, 3), "a_priori_bound": (1, 3)},
+    "clean": (100, 1),
+    "attacked": (100, 1),
+    "bias": (1, 3),
+    "bias_bound": (1, 2),
+    "jacobian": (1, 3),
+    "total_jacobian": (1, 3),
+    "a_priori_bound": (1, 3),
     "above_bound": (100, 1),
 }
 

@@ -1,6 +1,5 @@
 import csv
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
