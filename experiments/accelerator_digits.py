@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 from flax import nnx
 
 from data_pipelines import digits
@@ -137,6 +137,7 @@ def _train(modality: str, seed: int, train: dict[str, Any]) -> LeNet:
 
 def main(_: list[str]) -> None:
     """Runs and writes the findings."""
+    logging.set_verbosity(logging.WARNING)  # orbax reports every step of a save
     findings = run(_NUM_TEST.value, _NUM_STEPS.value)
     text = json.dumps(findings, indent=2) + "\n"
     write_atomically(Path(_WORKDIR.value) / "digits.json", text)

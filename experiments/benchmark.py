@@ -26,13 +26,14 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import resource
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import matplotlib as mpl
@@ -52,14 +53,20 @@ NOT_REACHED = "not reached"
 _FAILURES = (RuntimeError, ValueError, MemoryError)
 
 
+class Case(NamedTuple):
+    """What all methods are measured for: K, B and the dtype."""
+
+    num_classes: int
+    batch_size: int
+    dtype: str
+
+
 @dataclasses.dataclass(frozen=True)
 class BenchmarkConfig:
-    """All flags, under their own names; see --help."""
+    """All flags, under their own names, sizes and dtypes as cases; see --help."""
 
     op: str
-    num_classes: tuple[int, ...]
-    batch_sizes: tuple[int, ...]
-    dtypes: tuple[str, ...]
+    cases: tuple[Case, ...]
     methods: tuple[str, ...]
     num_repeats: int
     max_s: float
@@ -122,17 +129,13 @@ def _plan(config: BenchmarkConfig) -> list[list[Row]]:
                 yardstick_gflop_per_s=flop_per_s / 1e9,
                 yardstick_gb_per_s=bytes_per_s / 1e9,
                 method=name,
-                num_classes=num_classes,
-                batch_size=batch_size,
-                dtype=dtype,
+                **case._asdict(),
             )
             # The library's own method first: the others are compared with it.
             for name in OPERATIONS[config.op].methods
             if name in config.methods
         ]
-        for dtype, num_classes, batch_size in itertools.product(
-            config.dtypes, config.num_classes, config.batch_sizes
-        )
+        for case in config.cases
     ]
 
 
@@ -247,6 +250,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         ("num_classes", ["10", "50"], "Numbers of classes K."),
         ("batch_sizes", ["256"], "Batch sizes B."),
         ("dtypes", ["float32"], f"Of {','.join(_DTYPES)}."),
+        ("cases", None, "KxBxdtype, in this order; default all combinations of these three."),
         ("methods", None, f"Default all. Of {known}."),
     ):
         flags.DEFINE_list(name, default, text, flag_values=flag_values)
@@ -272,11 +276,15 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def config_from_flags(flag_values: flags.FlagValues) -> BenchmarkConfig:
     """Collects the flags; raises ConfigError where one does not fit."""
     known = tuple(OPERATIONS[flag_values.op].methods)
+    combined = itertools.product(
+        choices("dtypes", flag_values.dtypes, _DTYPES),
+        _sizes("num_classes", flag_values.num_classes),
+        _sizes("batch_sizes", flag_values.batch_sizes),
+    )
     return BenchmarkConfig(
         op=flag_values.op,
-        num_classes=_sizes("num_classes", flag_values.num_classes),
-        batch_sizes=_sizes("batch_sizes", flag_values.batch_sizes),
-        dtypes=choices("dtypes", flag_values.dtypes, _DTYPES),
+        cases=tuple(map(_parse_case, flag_values.cases or ()))
+        or tuple(Case(K, batch_size, dtype) for dtype, K, batch_size in combined),
         methods=choices(
             "methods", known if flag_values.methods is None else flag_values.methods, known
         ),
@@ -287,6 +295,14 @@ def config_from_flags(flag_values: flags.FlagValues) -> BenchmarkConfig:
         seed=flag_values.seed,
         workdir=str(Path(flag_values.workdir).expanduser()),
     )
+
+
+def _parse_case(text: str) -> Case:
+    """The case that a flag writes as KxBxdtype; raises where it does not."""
+    match = re.fullmatch(rf"([1-9]\d*)x([1-9]\d*)x({'|'.join(_DTYPES)})", text)
+    if match is None:
+        raise ConfigError(f"--cases: {text!r} is not like 10x4096x{_DTYPES[0]}")
+    return Case(int(match[1]), int(match[2]), match[3])
 
 
 def _sizes(flag: str, texts: Sequence[str]) -> tuple[int, ...]:

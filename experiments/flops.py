@@ -13,8 +13,8 @@ import numpy as np
 # fmt: off
 _OF_OUTPUTS = frozenset([
     "abs", "add", "add_any", "cos", "div", "erf", "exp", "exp2", "expm1", "integer_pow", "log",
-    "log1p", "logistic", "max", "min", "mul", "neg", "pow", "rsqrt", "sign", "sin", "sqrt", "square",
-    "sub", "tanh",
+    "log1p", "logistic", "max", "min", "mul", "neg", "pow", "rsqrt", "sign", "sin", "sqrt",
+    "square", "sub", "tanh",
 ])
 _OF_INPUTS = frozenset([
     "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "cumsum", "cumlogsumexp",

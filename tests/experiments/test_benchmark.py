@@ -15,7 +15,7 @@ import scipy.linalg
 from absl import flags
 
 from experiments import benchmark, timing
-from experiments.benchmark import BenchmarkConfig
+from experiments.benchmark import BenchmarkConfig, Case, config_from_flags
 from experiments.flops import count_flops
 from experiments.operations import OPERATIONS, Method
 from jacfuse_jax import linalg
@@ -28,9 +28,7 @@ METHODS = [(op, name) for op, operation in OPERATIONS.items() for name in operat
 def make_config(op, workdir, **changes):
     config = BenchmarkConfig(
         op=op,
-        num_classes=(NUM_CLASSES,),
-        batch_sizes=(BATCH_SIZE,),
-        dtypes=("float32",),
+        cases=(Case(NUM_CLASSES, BATCH_SIZE, "float32"),),
         methods=tuple(OPERATIONS[op].methods),
         num_repeats=5,
         max_s=np.inf,
@@ -98,8 +96,7 @@ class TestRun:
         config = make_config(
             "recalibrate",
             tmp_path,
-            num_classes=(2, 5),
-            batch_sizes=(1, 3),
+            cases=tuple(Case(K, B, "float32") for K in (2, 5) for B in (1, 3)),
             methods=("closed_form",),
         )
         rows = benchmark.run(config)
@@ -172,7 +169,8 @@ class TestRun:
         assert row.median_s > 0
 
     def test_takes_float64_where_it_is_asked_for(self, tmp_path):
-        config = make_config("recalibrate", tmp_path, dtypes=("float32", "float64"))
+        cases = tuple(Case(NUM_CLASSES, BATCH_SIZE, dtype) for dtype in ("float32", "float64"))
+        config = make_config("recalibrate", tmp_path, cases=cases)
         with jax.enable_x64(False):
             rows = benchmark.run(dataclasses.replace(config, methods=("closed_form",)))
             assert not jax.config.jax_enable_x64
@@ -339,6 +337,17 @@ class TestFlags:
         text = error_of(f"--workdir={tmp_path / 'run'}", *arguments)
         assert text.startswith(f"error: {message}")
         assert not (tmp_path / "run").exists()
+
+    def test_cases_are_all_combinations_or_those_that_are_named(self):
+        def cases_of(*arguments):
+            flag_values = flags.FlagValues()
+            benchmark.define_flags(flag_values)
+            flag_values(["benchmark", *arguments])
+            return config_from_flags(flag_values).cases
+
+        combined = cases_of("--num_classes=5,3", "--batch_sizes=2", "--dtypes=float64,float32")
+        assert combined == tuple((K, 2, t) for t in ("float64", "float32") for K in (3, 5))
+        assert cases_of("--cases=9x4xfloat64,3x8xfloat32") == ((9, 4, "float64"), (3, 8, "float32"))
 
     def test_workdir_is_a_file(self, tmp_path):
         (tmp_path / "file").write_text("")
