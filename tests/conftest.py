@@ -12,6 +12,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 jax.config.update("jax_enable_x64", True)
 
 
+def pytest_runtest_setup(item):
+    marker = item.get_closest_marker("cpu_only")
+    if marker is not None and jax.default_backend() != "cpu":
+        pytest.skip(f"CPU only: {marker.args[0]}")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_programs_end_with_their_module():
     # Each keeps memory maps, of which Linux grants a process 65,530: beyond, compilation crashes.
