@@ -392,15 +392,15 @@ OPERATIONS = {
         lambda K: 3 * K,
     ),
     # `attacks.pgd` with one step on the audio of two classifiers, 64 -> 64 -> K, and robust fusion:
-    # one gradient, worth three evaluations, and one evaluation each of the clean and the final
-    # input. Two modalities in, one out.
+    # of the classifiers three evaluations and one gradient in the audio; of the fusion, whose
+    # gradient evaluates it again, five. Two modalities in, one out.
     "pgd_step": Operation(
         _classifier_inputs,
         {
             "closed_form": Method(partial(_pgd_step, False)),
             "large_chunks": Method(partial(_pgd_step, True)),
         },
-        lambda K: 5 * (4 * _NUM_HIDDEN * (_NUM_INPUTS + K) + 16 * K**2),
+        lambda K: 14 * _NUM_HIDDEN * (_NUM_INPUTS + K) + 5 * 16 * K**2,
         lambda _: 3 * _NUM_INPUTS,
     ),
     # Two products of K x K and K x H matrices, H = 2 K; reads h and R, writes K x H.
