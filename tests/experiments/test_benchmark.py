@@ -166,16 +166,16 @@ class TestRun:
         config = make_config("recalibrate", tmp_path, methods=("closed_form",), max_s=0.0)
         (row,) = benchmark.run(config)
         assert row.num_repeats == 1
-        assert row.median_s > 0
+        assert row.min_s == row.median_s == row.max_s
 
     def test_takes_float64_where_it_is_asked_for(self, tmp_path):
         cases = tuple(Case(NUM_CLASSES, BATCH_SIZE, dtype) for dtype in ("float32", "float64"))
         config = make_config("recalibrate", tmp_path, cases=cases)
         with jax.enable_x64(False):
             rows = benchmark.run(dataclasses.replace(config, methods=("closed_form",)))
-            assert not jax.config.jax_enable_x64
+            assert jax.dtypes.canonicalize_dtype("float64") == np.float32
         assert [row.skipped for row in rows] == [None, None]
-        assert rows[1].peak_mib > 1.5 * rows[0].peak_mib
+        assert (rows[1].peak_mib or 0) > 1.5 * (rows[0].peak_mib or np.inf)
 
 
 @cache
