@@ -19,11 +19,13 @@ class Row(NamedTuple):
       op: what is computed, see `operations.OPERATIONS`.
       device: kind of device.
       yardstick_gflop_per_s: rate of its float32 matrix product.
+      yardstick_gb_per_s: rate of a copy in its memory, bytes read and written.
       method: how; the first method of an op is the library's own.
       num_classes: K.
       batch_size: B, the samples that the times are for.
       dtype: of the inputs.
       num_measured: samples that were run; times are scaled by batch_size / num_measured.
+      num_repeats: timed, fewer than asked for where they take too long.
       compile_s: seconds to trace, lower and compile; None where nothing is compiled.
       median_s: seconds a batch, median of the repeats.
       min_s: seconds a batch, shortest repeat.
@@ -31,20 +33,24 @@ class Row(NamedTuple):
       us_per_sample: microseconds, median_s / batch_size.
       ratio: median_s over that of the op's first method, where that was measured.
       gflop_per_s: nominal operations, the same for all methods of an op, over median_s.
+      executed_gflop_per_s: operations that the program executes, see `flops.count_flops`, over
+        median_s; None where they cannot be told.
       gb_per_s: bytes of input and output arrays, which every method must move, over median_s.
       yardstick_ratio: median_s over the time of as many operations in a float32 matrix product.
       peak_mib: arguments, outputs and temporaries of the program, for num_measured samples.
-      skipped: why nothing was measured; None otherwise.
+      skipped: why nothing was measured, an error among others; None otherwise.
     """
 
     op: str
     device: str
     yardstick_gflop_per_s: float
+    yardstick_gb_per_s: float
     method: str
     num_classes: int
     batch_size: int
     dtype: str
     num_measured: int | None = None
+    num_repeats: int | None = None
     compile_s: float | None = None
     median_s: float | None = None
     min_s: float | None = None
@@ -52,6 +58,7 @@ class Row(NamedTuple):
     us_per_sample: float | None = None
     ratio: float | None = None
     gflop_per_s: float | None = None
+    executed_gflop_per_s: float | None = None
     gb_per_s: float | None = None
     yardstick_ratio: float | None = None
     peak_mib: float | None = None
@@ -60,7 +67,7 @@ class Row(NamedTuple):
 
 def make_table(rows: Sequence[Row]) -> str:
     """The rows in Markdown, without what is the same for the whole run."""
-    hidden = {"op", "device", "yardstick_gflop_per_s"}
+    hidden = {"op", "device", "yardstick_gflop_per_s", "yardstick_gb_per_s"}
     hidden |= set() if any(row.skipped for row in rows) else {"skipped"}
     columns = {
         name: [getattr(row, name) for row in rows] for name in Row._fields if name not in hidden

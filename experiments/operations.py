@@ -13,14 +13,21 @@ import jax.numpy as jnp
 import jax.scipy.linalg
 import numpy as np
 import scipy.linalg
+import scipy.special
 
-from jacfuse_jax import fusion, jacobians, linalg
+from jacfuse_jax import attacks, fusion, jacobians, linalg
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _GAMMA = 0.1
 _STRENGTH = (1 - _GAMMA) / _GAMMA
 _MAX_MATRIX_BYTES = 2**30
 _MAX_SCIPY_SAMPLES = 16
+# GPUs take one matrix after the other, or leave it to the host.
+_MAX_EIG_SAMPLES = 64
+# Of `recalibrate` and `robust_fusion`: 64 times what they take by default, which suits CPU caches.
+_LARGE_CHUNK_ENTRIES = 2**26
+_NUM_INPUTS = _NUM_HIDDEN = 64
+_EPSILON = 0.1
 
 
 class Inputs(NamedTuple):
@@ -48,17 +55,20 @@ class Method(NamedTuple):
         0 where memory grows with B K only, since the method takes the batch in chunks.
       backends: of JAX that run it.
       is_compiled: False for a loop over SciPy's routine.
+      max_samples: beyond which samples are not run, since they are as slow as the first ones.
     """
 
     fn: Callable[[Inputs], Any]
     num_matrices: int = 0
     backends: tuple[str, ...] = ("cpu", "gpu", "tpu")
     is_compiled: bool = True
+    max_samples: int | None = None
 
     def num_measured(self, batch_size: int, num_classes: int, dtype: str) -> int:
-        """Samples of a batch to run: all, or what fits into about 1 GiB, or a few by SciPy."""
+        """Samples of a batch to run: all, or what fits into about 1 GiB, or a few."""
         if not self.is_compiled:
             return min(batch_size, _MAX_SCIPY_SAMPLES)
+        batch_size = min(batch_size, self.max_samples or batch_size)
         sample_bytes = self.num_matrices * num_classes**2 * np.dtype(dtype).itemsize
         return min(batch_size, max(1, _MAX_MATRIX_BYTES // max(1, sample_bytes)))
 
@@ -128,6 +138,27 @@ def _feature_inputs(key: jax.Array, batch_size: int, num_classes: int, dtype: st
     return Inputs({"features": features, "recalibration": recalibration}, {"kernel": kernel})
 
 
+def _classifier_inputs(key: jax.Array, batch_size: int, num_classes: int, dtype: str) -> Inputs:
+    """Inputs and labels of two classifiers with one hidden layer, their kernels, and a prior."""
+    keys = iter(jax.random.split(key, 7))
+    shape = (batch_size, _NUM_INPUTS)
+    samples = {m: jax.random.normal(next(keys), shape, dtype) for m in ("image", "audio")}
+    kernels = {
+        m: (
+            jax.random.normal(next(keys), (_NUM_INPUTS, _NUM_HIDDEN), dtype) / _NUM_INPUTS**0.5,
+            jax.random.normal(next(keys), (_NUM_HIDDEN, num_classes), dtype) / _NUM_HIDDEN**0.5,
+        )
+        for m in samples
+    }
+    labels = jax.random.randint(next(keys), (batch_size,), 0, num_classes, "int32")
+    spectrum = linalg.spectrum_from_kernel(kernels["audio"][1])
+    prior = jnp.full(num_classes, 1 / num_classes, dtype)
+    return Inputs(
+        {**samples, "labels": labels},
+        {"kernels": kernels, "spectrum": spectrum, "class_prior": prior},
+    )
+
+
 def _kernel(key: jax.Array, num_classes: int, dtype: str) -> jax.Array:
     """W, (2 K, K), of a linear head; its Gram matrix is invertible, as SciPy's solver needs."""
     shape = (2 * num_classes, num_classes)
@@ -145,6 +176,17 @@ def _jax_schur(inputs: Inputs) -> Any:
 def _scipy_schur(inputs: Inputs) -> Any:
     forms = [scipy.linalg.schur(a, output="complex") for a in inputs.samples["a"]]
     return tuple(map(np.stack, zip(*forms, strict=True)))
+
+
+def _eigh(inputs: Inputs) -> Any:
+    """Other matrices than the rest: the symmetric parts, whose Schur form is diagonal."""
+    a = inputs.samples["a"]
+    return jax.vmap(jnp.linalg.eigh)((a + jnp.swapaxes(a, -1, -2)) / 2)
+
+
+def _eig(inputs: Inputs) -> Any:
+    """Eigenvectors instead of a Schur form, which defective matrices do not have."""
+    return jax.vmap(jnp.linalg.eig)(inputs.samples["a"])
 
 
 def _sylvester(inputs: Inputs) -> Any:
@@ -167,10 +209,22 @@ def _spd_sylvester(inputs: Inputs) -> Any:
     return linalg.solve_sylvester(a, b, inputs.samples["c"], method="eigh")
 
 
-def _closed_form(inputs: Inputs) -> Any:
+def _closed_form(inputs: Inputs, batch_size: int | None = None) -> Any:
     return linalg.recalibrate(
-        **inputs.samples, spectrum=inputs.shared["spectrum"], strength=_STRENGTH
+        **inputs.samples,
+        spectrum=inputs.shared["spectrum"],
+        strength=_STRENGTH,
+        batch_size=batch_size,
     )
+
+
+def _closed_form_in_large_chunks(inputs: Inputs) -> Any:
+    return _closed_form(inputs, _large_chunk(inputs.samples["logits"]))
+
+
+def _large_chunk(logits: jax.Array) -> int:
+    """Samples solved at a time where memory, not caches, is the limit."""
+    return min(len(logits), max(1, _LARGE_CHUNK_ENTRIES // logits.shape[-1] ** 2))
 
 
 def _recalibrate_by_eigh(inputs: Inputs) -> Any:
@@ -192,7 +246,23 @@ def _scipy_recalibrate(inputs: Inputs) -> Any:
     return np.stack(results)
 
 
-def _robust_fusion(solver: Any, inputs: Inputs) -> Any:
+def _statistical_fusion(inputs: Inputs) -> Any:
+    return fusion.statistical_fusion(inputs.samples, inputs.shared["class_prior"])
+
+
+def _scipy_statistical_fusion(inputs: Inputs) -> Any:
+    log_prior = np.log(inputs.shared["class_prior"])
+    return np.stack(
+        [
+            scipy.special.log_softmax(
+                scipy.special.log_softmax(image) + scipy.special.log_softmax(audio) - log_prior
+            )
+            for image, audio in zip(*(inputs.samples[m] for m in ("image", "audio")), strict=True)
+        ]
+    )
+
+
+def _robust_fusion(solver: Any, inputs: Inputs, batch_size: int | None = None) -> Any:
     return fusion.robust_fusion(
         inputs.samples,
         {"audio": inputs.shared["spectrum"]},
@@ -200,7 +270,39 @@ def _robust_fusion(solver: Any, inputs: Inputs) -> Any:
         perturbed="audio",
         gamma=_GAMMA,
         solver=solver,
+        batch_size=batch_size,
     )
+
+
+def _robust_fusion_in_large_chunks(inputs: Inputs) -> Any:
+    return _robust_fusion("closed_form", inputs, _large_chunk(inputs.samples["audio"]))
+
+
+def _pgd_step(in_large_chunks: bool, inputs: Inputs) -> Any:
+    """The adversarial audio: one step from a random start, attacking robust fusion."""
+
+    def log_prob_fn(x: Any) -> jax.Array:
+        logits = {name: _classify(x[name], *inputs.shared["kernels"][name]) for name in x}
+        shared = {name: inputs.shared[name] for name in ("spectrum", "class_prior")}
+        batch_size = _large_chunk(logits["audio"]) if in_large_chunks else None
+        return _robust_fusion("closed_form", Inputs(logits, shared), batch_size).log_probs
+
+    x = {name: inputs.samples[name] for name in ("image", "audio")}
+    adversarial = attacks.pgd(
+        log_prob_fn,
+        x,
+        inputs.samples["labels"],
+        jax.random.key(0),
+        epsilon={"audio": _EPSILON},
+        num_steps=1,
+    )
+    return adversarial["audio"]
+
+
+def _classify(x: jax.Array, hidden_kernel: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Logits 3 tanh(x U) W of a classifier with one hidden layer."""
+    hidden = jnp.tanh(jnp.matmul(x, hidden_kernel, precision=_HIGHEST))
+    return 3 * jnp.matmul(hidden, kernel, precision=_HIGHEST)
 
 
 def _fused_jacobian(inputs: Inputs) -> Any:
@@ -233,6 +335,8 @@ OPERATIONS = {
             "schur": Method(_schur, 18),
             "jax_schur": Method(_jax_schur, 8, ("cpu",)),
             "scipy_loop": Method(_scipy_schur, is_compiled=False),
+            "eigh": Method(_eigh, 8),
+            "eig": Method(_eig, 10, ("cpu", "gpu"), max_samples=_MAX_EIG_SAMPLES),
         },
         lambda K: 25 * K**3,
         lambda K: 5 * K**2,
@@ -243,7 +347,9 @@ OPERATIONS = {
         {
             "bartels_stewart": Method(_sylvester, 56),
             "jax_schur": Method(partial(_jax_sylvester, "schur"), 24, ("cpu",)),
-            "jax_eigen": Method(partial(_jax_sylvester, "eigen"), 20, ("cpu", "gpu")),
+            "jax_eigen": Method(
+                partial(_jax_sylvester, "eigen"), 20, ("cpu", "gpu"), max_samples=_MAX_EIG_SAMPLES
+            ),
             "scipy_loop": Method(_scipy_sylvester, is_compiled=False),
             "eigh_spd": Method(_spd_sylvester, 13),
         },
@@ -255,6 +361,7 @@ OPERATIONS = {
         _recalibration_inputs,
         {
             "closed_form": Method(_closed_form),
+            "large_chunks": Method(_closed_form_in_large_chunks),
             "eigh": Method(_recalibrate_by_eigh, 8),
             "scipy_loop": Method(_scipy_recalibrate, is_compiled=False),
         },
@@ -266,11 +373,35 @@ OPERATIONS = {
         _fusion_inputs,
         {
             "closed_form": Method(partial(_robust_fusion, "closed_form")),
+            "large_chunks": Method(_robust_fusion_in_large_chunks),
             "eigh": Method(partial(_robust_fusion, "eigh")),
             "bartels_stewart": Method(partial(_robust_fusion, "bartels_stewart")),
         },
         lambda K: 16 * K**2,
         lambda K: 3 * K,
+    ),
+    # 18 K for three log-softmaxes and their sum, an exponential counted as one; two modalities in,
+    # one out.
+    "statistical_fusion": Operation(
+        _fusion_inputs,
+        {
+            "statistical_fusion": Method(_statistical_fusion),
+            "scipy_loop": Method(_scipy_statistical_fusion, is_compiled=False),
+        },
+        lambda K: 18 * K,
+        lambda K: 3 * K,
+    ),
+    # `attacks.pgd` with one step on the audio of two classifiers, 64 -> 64 -> K, and robust fusion:
+    # of the classifiers three evaluations and one gradient in the audio; of the fusion, whose
+    # gradient evaluates it again, five. Two modalities in, one out.
+    "pgd_step": Operation(
+        _classifier_inputs,
+        {
+            "closed_form": Method(partial(_pgd_step, False)),
+            "large_chunks": Method(partial(_pgd_step, True)),
+        },
+        lambda K: 14 * _NUM_HIDDEN * (_NUM_INPUTS + K) + 5 * 16 * K**2,
+        lambda _: 3 * _NUM_INPUTS,
     ),
     # Two products of K x K and K x H matrices, H = 2 K; reads h and R, writes K x H.
     "jacobian": Operation(

@@ -36,6 +36,12 @@ def pytest_collection_modifyitems(config, items):
     items[:] = first
 
 
+def pytest_runtest_setup(item):
+    marker = item.get_closest_marker("cpu_only")
+    if marker is not None and jax.default_backend() != "cpu":
+        pytest.skip(f"CPU only: {marker.args[0]}")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_programs_end_before_they_are_too_many():
     yield

@@ -2,19 +2,22 @@
 
 import csv
 import dataclasses
+import json
 import subprocess
 import sys
 from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
 from absl import flags
 
 from experiments import benchmark, timing
-from experiments.benchmark import BenchmarkConfig
-from experiments.operations import OPERATIONS
+from experiments.benchmark import BenchmarkConfig, Case, config_from_flags
+from experiments.flops import count_flops
+from experiments.operations import OPERATIONS, Method
 from jacfuse_jax import linalg
 from tests.experiments.runs import ROOT
 
@@ -25,12 +28,12 @@ METHODS = [(op, name) for op, operation in OPERATIONS.items() for name in operat
 def make_config(op, workdir, **changes):
     config = BenchmarkConfig(
         op=op,
-        num_classes=(NUM_CLASSES,),
-        batch_sizes=(BATCH_SIZE,),
-        dtypes=("float32",),
+        cases=(Case(NUM_CLASSES, BATCH_SIZE, "float32"),),
         methods=tuple(OPERATIONS[op].methods),
         num_repeats=5,
+        max_s=np.inf,
         yardstick_size=32,
+        yardstick_bytes=4096,
         seed=0,
         workdir=str(workdir),
     )
@@ -53,6 +56,10 @@ class TestRun:
             assert row.skipped is None
             figures = {name: x for name, x in row._asdict().items() if not isinstance(x, str)}
             del figures["skipped"]
+            assert figures["num_repeats"] == 5
+            if figures["executed_gflop_per_s"] is None:
+                assert row.method not in ("closed_form", "statistical_fusion", "forward")
+                del figures["executed_gflop_per_s"]
             if not methods[row.method].is_compiled:
                 assert figures.pop("compile_s") is figures.pop("peak_mib") is None
             assert all(0 < x < np.inf for x in figures.values())
@@ -89,8 +96,7 @@ class TestRun:
         config = make_config(
             "recalibrate",
             tmp_path,
-            num_classes=(2, 5),
-            batch_sizes=(1, 3),
+            cases=tuple(Case(K, B, "float32") for K in (2, 5) for B in (1, 3)),
             methods=("closed_form",),
         )
         rows = benchmark.run(config)
@@ -112,12 +118,64 @@ class TestRun:
         peers = ("jax_schur", "jax_eigen")
         rows = benchmark.run(make_config("solve_sylvester", tmp_path, methods=peers))
         assert [row.skipped for row in rows] == ["not available on tpu"] * 2
-        with jax.enable_x64(False):
-            config = make_config("recalibrate", tmp_path, dtypes=("float64", "float32"))
-            rows = benchmark.run(dataclasses.replace(config, methods=("closed_form",)))
-        assert [row.skipped for row in rows] == ["float64 needs jax_enable_x64", None]
         assert rows[0].median_s is None
-        assert "float64 needs" in (tmp_path / "benchmark_recalibrate.csv").read_text()
+        assert "not available on" in (tmp_path / "benchmark_solve_sylvester.csv").read_text()
+
+    def test_goes_on_where_a_method_fails(self, tmp_path, monkeypatch):
+        def fail(_):
+            raise NotImplementedError("no eigendecomposition here\nat all")
+
+        methods = {**OPERATIONS["recalibrate"].methods, "closed_form": Method(fail)}
+        operation = OPERATIONS["recalibrate"]._replace(methods=methods)
+        monkeypatch.setitem(OPERATIONS, "recalibrate", operation)
+        rows = benchmark.run(make_config("recalibrate", tmp_path))
+        assert rows[0].skipped == "failed: NotImplementedError: no eigendecomposition here"
+        assert [row.skipped for row in rows[1:]] == [None] * (len(rows) - 1)
+
+    def test_says_why_there_are_no_inputs(self, tmp_path, monkeypatch):
+        def fail(*_):
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+        operation = OPERATIONS["recalibrate"]._replace(make_inputs=fail)
+        monkeypatch.setitem(OPERATIONS, "recalibrate", operation)
+        rows = benchmark.run(make_config("recalibrate", tmp_path))
+        assert {row.skipped for row in rows} == {
+            "failed: RuntimeError: RESOURCE_EXHAUSTED: out of memory"
+        }
+
+    def test_keeps_rows_as_they_come(self, tmp_path, monkeypatch):
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        methods = {**OPERATIONS["recalibrate"].methods, "eigh": Method(interrupt)}
+        operation = OPERATIONS["recalibrate"]._replace(methods=methods)
+        monkeypatch.setitem(OPERATIONS, "recalibrate", operation)
+        with pytest.raises(KeyboardInterrupt):
+            benchmark.run(make_config("recalibrate", tmp_path))
+        lines = (tmp_path / "benchmark_recalibrate.jsonl").read_text().splitlines()
+        rows = {row["method"]: row["skipped"] for row in map(json.loads, lines)}
+        assert rows == {
+            "closed_form": None,
+            "large_chunks": None,
+            "eigh": "not reached",
+            "scipy_loop": "not reached",
+        }
+        assert not (tmp_path / "benchmark_recalibrate.csv").exists()
+
+    def test_does_not_repeat_what_takes_too_long(self, tmp_path):
+        config = make_config("recalibrate", tmp_path, methods=("closed_form",), max_s=0.0)
+        (row,) = benchmark.run(config)
+        assert row.num_repeats == 1
+        assert row.min_s == row.median_s == row.max_s
+
+    def test_takes_float64_where_it_is_asked_for(self, tmp_path):
+        cases = tuple(Case(NUM_CLASSES, BATCH_SIZE, dtype) for dtype in ("float32", "float64"))
+        config = make_config("recalibrate", tmp_path, cases=cases)
+        with jax.enable_x64(False):
+            rows = benchmark.run(dataclasses.replace(config, methods=("closed_form",)))
+            assert jax.dtypes.canonicalize_dtype("float64") == np.float32
+        assert [row.skipped for row in rows] == [None, None]
+        assert (rows[1].peak_mib or 0) > 1.5 * (rows[0].peak_mib or np.inf)
 
 
 @cache
@@ -137,7 +195,12 @@ class TestMethods:
     @pytest.mark.parametrize(("op", "name"), METHODS)
     def test_solve_the_same_problem(self, op, name):
         inputs, result = inputs_of(op, "float64"), result_of(op, name)
-        if op == "schur":  # unique but for order and phases
+        if name in ("eigh", "eig") and op == "schur":
+            eigenvalues, eigenvectors = map(np.asarray, result)
+            a = inputs.samples["a"]
+            a = (a + jnp.swapaxes(a, -1, -2)) / 2 if name == "eigh" else a
+            result, expected = a @ eigenvectors, eigenvectors * eigenvalues[:, None]
+        elif op == "schur":  # unique but for order and phases
             t, q = map(np.asarray, result)
             assert np.abs(np.tril(t, -1)).max() == 0
             result, expected = q @ t @ np.conj(np.swapaxes(q, -1, -2)), inputs.samples["a"]
@@ -155,7 +218,8 @@ class TestMethods:
     @pytest.mark.parametrize(("op", "name"), METHODS)
     def test_keep_the_dtype(self, op, name, dtype):
         inputs = inputs_of(op, dtype)
-        assert {array.dtype for array in jax.tree.leaves(inputs)} == {np.dtype(dtype)}
+        dtypes = {array.dtype for array in jax.tree.leaves(inputs)}
+        assert dtypes - {np.dtype("int32")} == {np.dtype(dtype)}
         method = OPERATIONS[op].methods[name]
         if method.is_compiled:
             result = jax.eval_shape(method.fn, inputs)
@@ -164,13 +228,53 @@ class TestMethods:
         assert np.finfo(jax.tree.leaves(result)[0].dtype).dtype == np.dtype(dtype)
 
     def test_take_no_more_samples_than_a_gibibyte_of_matrices_holds(self):
-        closed_form, eigh, scipy_loop = OPERATIONS["recalibrate"].methods.values()
+        closed_form, _, eigh, scipy_loop = OPERATIONS["recalibrate"].methods.values()
         assert closed_form.num_measured(1_000_000, 309, "float32") == 1_000_000
         assert eigh.num_measured(256, 309, "float32") == 256
         assert eigh.num_measured(65536, 10, "float32") == 65536
         held = eigh.num_measured(1_000_000, 309, "float32")
         assert 2**29 < held * eigh.num_matrices * 309**2 * 4 <= 2**30
         assert scipy_loop.num_measured(256, 309, "float32") == 16
+        eig = OPERATIONS["schur"].methods["eig"]
+        assert eig.num_measured(256, 10, "float32") == 64
+        assert eig.num_measured(256, 1000, "float32") == 26
+
+
+class TestFlops:
+    @pytest.mark.parametrize(("num_classes", "low", "high"), [(10, 10, 40), (309, 5, 40)])
+    def test_of_the_closed_form_grow_with_k_squared(self, num_classes, low, high):
+        flops = {}
+        for batch_size in (1000, 3000):
+            inputs = jax.eval_shape(
+                lambda n=batch_size: OPERATIONS["recalibrate"].make_inputs(
+                    jax.random.key(0), n, num_classes, "float32"
+                )
+            )
+            closed_form = OPERATIONS["recalibrate"].methods["closed_form"].fn
+            flops[batch_size] = count_flops(jax.jit(closed_form).trace(inputs).jaxpr.jaxpr)
+        assert low * num_classes**2 < flops[1000] / 1000 < high * num_classes**2
+        assert flops[3000] == pytest.approx(3 * flops[1000], rel=0.1)  # a loop, three times as long
+
+    def test_count_products_and_every_turn_of_a_loop(self):
+        def fn(a, b):
+            return jax.lax.fori_loop(0, 5, lambda _, x: x + jnp.exp(a @ b).sum(), 0.0)
+
+        a, b = jnp.ones((3, 4)), jnp.ones((4, 6))
+        per_turn = 2 * 3 * 4 * 6 + 18 + 18 + 1
+        assert count_flops(jax.jit(fn).trace(a, b).jaxpr.jaxpr) == 5 * per_turn
+
+    def test_take_the_cheapest_branch(self):
+        def fn(x):
+            return jax.lax.cond(x.sum() > 0, lambda x: x @ x, lambda x: x + x, x)
+
+        assert count_flops(jax.jit(fn).trace(jnp.ones((4, 4))).jaxpr.jaxpr) == 16 + 16
+
+    @pytest.mark.parametrize(
+        "fn",
+        [jnp.linalg.eigh, lambda a: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: 2 * x, a)],
+    )
+    def test_are_unknown_of_libraries_and_open_loops(self, fn):
+        assert count_flops(jax.jit(fn).trace(jnp.eye(3)).jaxpr.jaxpr) is None
 
 
 def program_bytes(fn, batch_size):
@@ -222,14 +326,28 @@ class TestFlags:
             (["--batch_sizes=1e6"], "--batch_sizes: '1e6' is not a positive integer"),
             (["--dtypes=float16"], "--dtypes: unknown 'float16'; choose from float32,float64"),
             (["--dtypes="], "--dtypes is empty; choose from float32,float64"),
-            (["--methods=magic"], "--methods: unknown 'magic'; choose from closed_form,eigh,"),
-            (["--op=schur", "--methods=eigh"], "--methods: unknown 'eigh'; choose from schur,"),
+            (
+                ["--methods=magic"],
+                "--methods: unknown 'magic'; choose from closed_form,large_chunks,",
+            ),
+            (["--op=schur", "--methods=lu"], "--methods: unknown 'lu'; choose from schur,"),
         ],
     )
     def test_that_do_not_fit(self, arguments, message, tmp_path):
         text = error_of(f"--workdir={tmp_path / 'run'}", *arguments)
         assert text.startswith(f"error: {message}")
         assert not (tmp_path / "run").exists()
+
+    def test_cases_are_all_combinations_or_those_that_are_named(self):
+        def cases_of(*arguments):
+            flag_values = flags.FlagValues()
+            benchmark.define_flags(flag_values)
+            flag_values(["benchmark", *arguments])
+            return config_from_flags(flag_values).cases
+
+        combined = cases_of("--num_classes=5,3", "--batch_sizes=2", "--dtypes=float64,float32")
+        assert combined == tuple((K, 2, t) for t in ("float64", "float32") for K in (3, 5))
+        assert cases_of("--cases=9x4xfloat64,3x8xfloat32") == ((9, 4, "float64"), (3, 8, "float32"))
 
     def test_workdir_is_a_file(self, tmp_path):
         (tmp_path / "file").write_text("")

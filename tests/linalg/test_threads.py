@@ -23,6 +23,7 @@ TIMEOUT_S = 180  # ten times what it takes
 
 
 @pytest.mark.slow
+@pytest.mark.cpu_only("it is LAPACK's calls that can wait for each other")
 def test_two_threads_finish():
     command = [sys.executable, "-m", "tests.linalg.test_threads"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=TIMEOUT_S)
