@@ -41,12 +41,13 @@ def kronecker_matrices(form, a, b):
     m, n = a.shape[-1], b.shape[-1]
 
     def kronecker(p, q):
-        return jnp.einsum("...ij,...kl->...ikjl", p, q).reshape(*p.shape[:-2], m * n, m * n)
+        product = p[..., :, None, :, None] * q[..., None, :, None, :]
+        return product.reshape(*product.shape[:-4], m * n, m * n)
 
     b = b.swapaxes(-1, -2)
     if form == "sylvester":
-        return kronecker(a, jnp.eye(n)) + kronecker(jnp.eye(m) + 0 * a, b)
-    return kronecker(a, b) + jnp.eye(m * n)
+        return kronecker(a, np.eye(n)) + kronecker(np.eye(m), b)
+    return kronecker(a, b) + np.eye(m * n)
 
 
 def solve_densely(form, a, b, c):
