@@ -69,9 +69,9 @@ def test_examples_run(printed):
 
 @pytest.mark.parametrize("example", ["Ten lines 1", "Sylvester equations 2"])
 def test_fusions_print_classes_and_a_norm(printed, example):
-    classes, norm = re.fullmatch(r"\[([\d\s]*)\] (\S+)\n", printed[example]).groups()
-    assert len(classes.split()) == 128
-    assert {int(label) for label in classes.split()} == set(range(10))
+    labels, norm = printed[example].strip().strip("[").split("]")
+    assert len(labels.split()) == 128
+    assert {int(label) for label in labels.split()} == set(range(10))
     assert 0 < float(norm) < 1
 
 
@@ -85,12 +85,11 @@ def test_what_pytorch_predicted_is_in_the_file(printed, folder):
 
 def test_scikit_learns_accuracies_are_those_of_the_text(printed):
     text = README.partition("prints the accuracy on clean test digits")[2]
-    promised = re.match(
-        r"[^.]*: (\S+) and (\S+) by\s+statistical fusion, (\S+) and (\S+) by\s+robust fusion\.",
-        text,
-    ).groups()
+    sentence = text.partition("by robust fusion.")[0]
+    promised = re.findall(r"\b[01]\.\d{3}\b", sentence)
+    assert len(promised) == 4
     accuracies = [float(word) for word in printed["In scikit-learn 1"].split()]
-    assert [f"{accuracy:.3f}" for accuracy in accuracies] == list(promised)
+    assert [f"{accuracy:.3f}" for accuracy in accuracies] == promised
 
 
 def test_sylvester_equations_are_solved_in_float32(printed):

@@ -275,7 +275,7 @@ class TestRobust:
         for b in (0, 3):
             np.testing.assert_array_equal(out.log_probs[b], expected.log_probs[b])
 
-    @pytest.mark.parametrize("num_iterations", [1, 2])
+    @pytest.mark.parametrize("num_iterations", [2, pytest.param(1, marks=pytest.mark.extended)])
     def test_gradients_in_every_array_match_finite_differences(self, num_iterations):
         problem = Problem(num_classes=4, batch_size=2, logit_scale=1.0)
         singular = rules.kernel_spectrum(np.random.default_rng(0).normal(size=(2, 4)))
