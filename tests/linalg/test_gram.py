@@ -60,7 +60,7 @@ def test_matches_scipys_solution_of_the_sylvester_form(num_classes):
     kernel = random_kernel(rng, num_classes + 3, num_classes)
     spectrum = kernel_spectrum(kernel)
     few = num_classes > 100  # SciPy takes a second a sample there; see the eigenbases below
-    for gamma in (0.9, 1e-3) if few else GAMMAS[:-1]:
+    for gamma in (1e-3,) if few else GAMMAS[:-1]:
         for scale in (5.0,) if few else LOGIT_SCALES:
             logits, probs = random_system(rng, num_classes, scale, 2 if few else 4)
             R = np.stack(
