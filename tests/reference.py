@@ -24,6 +24,15 @@ def recalibration_matrix_by_eigh(p, gram, strength):
     return U @ (U.T @ V / (1 + strength * np.outer(j**2, g))) @ V.T
 
 
+def recalibrated_by_eigh(logits, probs, gram, strengths):
+    """R z, (S, B, K), for all strengths from the same eigenbases."""
+    g, V = np.linalg.eigh(np.asarray(gram, np.float64))
+    j, U = np.linalg.eigh(np.stack([softmax_jacobian(p) for p in np.asarray(probs, np.float64)]))
+    terms = (np.asarray(logits, np.float64) @ V)[:, None] * (np.swapaxes(U, -1, -2) @ V)
+    diagonals = [1 + c * j[:, :, None] ** 2 * g for c in strengths]
+    return np.stack([np.einsum("bij,bj->bi", U, (terms / d).sum(axis=-1)) for d in diagonals])
+
+
 def recalibration_matrix_by_sylvester(p, gram, strength):
     """A R + R B = C with A = c J^2, B = C = G^-1, by SciPy; G must be invertible."""
     J = softmax_jacobian(np.asarray(p, np.float64))

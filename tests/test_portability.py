@@ -27,10 +27,10 @@ SPECTRUM = spectrum_of(10)
 MANY_LOGITS = jax.ShapeDtypeStruct((32, 309), jnp.float32)  # solved by matrix products
 SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 # A, B and C of equations, in one block and in several.
-EQUATIONS = [
-    [jax.ShapeDtypeStruct((4, *shape), jnp.float32) for shape in ((m, m), (n, n), (m, n))]
-    for m, n in ((10, 6), (70, 5))
-]
+EQUATIONS = {
+    name: [jax.ShapeDtypeStruct((4, *shape), jnp.float32) for shape in ((m, m), (n, n), (m, n))]
+    for name, m, n in (("one block", 10, 6), ("several blocks", 70, 5))
+}
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -49,43 +49,44 @@ def gradient(image, audio, spectrum, gamma):
     return jax.grad(lambda z: fuse(z, audio, spectrum, gamma).log_probs.sum())(image)
 
 
-@pytest.mark.parametrize("fn", [recalibrate, fuse, gradient])
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_compiles_for_every_platform_without_library_calls(fn, platform):
-    module = lower(fn, platform, LOGITS, LOGITS, SPECTRUM, SCALAR)
-    assert "custom_call" not in module
-
-
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_many_classes_need_no_library_calls_either(platform):
-    module = lower(recalibrate, platform, MANY_LOGITS, MANY_LOGITS, spectrum_of(309), SCALAR)
-    assert "custom_call" not in module
-
-
-def lower(fn, platform, *args):
-    """The program as text."""
-    exported = export.export(jax.jit(fn), platforms=[platform])(*args)
-    assert exported.platforms == (platform,)
+def lower(fn, *args):
+    """The program for all platforms as text."""
+    exported = export.export(jax.jit(fn), platforms=PLATFORMS)(*args)
+    assert exported.platforms == PLATFORMS
     return exported.mlir_module()
 
 
+@pytest.mark.parametrize("fn", [recalibrate, fuse, gradient])
+def test_compiles_for_every_platform_without_library_calls(fn):
+    assert "custom_call" not in lower(fn, LOGITS, LOGITS, SPECTRUM, SCALAR)
+
+
+def test_many_classes_need_no_library_calls_either():
+    program = lower(recalibrate, MANY_LOGITS, MANY_LOGITS, spectrum_of(309), SCALAR)
+    assert "custom_call" not in program
+
+
+@pytest.mark.parametrize("shape", EQUATIONS)
+def test_schur_forms_need_no_library_calls(shape):
+    assert "custom_call" not in lower(schur, EQUATIONS[shape][0])
+
+
 @pytest.mark.parametrize("solve", [solve_sylvester, solve_generalized])
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_schur_forms_and_equations_need_no_library_calls(solve, platform):
+@pytest.mark.parametrize("shape", EQUATIONS)
+def test_equations_and_their_derivatives_need_no_library_calls(solve, shape):
     solve = functools.partial(solve, method="bartels_stewart", full_output=True)
 
     def gradients(*arrays):
         return jax.grad(lambda *abc: solve(*abc)[0].sum(), argnums=(0, 1, 2))(*arrays)
 
-    for arrays in EQUATIONS:
-        assert "custom_call" not in lower(schur, platform, arrays[0])
-        for fn in (solve, jax.vmap(gradients)):
-            assert "custom_call" not in lower(fn, platform, *arrays)
+    for fn in (solve, jax.vmap(gradients)):
+        assert "custom_call" not in lower(fn, *EQUATIONS[shape])
 
 
 @pytest.mark.parametrize("solve", [solve_sylvester, solve_generalized])
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_eigendecompositions_are_library_calls(solve, platform):
-    # So that the checks above can fail.
+    # So that the checks above can fail, on each platform.
     solve = functools.partial(solve, method="eigh")
-    assert "custom_call" in lower(solve, platform, *EQUATIONS[0])
+    exported = export.export(jax.jit(solve), platforms=[platform])(*EQUATIONS["one block"])
+    assert "custom_call" in exported.mlir_module()

@@ -20,7 +20,9 @@ NUM_CLASSES = {"float32": 100, "float64": 260}
 STRENGTHS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0)
 
 
-_solve = jax.jit(recalibrate)
+# One program serves all strengths.
+_solve = jax.jit(recalibrate, static_argnames="batch_size")
+_spectrum = jax.jit(spectrum_from_kernel)
 
 
 def make_system(batch_size, dtype, logit_scale=3.0, relative_rank=1.2):
@@ -30,7 +32,7 @@ def make_system(batch_size, dtype, logit_scale=3.0, relative_rank=1.2):
     num_features = int(relative_rank * num_classes)
     logits = (logit_scale * rng.normal(size=(batch_size, num_classes))).astype(dtype)
     kernel = (rng.normal(size=(num_features, num_classes)) / num_features**0.5).astype(dtype)
-    return logits, scipy.special.softmax(logits, axis=-1), spectrum_from_kernel(kernel)
+    return logits, scipy.special.softmax(logits, axis=-1), jax.device_get(_spectrum(kernel))
 
 
 def error(actual, expected, logits):
@@ -47,65 +49,75 @@ def programs(probs, spectrum, strengths):
     return [int(count > num_classes // 20) + int(count > num_classes // 8) for count in counts]
 
 
+@jax.jit
+def _solve_one_by_one(logits, probs, spectrum, strength):
+    return jax.lax.map(lambda sample: recalibrate(*sample, spectrum, strength), (logits, probs))
+
+
 def one_by_one(logits, probs, spectrum, strength):
     """R z of every sample for itself, in float64: that is without shared products."""
-    z, p, *wide = (jnp.asarray(array, jnp.float64) for array in (logits, probs, *spectrum))
-    pairs = zip(z, p, strict=True)
-    return np.stack([_solve(*pair, GramSpectrum(*wide), float(strength)) for pair in pairs])
+    z, p, *wide = (np.asarray(array, np.float64) for array in (logits, probs, *spectrum))
+    return np.asarray(_solve_one_by_one(z, p, GramSpectrum(*wide), float(strength)))
 
 
-@pytest.mark.parametrize("strength", [0.0, 1e-3, 1.0, 9.0, 99.0])
-def test_matches_two_eigenbases(strength):
+def test_matches_two_eigenbases():
     logits, probs, spectrum = make_system(20, "float64")
     g, V = spectrum
-    matrices = [reference.recalibration_matrix_by_eigh(p, V * g @ V.T, strength) for p in probs]
-    expected = np.einsum("bij,bj->bi", matrices, logits)
-    assert error(recalibrate(logits, probs, spectrum, strength), expected, logits) <= 1e-12
+    strengths = (0.0, 1e-3, 1.0, 9.0, 99.0)
+    expected = reference.recalibrated_by_eigh(logits, probs, V * g @ V.T, strengths)
+    for strength, of_strength in zip(strengths, expected, strict=True):
+        actual = _solve(logits, probs, spectrum, strength)
+        assert error(actual, of_strength, logits) <= 1e-12
+    outside_of_jit = recalibrate(logits, probs, spectrum, strengths[-1])
+    assert error(outside_of_jit, expected[-1], logits) <= 1e-12
 
 
-@pytest.mark.parametrize("relative_rank", [0.6, 1.2])
-@pytest.mark.parametrize("logit_scale", [0.1, 3.0, 50.0])
+@pytest.mark.parametrize("relative_rank", [1.2, 0.6])
+@pytest.mark.parametrize("logit_scale", [3.0, 0.1, 50.0])
 def test_matches_single_samples(logit_scale, relative_rank, dtype):
     logits, probs, spectrum = make_system(20, dtype, logit_scale, relative_rank)
     num_classes = NUM_CLASSES[dtype]
     probs[3] = np.eye(num_classes)[7]
     probs[4] = 1 / num_classes  # no class is more likely than another
-    for strength in np.asarray([0, 1e-3, 1, 9, 99, 1e6], dtype):
+    for strength in (0.0, 1e-3, 1.0, 9.0, 99.0, 1e6):
         actual = _solve(logits, probs, spectrum, strength)
         assert actual.dtype == dtype
-        expected = one_by_one(logits, probs, spectrum, strength)
+        expected = one_by_one(logits, probs, spectrum, np.asarray(strength, dtype))
         assert error(actual, expected, logits) <= 12 * np.finfo(dtype).eps
 
 
 def test_any_number_of_likely_classes_gives_the_same_answer(dtype):
-    logits, probs, spectrum = make_system(40, dtype)
+    logits, probs, spectrum = make_system(20, dtype)
     assert set(programs(probs, spectrum, STRENGTHS)) == {0, 1, 2}
     for strength in STRENGTHS:
-        expected = one_by_one(logits, probs, spectrum, strength)
+        expected = one_by_one(logits, probs, spectrum, np.asarray(strength, dtype))
         actual = _solve(logits, probs, spectrum, strength)
         assert error(actual, expected, logits) <= 12 * np.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 7, 39, 1000])
+@pytest.mark.parametrize(
+    ("batch_size", "dtype"),
+    [(None, "float32"), (1, "float32"), (7, "float32"), (None, "float64"), (1000, "float32")],
+)
 def test_blocks_may_have_any_size(batch_size, dtype):
-    logits, probs, spectrum = make_system(
-        701, dtype
-    )  # several blocks by default, 656 or 252 samples
-    whole = recalibrate(logits, probs, spectrum, 1.0, batch_size=701)
-    actual = recalibrate(logits, probs, spectrum, 1.0, batch_size=batch_size)
+    logits, probs, spectrum = make_system(701, dtype)  # 656 or 252 samples a block by default
+    whole = _solve(logits, probs, spectrum, 1.0, batch_size=701)
+    actual = _solve(logits, probs, spectrum, 1.0, batch_size=batch_size)
     assert error(actual, np.asarray(whole, np.float64), logits) <= 12 * np.finfo(dtype).eps
     order = np.random.default_rng(1).permutation(701)
-    permuted = recalibrate(logits[order], probs[order], spectrum, 1.0, batch_size=batch_size)
+    permuted = _solve(logits[order], probs[order], spectrum, 1.0, batch_size=batch_size)
     assert error(permuted, np.asarray(actual)[order], logits[order]) <= 12 * np.finfo(dtype).eps
 
 
-def test_vmap_over_strengths_is_a_loop(dtype):
-    logits, probs, spectrum = make_system(20, dtype)
-    strengths = jnp.asarray([0.1, 9.0, 1000.0], dtype)
-    mapped = jax.vmap(lambda c: recalibrate(logits, probs, spectrum, c))(strengths)
-    for strength, actual in zip(strengths, mapped, strict=True):
-        looped = recalibrate(logits, probs, spectrum, strength)
-        assert error(actual, np.asarray(looped, np.float64), logits) <= 12 * np.finfo(dtype).eps
+def test_vmap_over_strengths_is_a_loop():
+    logits, probs, spectrum = make_system(20, "float32")
+    strengths = (0.1, 9.0, 1000.0)
+    mapped = jax.jit(jax.vmap(lambda c: recalibrate(logits, probs, spectrum, c)))(
+        np.asarray(strengths, np.float32)
+    )
+    for strength, actual in zip(strengths, np.asarray(mapped), strict=True):
+        looped = _solve(logits, probs, spectrum, strength)
+        assert error(actual, np.asarray(looped, np.float64), logits) <= 12 * np.finfo("f4").eps
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -113,8 +125,8 @@ def test_what_is_not_finite_stays_in_its_sample(value):
     logits, probs, spectrum = make_system(20, "float32")
     broken_logits, broken_probs = logits.copy(), probs.copy()
     broken_logits[1, 2], broken_probs[2, 0] = value, value
-    expected = np.asarray(recalibrate(logits, probs, spectrum, 1.0))
-    actual = np.asarray(recalibrate(broken_logits, broken_probs, spectrum, 1.0))
+    expected = np.asarray(_solve(logits, probs, spectrum, 1.0))
+    actual = np.asarray(_solve(broken_logits, broken_probs, spectrum, 1.0))
     assert np.isnan(actual[1:3]).any(axis=1).all()
     intact = np.setdiff1d(np.arange(20), [1, 2])
     np.testing.assert_array_equal(actual[intact], expected[intact])
@@ -122,9 +134,9 @@ def test_what_is_not_finite_stays_in_its_sample(value):
 
 def test_spectrum_of_zeros_changes_nothing(dtype):
     logits, probs, spectrum = make_system(20, dtype)
-    zero = GramSpectrum(jnp.zeros_like(spectrum.eigenvalues), spectrum.eigenvectors)
+    zero = GramSpectrum(np.zeros_like(spectrum.eigenvalues), spectrum.eigenvectors)
     tolerance = 10 * np.finfo(dtype).eps * np.abs(logits).max()
-    np.testing.assert_allclose(recalibrate(logits, probs, zero, 9.0), logits, atol=tolerance)
+    np.testing.assert_allclose(_solve(logits, probs, zero, 9.0), logits, atol=tolerance)
 
 
 def test_few_likely_classes_need_no_dense_solve_and_many_do(monkeypatch, dtype):
@@ -153,7 +165,7 @@ def test_calls_of_one_shape_compile_once(caplog):
 def test_negative_traced_strength_gives_nan():
     for batch_size in (2, 20):
         logits, probs, spectrum = make_system(batch_size, "float32")
-        assert np.isnan(jax.jit(recalibrate)(logits, probs, spectrum, -1.0)).all()
+        assert np.isnan(_solve(logits, probs, spectrum, -1.0)).all()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +174,7 @@ def test_negative_traced_strength_gives_nan():
         jax.value_and_grad,
         lambda fn: jax.jacfwd(jax.grad(fn)),
         lambda fn: jax.grad(jax.checkpoint(fn)),
-        lambda fn: jax.linearize(fn, 1.0)[1],
+        lambda fn: lambda strength: jax.linearize(fn, strength)[1](1.0),
     ],
 )
 def test_derivatives_are_those_of_single_samples(transform):
@@ -172,25 +184,22 @@ def test_derivatives_are_those_of_single_samples(transform):
         return (recalibrate(logits, probs, spectrum, strength) ** 2).sum()
 
     def single(strength):
-        solve = functools.partial(recalibrate, spectrum=spectrum, strength=strength)
-        return sum((solve(z, p) ** 2).sum() for z, p in zip(logits, probs, strict=True))
+        solve = jax.vmap(functools.partial(recalibrate, spectrum=spectrum, strength=strength))
+        return (solve(logits, probs) ** 2).sum()
 
-    for actual, expected in zip(
-        jax.tree.leaves(transform(batch)(1.0)),
-        jax.tree.leaves(transform(single)(1.0)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(actual, expected, rtol=1e-11)
+    actual, expected = (jax.jit(transform(fn))(1.0) for fn in (batch, single))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11), actual, expected)
 
 
 def test_derivative_in_the_logits_alone_is_finite_for_any_strength():
     # R z is linear in z, whereas its derivative in the strength overflows.
     logits, probs, spectrum = make_system(20, "float32")
 
-    def fn(z):
-        return recalibrate(z, probs, spectrum, 1e25)
+    @jax.jit
+    def derivative(z):
+        return jax.jvp(lambda z: recalibrate(z, probs, spectrum, 1e25), (z,), (z,))
 
-    value, tangent = jax.jvp(fn, (logits,), (logits,))
+    value, tangent = derivative(logits)
     np.testing.assert_allclose(tangent, value, rtol=1e-5, atol=1e-4)
 
 
@@ -200,6 +209,7 @@ def test_derivatives_match_finite_differences():
     rng = np.random.default_rng(1)
     directions = [rng.normal(size=np.shape(x)) for x in (logits, probs, *spectrum)]
 
+    @jax.jit
     def fn(steps, strength):
         moved = [
             x + step * direction
@@ -209,5 +219,5 @@ def test_derivatives_match_finite_differences():
         ]
         return recalibrate(moved[0], moved[1], GramSpectrum(moved[2], moved[3]), strength)
 
-    args = ([jnp.zeros(())] * 4, jnp.asarray(1.0))
+    args = ([np.zeros(())] * 4, np.asarray(1.0))
     check_grads(fn, args, order=1, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5, eps=1e-6)
