@@ -342,25 +342,26 @@ def test_classifiers_that_never_err_keep_their_temperature(train):
     assert model.temperatures_ == {"all": 1.0}
 
 
-def test_chooses_gamma_and_contamination_on_held_out_predictions(train):
+def test_chooses_gamma_and_contamination_on_calibrated_held_out_predictions(train):
     X, y = train[0][:256], train[1][:256]
     model = RobustLateFusion(
         {name: near() for name in HALVES},
         columns=HALVES,
         perturbed="left",
         contamination="auto",
-        calibrate=False,
         cv=3,
         random_state=7,
     ).fit(X, y)
-    logits, labels = held_out_logits(X, y, 3)
+    held_out, labels = held_out_logits(X, y, 3)
+    T = model.temperatures_
+    logits = {name: z / T[name] for name, z in held_out.items()}
     prior = frequencies(y)
     choose_gamma = jax.jit(calibration.choose_gamma, static_argnames="perturbed")
     choose_contamination = jax.jit(calibration.choose_contamination, static_argnames="perturbed")
     contamination = choose_contamination(logits, labels, prior, perturbed="left").contamination
     assert model.contamination_ == contamination
     logits["left"] = np.log((1 - contamination) * np.exp(logits["left"]) + contamination * prior)
-    grams = {"left": linalg.gram_spectrum(np.eye(10) - 0.1)}
+    grams = {"left": linalg.gram_spectrum((np.eye(10) - 0.1) / T["left"] ** 2)}
     key = jax.random.key(np.random.RandomState(7).randint(2**31 - 1))
     choice = choose_gamma(logits, grams, labels, prior, key, perturbed="left")
     assert model.gamma_ == choice.gamma

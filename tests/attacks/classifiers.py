@@ -1,5 +1,7 @@
 """Linear classifiers of two modalities, fused, and gradient attacks on them, compiled once."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from jacfuse_jax import attacks, fusion
 BATCH = 6
 SOUND = {"factor": np.ones(BATCH), "radicand": np.ones(BATCH)}
 """Per sample a factor of the log-probabilities, and what a root that counts for nothing is of."""
+TRACES = []
+"""Grows whenever an attack is traced."""
 
 
 class Classifiers:
@@ -63,6 +67,7 @@ def vertices(audio, radius):
 
 def attack_classifiers(attack, kernels, inputs, labels, seed, spoil, numbers, static):
     """What `run` compiles: all but the attack and its static options is traced."""
+    TRACES.append(attack)
 
     def log_prob_fn(inputs):
         radicand = spoil["radicand"] + 0 * inputs["image"].sum(axis=(1, 2))
@@ -75,10 +80,10 @@ def attack_classifiers(attack, kernels, inputs, labels, seed, spoil, numbers, st
     return attack(log_prob_fn, inputs, labels, *key, **numbers, **dict(static))
 
 
-compiled = jax.jit(attack_classifiers, static_argnames=("attack", "static"))
+_compiled = jax.jit(attack_classifiers, static_argnames=("attack", "static"))
 
 
-def run(attack, model, epsilon, valid_range=None, seed=0, spoil=None, **static):
+def run(attack, model, epsilon, valid_range=None, seed=0, spoil=None, **static: Any) -> Any:
     """The attack under jit, one program for all budgets, ranges, keys, labels and classifiers.
 
     A modality without a budget has the budget zero, and without a range an infinite one.
@@ -89,4 +94,4 @@ def run(attack, model, epsilon, valid_range=None, seed=0, spoil=None, **static):
     }
     arguments = (model.kernels, model.inputs, model.labels, seed, spoil or SOUND, numbers)
     options = tuple(sorted(static.items()))
-    return jax.tree.map(np.asarray, compiled(attack, *arguments, options))
+    return jax.tree.map(np.asarray, _compiled(attack, *arguments, options))

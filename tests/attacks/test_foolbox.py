@@ -1,6 +1,7 @@
 """Agreement with another library on a classifier of handwritten digits."""
 
 import functools
+import importlib
 import warnings
 
 import jax
@@ -24,8 +25,7 @@ def logits_fn(params, x):
 def foolbox():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of SciPy, while foolbox is imported
-        import foolbox.models.jax
-    return foolbox
+        return importlib.import_module("foolbox")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def classifier():
     """A trained two-layer classifier and 797 test digits (8, 8, 1) in [0, 1]."""
     from sklearn.datasets import load_digits
 
-    images, y = load_digits(return_X_y=True)
+    images, y = (np.asarray(array) for array in load_digits(return_X_y=True))
     x = np.reshape(images, (-1, 8, 8, 1)).astype(np.float32) / 16
     rng = np.random.default_rng(0)
     initial = {
@@ -66,7 +66,7 @@ def classifier():
 
 def robust_accuracies_by_foolbox(foolbox, classifier, attack, epsilons):
     fn, x, y = classifier
-    model = foolbox.models.jax.JAXModel(fn, bounds=(0, 1))
+    model = foolbox.JAXModel(fn, bounds=(0, 1))
     _, _, is_adversarial = attack(model, x, y, epsilons=list(epsilons))
     return 1 - np.asarray(is_adversarial).mean(axis=1)
 

@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jacfuse_jax import attacks
 from jacfuse_jax.attacks import losses
 from tests.attacks.classifiers import BATCH, Classifiers, run
 
-pgd = functools.partial(run, attacks.pgd, norm="linf")
+pgd: Any = functools.partial(run, attacks.pgd, norm="linf")
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ class TestOptionsOfPgd:
 
     @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
     def test_early_stop_keeps_the_first_misclassified_input(self, accurate, loss):
-        options = {"epsilon": {"image": 0.4}, "loss": loss}
+        options: Any = {"epsilon": {"image": 0.4}, "loss": loss}
         full = pgd(accurate, **options)
         early = pgd(accurate, **options, early_stop=True)
         wrong = accurate.is_misclassified(accurate.inputs)

@@ -8,8 +8,8 @@ from jacfuse_jax.models import LeNet, lenet
 from tests.models.drawn import draw
 
 
-def make_lenet(*args, **kwargs):
-    return draw(lambda: LeNet(*args, rngs=nnx.Rngs(0), **kwargs))
+def make_lenet(input_shape, num_classes, **kwargs):
+    return draw(lambda: LeNet(input_shape, num_classes, rngs=nnx.Rngs(0), **kwargs))
 
 
 def normal(*shape):
@@ -18,8 +18,12 @@ def normal(*shape):
 
 def flax_convolution(kernel, use_bias):
     """Flax's own, with that kernel."""
-    size, features = kernel.shape[:2], kernel.shape[2:]
-    theirs = draw(lambda: nnx.Conv(*features, size, use_bias=use_bias, rngs=nnx.Rngs(0)))
+    *size, in_features, out_features = kernel.shape
+
+    def make():
+        return nnx.Conv(in_features, out_features, size, use_bias=use_bias, rngs=nnx.Rngs(0))
+
+    theirs = draw(make)
     theirs.kernel = kernel
     return theirs
 

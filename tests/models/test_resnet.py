@@ -289,4 +289,4 @@ class TestMisuse:
 
     def test_of_dtypes(self):
         with pytest.raises(TypeError, match="x must be float32 or float64, got uint8"):
-            make_resnet()(np.zeros((2, 8, 8, 3), np.uint8))
+            make_resnet()(jnp.asarray(np.zeros((2, 8, 8, 3), np.uint8)))

@@ -16,8 +16,11 @@ OPTIMIZER = optax.adam(1e-2)
 
 
 def make_model(num_classes=2):
-    options = {"channels": (4,), "hidden_sizes": (8,)}
-    return draw(lambda: LeNet((6, 6, 1), num_classes, rngs=nnx.Rngs(0), **options))
+    def make():
+        rngs = nnx.Rngs(0)
+        return LeNet((6, 6, 1), num_classes, channels=(4,), hidden_sizes=(8,), rngs=rngs)
+
+    return draw(make)
 
 
 class Normalized(nnx.Module):
