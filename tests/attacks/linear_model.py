@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import log_softmax
 
 BATCH = 6
 DUAL = {"linf": 1, "l2": 2}  # order of the dual norm
@@ -23,15 +24,22 @@ class LinearModel:
             for m, s in shapes.items()
         }
         self.labels = np.zeros(BATCH, int)
-        self.labels = np.asarray(self.log_probs(self.inputs)).argmax(axis=1)
+        self.labels = self.log_probs_in_numpy(self.inputs).argmax(axis=1)
+
+    def logits(self, inputs):
+        image, audio = (inputs[m].reshape(BATCH, -1) @ k for m, k in self.kernels.items())
+        return image + audio
 
     def log_probs(self, inputs):
-        logits = [inputs[m].reshape(BATCH, -1) @ kernel for m, kernel in self.kernels.items()]
-        return jax.nn.log_softmax(logits[0] + logits[1])
+        return jax.nn.log_softmax(self.logits(inputs))
+
+    def log_probs_in_numpy(self, inputs):
+        arrays = {name: np.asarray(x, np.float64) for name, x in inputs.items()}
+        return log_softmax(self.logits(arrays), axis=1)
 
     def margin(self, inputs):
         """The margin, (B,), in NumPy."""
-        log_probs = np.array(self.log_probs(inputs), np.float64)
+        log_probs = self.log_probs_in_numpy(inputs)
         of_label = log_probs[np.arange(BATCH), self.labels]
         log_probs[np.arange(BATCH), self.labels] = -np.inf
         return log_probs.max(axis=1) - of_label

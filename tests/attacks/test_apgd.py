@@ -1,16 +1,28 @@
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from jacfuse_jax.attacks import _budget
 from jacfuse_jax.attacks.apgd import _checkpoints, apgd
 from jacfuse_jax.attacks.gradient import pgd
-from tests.attacks.classifiers import BATCH, Classifiers, perturbation_norms
+from tests.attacks.classifiers import (
+    BATCH,
+    SOUND,
+    TRACES,
+    Classifiers,
+    attack_classifiers,
+    fused_log_probs,
+    perturbation_norms,
+    run,
+    vertices,
+)
 
-EVERY_LOSS = ["cross_entropy", "margin", "dlr", "targeted_dlr"]
+run_apgd: Any = functools.partial(run, apgd, num_steps=10)
 
 
 class Network:
@@ -21,37 +33,48 @@ class Network:
         self.first = 3 * rng.normal(size=(features, width)) / features**0.5
         self.second = 3 * rng.normal(size=(width, num_classes)) / width**0.5
         self.inputs = {"image": rng.normal(size=(batch, features))}
-        self.labels = np.asarray(self.log_probs(self.inputs).argmax(axis=1))
+        self.labels = self.log_probs(self.inputs).argmax(axis=1)
 
     def log_probs(self, inputs):
-        return jax.nn.log_softmax(jnp.tanh(inputs["image"] @ self.first) @ self.second)
+        return log_softmax(np.tanh(inputs["image"] @ self.first) @ self.second, axis=1)
+
+    def loss_and_gradient(self, x, label):
+        """The cross-entropy of one sample, and its derivative in the input, by hand."""
+        hidden = np.tanh(x @ self.first)
+        log_probs = log_softmax(hidden @ self.second)
+        residual = np.exp(log_probs) - np.eye(len(log_probs))[label]
+        return -log_probs[label], self.first @ ((1 - hidden**2) * (self.second @ residual))
+
+    def rank(self, adversarial):
+        """Per sample whether it is misclassified, and the cross-entropy."""
+        log_probs = self.log_probs(adversarial)
+        loss = -np.take_along_axis(log_probs, self.labels[:, None], axis=1)[:, 0]
+        return log_probs.argmax(axis=1) != self.labels, loss
 
 
-def rank(model, adversarial):
-    """Per sample whether it is misclassified, and the cross-entropy."""
-    log_probs = np.asarray(model.log_probs(adversarial))
-    loss = -np.take_along_axis(log_probs, model.labels[:, None], axis=1)[:, 0]
-    return log_probs.argmax(axis=1) != model.labels, loss
+@functools.partial(jax.jit, static_argnames=("attack", "static"))
+def _attack_network(attack, first, second, inputs, labels, key, epsilon, static):
+    def log_prob_fn(inputs):
+        return jax.nn.log_softmax(jnp.tanh(inputs["image"] @ first) @ second)
+
+    return attack(log_prob_fn, inputs, labels, key, epsilon={"image": epsilon}, **dict(static))
 
 
-def run(model, **kwargs):
-    options: dict[str, Any] = {"key": jax.random.key(0), "num_steps": 10, **kwargs}
-    return apgd(model.log_probs, model.inputs, model.labels, **options)
+def attack_network(attack, network, epsilon, seed=0, **static: Any):
+    """One program for all budgets and seeds."""
+    arguments = (network.first, network.second, network.inputs, network.labels)
+    options = tuple(sorted(static.items()))
+    found = _attack_network(attack, *arguments, jax.random.key(seed), epsilon, options)
+    return {"image": np.asarray(found["image"])}
 
 
-def by_the_paper(model, start, epsilon, norm, num_steps):
+def by_the_paper(network, start, epsilon, norm, num_steps):
     """Algorithm 1 for every sample in turn in NumPy; returns the input of highest loss."""
-
-    def log_prob(x, b):
-        return model.log_probs({"image": x[None]})[0, jnp.asarray(model.labels)[b]]
-
-    log_prob_and_gradient = jax.jit(jax.value_and_grad(log_prob))
     found = []
-    for b, clean in enumerate(model.inputs["image"]):
+    for b, clean in enumerate(network.inputs["image"]):
 
         def loss_and_gradient(x, b=b):
-            value, gradient = log_prob_and_gradient(x, b)
-            return -float(value), -np.asarray(gradient)
+            return network.loss_and_gradient(x, network.labels[b])
 
         def project(x, clean=clean):
             delta = x - clean
@@ -100,43 +123,30 @@ def test_checkpoints_are_those_of_the_paper():
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 class TestEveryNorm:
     def test_follows_the_algorithm_of_the_paper(self, norm):
-        model = Network(batch=12, num_classes=2)  # the highest loss is misclassified if any is
-        epsilon, key = 0.5, jax.random.key(3)
-        budget = _budget.make_budget(model.inputs, {"image": epsilon}, norm, None)
-        start = np.asarray(_budget.random_start(key, budget, norm)["image"])
-        expected = by_the_paper(model, start, epsilon, norm, num_steps=40)
-        found = run(model, epsilon={"image": epsilon}, norm=norm, num_steps=40, key=key)
+        network = Network(batch=12, num_classes=2)  # the highest loss is misclassified if any is
+        epsilon = 0.5
+        budget = _budget.make_budget(network.inputs, {"image": epsilon}, norm, None)
+        start = np.asarray(_budget.random_start(jax.random.key(3), budget, norm)["image"])
+        expected = by_the_paper(network, start, epsilon, norm, num_steps=40)
+        found = attack_network(apgd, network, epsilon, seed=3, norm=norm, num_steps=40)
         # Around a maximum, the rounding of the loss hides moves of the order of sqrt(eps).
         atol = 4 * np.finfo(np.float64).eps ** 0.5
         np.testing.assert_allclose(found["image"], expected, rtol=0, atol=atol)
 
     def test_is_stronger_than_pgd_with_as_many_gradients(self, norm):
-        model = Network()
-        options: dict[str, Any] = {"epsilon": {"image": 0.3}, "norm": norm, "num_steps": 50}
-        plain = pgd(model.log_probs, model.inputs, model.labels, jax.random.key(0), **options)
+        network = Network()
         (pgd_wrong, pgd_loss), (wrong, loss) = (
-            rank(model, plain),
-            rank(model, run(model, **options)),
+            network.rank(attack_network(attack, network, 0.3, norm=norm, num_steps=50))
+            for attack in (pgd, apgd)
         )
         assert 0.1 < pgd_wrong.mean() < 0.9
         assert wrong.mean() >= pgd_wrong.mean()
         assert loss.mean() >= pgd_loss.mean()
 
-    def test_respects_budgets_and_ranges_and_leaves_other_modalities_alone(self, norm, dtype):
+    def test_respects_budgets_and_ranges(self, norm, dtype):
         model = Classifiers(dtype)
-        model.inputs["text"] = np.arange(BATCH)  # not even floating
         budgets = {"image": 0.3, "audio": 0.05}
-        adversarial = apgd(
-            lambda inputs: model.log_probs({name: inputs[name] for name in budgets}),
-            model.inputs,
-            model.labels,
-            jax.random.key(0),
-            epsilon=budgets,
-            norm=norm,
-            num_steps=10,
-            valid_range={"image": (0, 1)},
-        )
-        assert adversarial["text"] is model.inputs["text"]
+        adversarial = run_apgd(model, budgets, {"image": (np.zeros((2, 4)), 1.0)}, norm=norm)
         assert adversarial["image"].min() >= 0
         assert adversarial["image"].max() <= 1
         for name, radius in budgets.items():
@@ -147,79 +157,74 @@ class TestEveryNorm:
 
     def test_one_compilation_serves_every_budget_and_zero_changes_nothing(self, norm):
         model = Classifiers()
-        traces = []
-
-        @jax.jit
-        def perturb(radius):
-            traces.append(radius)
-            return run(model, epsilon={"image": radius}, norm=norm)["image"]
-
-        eager = run(model, epsilon={"image": 0.2}, norm=norm)["image"]
-        np.testing.assert_allclose(perturb(0.2), eager, atol=1e-12)
-        np.testing.assert_array_equal(perturb(0.0), model.inputs["image"])
-        assert len(traces) == 1
+        numbers = {"epsilon": {"audio": 0.2}}  # no other modality, and no range
+        arguments = (model.kernels, model.inputs, model.labels, 0, SOUND, numbers)
+        eager = attack_classifiers(apgd, *arguments, (("norm", norm), ("num_steps", 10)))
+        unchanged = run_apgd(model, {}, norm=norm)
+        num_traces = len(TRACES)
+        found = run_apgd(model, {"audio": 0.2}, norm=norm)
+        assert len(TRACES) == num_traces
+        np.testing.assert_allclose(found["audio"], eager["audio"], atol=1e-12)
+        for name in ("image", "audio"):
+            np.testing.assert_array_equal(unchanged[name], model.inputs[name])
+        for name in ("image", "text"):
+            assert eager[name] is model.inputs[name]
 
     def test_samples_of_useless_gradients_stay_and_reach_no_other(self, norm):
         model = Classifiers()
-        sample = jnp.arange(BATCH)
-
-        def broken(inputs):
-            # NaN are the prediction of sample 0 and, by a root at zero, the gradient of sample 1.
-            root = jnp.sqrt((sample != 1) + 0 * inputs["image"].sum(axis=(1, 2)))
-            log_probs = model.log_probs(inputs) + (root - (sample != 1))[:, None]
-            return jnp.where(sample[:, None] == 0, jnp.nan, log_probs)
-
-        options: dict[str, Any] = {"epsilon": {"image": 0.2}, "norm": norm, "num_steps": 10}
-        key = jax.random.key(0)
-        found = apgd(broken, model.inputs, model.labels, key, **options)["image"]
-        expected = run(model, **options)["image"]
-        np.testing.assert_array_equal(found[0], model.inputs["image"][0])
-        budget = _budget.make_budget(model.inputs, options["epsilon"], norm, None)
-        start = _budget.random_start(key, budget, norm)["image"]
-        assert any(np.allclose(found[1], x[1]) for x in (start, model.inputs["image"]))
+        sample = np.arange(BATCH)
+        # NaN are the prediction of sample 0 and, by a root at zero, the gradient of sample 1.
+        spoil = {"factor": np.where(sample == 0, np.nan, 1), "radicand": 1.0 * (sample != 1)}
+        found = run_apgd(model, {"image": 0.2}, spoil=spoil, norm=norm)["image"]
+        expected = run_apgd(model, {"image": 0.2}, norm=norm)["image"]
+        clean = model.inputs["image"]
+        np.testing.assert_array_equal(found[0], clean[0])
+        named = {name: model.inputs[name] for name in ("audio", "image")}
+        budget = _budget.make_budget(named, {"audio": 0.0, "image": 0.2}, norm, None)
+        start = _budget.random_start(jax.random.key(0), budget, norm)["image"]
+        assert any(np.allclose(found[1], x[1]) for x in (start, clean))
         np.testing.assert_allclose(found[2:], expected[2:], atol=1e-12)
 
 
 class TestStrength:
-    @pytest.mark.parametrize("loss", EVERY_LOSS)
+    @pytest.mark.parametrize("loss", ["cross_entropy", "margin", "dlr", "targeted_dlr"])
     def test_finds_the_best_vertex_for_linear_classifiers(self, loss):
         model = Classifiers(num_classes=4)
-        model.labels = np.asarray(model.log_probs(model.inputs).argmax(axis=1))
-        adversarial = run(model, epsilon={"audio": 0.3}, loss=loss, num_steps=30)
-        signs = np.array(np.meshgrid(*[(-1, 1)] * 5)).reshape(5, -1).T
-        vertices = [
-            rank(model, {**model.inputs, "audio": model.inputs["audio"] + 0.3 * sign})
-            for sign in signs
-        ]
-        wrong, value = rank(model, adversarial)
+        model.labels = model.log_probs(model.inputs).argmax(axis=1)
+        adversarial = run_apgd(model, {"audio": 0.3}, loss=loss, num_steps=30)
+        moved = [{**model.inputs, "audio": x} for x in vertices(model.inputs["audio"], 0.3)]
+        is_wrong = np.array([model.is_misclassified(inputs) for inputs in moved])
+        wrong = model.is_misclassified(adversarial)
         # The margin is convex, so some vertex is misclassified if any point of the cube is.
-        np.testing.assert_array_equal(wrong, np.any([v[0] for v in vertices], axis=0))
+        np.testing.assert_array_equal(wrong, is_wrong.any(axis=0))
         assert 0 < wrong.sum() < BATCH
         if loss == "cross_entropy":
-            best = np.max([np.where(v[0] == wrong, v[1], -np.inf) for v in vertices], axis=0)
-            np.testing.assert_allclose(value, best, rtol=1e-9)
+            values = np.array([model.loss(inputs) for inputs in moved])
+            best = np.where(is_wrong == wrong, values, -np.inf).max(axis=0)
+            np.testing.assert_allclose(model.loss(adversarial), best, rtol=1e-9)
 
     def test_is_optimal_for_two_linear_classes_in_l2(self):
         model = Classifiers(num_classes=2)
-        adversarial = run(model, epsilon={"image": 0.2}, norm="l2", num_steps=40)
+        adversarial = run_apgd(model, {"image": 0.2}, norm="l2", num_steps=40)
         difference = model.kernels["image"][:, 0] - model.kernels["image"][:, 1]
-        z = np.sum(list(model.logits(model.inputs).values()), axis=0)
-        worst = (z[:, 0] - z[:, 1]) * np.where(model.labels == 0, 1, -1)
+        log_probs = model.log_probs(model.inputs)
+        worst = (log_probs[:, 0] - log_probs[:, 1]) * np.where(model.labels == 0, 1, -1)
         worst -= 0.2 * np.linalg.norm(difference)
         np.testing.assert_allclose(model.loss(adversarial), np.log1p(np.exp(-worst)), rtol=1e-9)
 
-    def test_more_restarts_and_targets_are_not_weaker(self):
-        model = Network()
+    @pytest.mark.parametrize(
+        ("count", "loss"), [("num_restarts", "margin"), ("num_targets", "targeted_dlr")]
+    )
+    def test_more_restarts_and_targets_are_not_weaker(self, count, loss):
+        network = Network()
 
-        def strength(**kwargs):
-            return rank(model, run(model, num_steps=5, epsilon={"image": 0.3}, **kwargs))
+        def is_wrong(number):
+            options = {"num_steps": 5, "loss": loss, count: number}
+            return network.rank(attack_network(apgd, network, 0.3, **options))[0]
 
-        one, several = (strength(num_restarts=n, loss="margin") for n in (1, 4))
-        assert (several[0] >= one[0]).all()
-        assert several[0].sum() > one[0].sum()
-        one, several = (strength(num_targets=n, loss="targeted_dlr") for n in (1, 4))
-        assert (several[0] >= one[0]).all()
-        assert several[0].sum() > one[0].sum()
+        one, several = is_wrong(1), is_wrong(4)
+        assert (several >= one).all()
+        assert several.sum() > one.sum()
 
     def test_never_returns_an_input_weaker_than_the_clean_one(self):
         model = Classifiers()
@@ -234,19 +239,23 @@ class TestStrength:
 
 
 def test_misuse():
-    model = Classifiers()
-    options = {"epsilon": {"image": 0.1}}
+    def attack(num_classes=3, **kwargs):
+        model = Classifiers(num_classes=num_classes)
+        log_prob_fn = functools.partial(fused_log_probs, model.kernels)
+        options: Any = {"epsilon": {"image": 0.1}, **kwargs}
+        apgd(log_prob_fn, model.inputs, model.labels, jax.random.key(0), **options)
+
     with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
-        run(model, **options, num_steps=0)
+        attack(num_steps=0)
     with pytest.raises(ValueError, match="num_restarts must be at least 1, got 0"):
-        run(model, **options, num_restarts=0)
+        attack(num_restarts=0)
     with pytest.raises(ValueError, match="loss must be one of .*, targeted_dlr, got 'l7'"):
-        run(model, **options, loss="l7")
+        attack(loss="l7")
     with pytest.raises(ValueError, match=r"K >= 4, got \(6, 3\)"):
-        run(model, **options, loss="targeted_dlr", num_targets=2)
+        attack(loss="targeted_dlr", num_targets=2)
     with pytest.raises(ValueError, match="less than the number of classes 3, got 3"):
-        run(model, **options, loss="targeted_dlr")
+        attack(loss="targeted_dlr")
     with pytest.raises(ValueError, match="epsilon names 'smell'"):
-        run(model, epsilon={"smell": 0.1})
+        attack(epsilon={"smell": 0.1})
     with pytest.raises(ValueError, match=r"K >= 3, got \(6, 2\)"):
-        run(Classifiers(num_classes=2), **options, loss="dlr")
+        attack(num_classes=2, loss="dlr")

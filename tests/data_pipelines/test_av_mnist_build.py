@@ -2,8 +2,6 @@ import errno
 import hashlib
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from data_pipelines.av_mnist import AvMnist, AvMnistConfig, prepare, read_split
 from data_pipelines.av_mnist.sources import PUBLISHED, Sources
 from data_pipelines.errors import DataError
 from tests.data_pipelines.local_server import served
+from tests.data_pipelines.processes import exit_code, prepare_av_mnist, start
 from tests.data_pipelines.raw_files import (
     TAR,
     idx_bytes,
@@ -123,46 +122,12 @@ def test_a_prepared_data_set_needs_no_raw_files(manual_dir: Path, tmp_path: Path
     _assert_same(_build(tmp_path, tmp_path / "nothing here"), first)
 
 
-_RUN = """
-import os, signal, sys
-from pathlib import Path
-import tensorflow_datasets as tfds
-from data_pipelines.av_mnist import AvMnist, prepare
-from tests.data_pipelines.local_server import served
-from tests.data_pipelines.raw_files import tiny_config
-
-data_dir, manual_dir, moment = sys.argv[1:]
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-generate = AvMnist._generate_examples
-def generate_and_die(self, images, *columns):
-    for key, example in generate(self, images, *columns):
-        yield key, example
-        if key == 5 and len(images) == {"train": 60, "test": 20}[moment]:
-            die()
-
-if moment in ("train", "test"):
-    AvMnist._generate_examples = generate_and_die
-elif moment == "written":
-    write = tfds.core.DatasetInfo.write_to_directory
-    tfds.core.DatasetInfo.write_to_directory = lambda *args: die(write(*args))
-prepare(Path(data_dir), Path(manual_dir), tiny_config(), progress=False)
-"""
-
-
-def _start(data_dir: Path, manual_dir: Path, moment: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _RUN, str(data_dir), str(manual_dir), moment]
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
-
-
 @pytest.mark.parametrize("moment", ["train", "test", "written"])
 def test_a_killed_preparation_is_begun_again_and_ends_the_same(
     moment: str, built: Splits, manual_dir: Path, tmp_path: Path
 ) -> None:
-    assert _start(tmp_path, manual_dir, moment).wait(60) == -signal.SIGKILL
+    process = start(prepare_av_mnist, tmp_path, manual_dir, moment)
+    assert exit_code(process) == -signal.SIGKILL
     folder = tmp_path / "av_mnist/tiny"
     assert [path.name[:11] for path in folder.iterdir()] == ["incomplete."]
 
@@ -172,8 +137,8 @@ def test_a_killed_preparation_is_begun_again_and_ends_the_same(
 
 
 def test_two_processes_may_prepare_at_once(built: Splits, manual_dir: Path, tmp_path: Path) -> None:
-    processes = [_start(tmp_path, manual_dir, "never") for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
+    processes = [start(prepare_av_mnist, tmp_path, manual_dir, "never") for _ in range(2)]
+    assert [exit_code(process) for process in processes] == [0, 0]
     _assert_same(_read(tmp_path, tiny_config()), built)
 
 

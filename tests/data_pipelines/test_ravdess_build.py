@@ -1,7 +1,4 @@
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from tests.data_pipelines.media_files import (
     tiny_ravdess_config,
     write_zips,
 )
+from tests.data_pipelines.processes import exit_code, prepare_ravdess, start
 
 Members = dict[str, dict[str, bytes]]
 Columns = dict[str, NDArray[Any]]
@@ -135,51 +133,9 @@ def test_a_prepared_data_set_needs_no_archives(
     _assert_same(_read(tmp_path), rows)
 
 
-_RUN = """
-import os, shutil, signal, sys
-from pathlib import Path
-from data_pipelines.ravdess import Ravdess, builder, prepare
-from tests.data_pipelines.media_files import tiny_ravdess_config
-
-data_dir, manual_dir, moment = sys.argv[1:]
-
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-decode, num_decoded = builder.decode_clip, 0
-def decode_and_die(clip, **sizes):
-    global num_decoded
-    num_decoded += 1
-    if num_decoded == 20:
-        die()
-    return decode(clip, **sizes)
-
-generate = Ravdess._generate_examples
-def generate_and_die(self, clips):
-    for row, example in generate(self, clips):
-        yield row, example
-        if row == 5:
-            die()
-
-if moment == "decoding":
-    builder.decode_clip = decode_and_die
-elif moment == "writing":
-    Ravdess._generate_examples = generate_and_die
-elif moment == "cleaning":
-    shutil.rmtree = die
-prepare(Path(data_dir), Path(manual_dir), tiny_ravdess_config(), num_workers=1, progress=False)
-"""
-
-
-def _start(data_dir: Path, manual_dir: Path, moment: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _RUN, str(data_dir), str(manual_dir), moment]
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
-
-
 def test_two_processes_may_prepare_at_once(rows: Columns, manual_dir: Path, tmp_path: Path) -> None:
-    processes = [_start(tmp_path, manual_dir, "never") for _ in range(2)]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    processes = [start(prepare_ravdess, tmp_path, manual_dir, "never") for _ in range(2)]
+    assert [exit_code(process) for process in processes] == [0, 0]
     _assert_same(_read(tmp_path), rows)
 
 
@@ -194,7 +150,8 @@ def test_a_killed_preparation_carries_on_and_ends_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert _start(tmp_path, manual_dir, moment).wait(120) == -signal.SIGKILL
+    process = start(prepare_ravdess, tmp_path, manual_dir, moment)
+    assert exit_code(process) == -signal.SIGKILL
     decoded = tmp_path / "ravdess/tiny/decoded.1.0.0"
     done = {path.stem: path.stat().st_mtime_ns for path in decoded.glob("*.npz")}
     assert len(done) == 48 - num_left

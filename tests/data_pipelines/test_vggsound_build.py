@@ -1,8 +1,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -20,6 +18,7 @@ from data_pipelines.vggsound import VggSound, VggSoundConfig, prepare
 from data_pipelines.vggsound import builder as builder_module
 from data_pipelines.vggsound.clips import Clip, read_clips, split_clips
 from data_pipelines.vggsound.decoding import decode_clip
+from tests.data_pipelines.processes import exit_code, prepare_vggsound, start
 from tests.data_pipelines.vggsound_files import (
     LABELS,
     clip_path,
@@ -289,41 +288,9 @@ def test_what_cannot_be_prepared_is_named_with_its_flag(manual_dir: Path, tmp_pa
         _prepare(tmp_path, tmp_path / "raw")
 
 
-_RUN = """
-import os, signal, sys
-from pathlib import Path
-from data_pipelines.vggsound import VggSound, builder, prepare
-from tests.data_pipelines.vggsound_files import tiny_config
-
-data_dir, manual_dir, moment = sys.argv[1:]
-
-def die_at(count, function):
-    calls = []
-    def wrapped(*arguments, **keywords):
-        calls.append(arguments)
-        if len(calls) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **keywords)
-    return wrapped
-
-if moment == "decoding":
-    from data_pipelines.vggsound import decoding
-    decoding.read_frames = die_at(15, decoding.read_frames)
-elif moment == "writing":
-    builder.read_decoded = die_at(30, builder.read_decoded)
-prepare(Path(data_dir), Path(manual_dir), tiny_config(), num_workers=1, progress=False)
-"""
-
-
-def _start(data_dir: Path, manual_dir: Path, moment: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _RUN, str(data_dir), str(manual_dir), moment]
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
-
-
 def test_two_processes_may_prepare_at_once(built: Path, manual_dir: Path, tmp_path: Path) -> None:
-    processes = [_start(tmp_path, manual_dir, "never") for _ in range(2)]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    processes = [start(prepare_vggsound, tmp_path, manual_dir, "never") for _ in range(2)]
+    assert [exit_code(process) for process in processes] == [0, 0]
     _assert_same(tmp_path, built)
 
 
@@ -336,7 +303,8 @@ def test_a_killed_preparation_carries_on_and_ends_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert _start(tmp_path, manual_dir, moment).wait(120) == -signal.SIGKILL
+    process = start(prepare_vggsound, tmp_path, manual_dir, moment)
+    assert exit_code(process) == -signal.SIGKILL
     folder = tmp_path / "vggsound/tiny"
     assert not (folder / "1.0.0").exists()
     assert len(list((folder / "decoded.1.0.0").glob("*.npz"))) == num_decoded

@@ -5,45 +5,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
 
 from jacfuse_jax.models import IMAGENET_MEAN, IMAGENET_STDDEV, ResNet, resnet18, small_resnet
 from jacfuse_jax.models._convolution import convolve
+from tests.models.drawn import draw
 
 VIDEO = np.random.default_rng(0).uniform(size=(3, 4, 11, 14, 3)).astype(np.float32)
 IMAGES = VIDEO[:, 0]
 
 
 def make_resnet(**kwargs):
-    """Two stages, the second with a shortcut that changes shapes and one that does not.
-
-    Initial distributions take seconds to compile, for every shape: NumPy draws the kernels.
-    """
+    """Two stages, the second with a shortcut that changes shapes and one that does not."""
     options: dict[str, Any] = {
         "channels": (8, 16),
         "num_blocks": (1, 2),
         "stem": "small",
         "normalization": "group",
     }
-    graph, state = nnx.split(
-        nnx.eval_shape(lambda: ResNet(3, 5, rngs=nnx.Rngs(1), **options | kwargs))
-    )
-    rng = np.random.default_rng(1)
-
-    def initial(path, array):
-        draw = {
-            "kernel": lambda shape: rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1])),
-            "scale": np.ones,
-            "var": np.ones,
-            "bias": np.zeros,
-            "mean": np.zeros,
-        }[path[-1]]
-        return jnp.asarray(draw(array.shape), array.dtype)
-
-    return nnx.merge(graph, nnx.map_state(initial, state))
+    return draw(lambda: ResNet(3, 5, rngs=nnx.Rngs(1), **options | kwargs))
 
 
 def randomize(model):
@@ -136,6 +118,8 @@ class TestConvolution:
 
 def group_normalized_by_torch(model, images):
     """Logits and features of a small network with group normalisation, written in torch."""
+    import torch
+
     f = torch.nn.functional
 
     def to_torch(variable, *axes):
@@ -305,4 +289,4 @@ class TestMisuse:
 
     def test_of_dtypes(self):
         with pytest.raises(TypeError, match="x must be float32 or float64, got uint8"):
-            make_resnet()(jnp.zeros((2, 8, 8, 3), jnp.uint8))
+            make_resnet()(jnp.asarray(np.zeros((2, 8, 8, 3), np.uint8)))

@@ -7,6 +7,7 @@ from flax import nnx
 
 from jacfuse_jax import training
 from jacfuse_jax.models import LeNet, UnimodalOutput
+from tests.models.drawn import draw
 
 rng = np.random.default_rng(0)
 INPUTS = rng.normal(size=(96, 6, 6, 1)).astype(np.float32)
@@ -15,7 +16,11 @@ OPTIMIZER = optax.adam(1e-2)
 
 
 def make_model(num_classes=2):
-    return LeNet((6, 6, 1), num_classes, channels=(4,), hidden_sizes=(8,), rngs=nnx.Rngs(0))
+    def make():
+        rngs = nnx.Rngs(0)
+        return LeNet((6, 6, 1), num_classes, channels=(4,), hidden_sizes=(8,), rngs=rngs)
+
+    return draw(make)
 
 
 class Normalized(nnx.Module):
