@@ -1,6 +1,8 @@
+import os
 import signal
 from pathlib import Path
 
+import filelock
 import jax
 import pytest
 
@@ -48,6 +50,20 @@ def _compiled_programs_end_before_they_are_too_many():
     maps = Path("/proc/self/maps")  # a line each
     if not maps.exists() or maps.read_bytes().count(b"\n") > _MANY_MAPS:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def prepared_av_mnist(tmp_path_factory, worker_id):
+    """Folders of the raw files and of what is prepared from them, once for all processes."""
+    from data_pipelines import av_mnist
+
+    raw = Path(os.environ["JACFUSE_TEST_DATA"]).absolute()
+    folder = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        folder = folder.parent
+    with filelock.FileLock(folder / "av_mnist.lock"):
+        av_mnist.prepare(folder / "av_mnist", raw, progress=False)
+    return raw, folder / "av_mnist"
 
 
 @pytest.fixture(params=["float32", "float64"])

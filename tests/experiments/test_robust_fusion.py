@@ -3,7 +3,6 @@ import os
 import re
 import shutil
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -367,18 +366,19 @@ def test_damaged_checkpoint_ends_in_one_line(interrupted):
 
 @pytest.mark.slow
 @needs_published_files
-def test_real_audio_visual_digits(tmp_path):
+def test_real_audio_visual_digits(prepared_av_mnist, tmp_path):
+    raw, prepared = prepared_av_mnist
     workdir = tmp_path / "run"
     code, _, stderr = runs.run_process(
         workdir,
         "--dataset=av_mnist",
-        f"--manual_dir={Path(os.environ['JACFUSE_TEST_DATA']).absolute()}",
-        f"--data_dir={tmp_path / 'data'}",
+        f"--manual_dir={raw}",
+        f"--data_dir={prepared}",
         "--num_train=4000",
         "--num_epochs=5",
         "--num_eval=1000",
         "--num_attack=100",
-        "--attack_steps=5",
+        "--attack_steps=3",
         "--perturbed=image",
         "--perturbations=clean,fgm,pgd",
         "--methods=unimodal,statistical,robust",
