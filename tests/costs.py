@@ -24,8 +24,8 @@ class _Meter:
         self._programs = 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event, duration, **_):
-        del duration
+    def _listen(self, event, duration_secs, **_):
+        del duration_secs
         self._programs += event == _COMPILED
 
     def read(self):
