@@ -34,7 +34,7 @@ def accuracies(workdir, perturbation):
 def trained_stem(workdir):
     """The first kernel of the classifier of the video after one epoch, (H, W, C, K)."""
     with ocp.StandardCheckpointer() as checkpointer:
-        restored = checkpointer.restore(workdir / "checkpoints/video/1/default")
+        restored = checkpointer.restore(workdir / "seed_0/checkpoints/video/1/default")
     return np.asarray(restored["0"]["stem"]["conv"]["kernel"]["value"])
 
 
