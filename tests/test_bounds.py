@@ -326,7 +326,7 @@ class TestSpectralNorm:
         assert norm_of(1e-13, 0.78) < 1
 
     def test_convolutions_of_several_axes_and_zero(self):
-        kernel = np.random.default_rng(0).normal(size=(3, 3))
+        kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)))
 
         def convolve(x):
             return jax.scipy.signal.convolve(x, kernel, mode="same")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = Path(__file__).parents[1] / "README.md"
 # Of examples {heading: code}, what each printed.
 RUN = """
 import contextlib, io, json, sys
@@ -27,7 +27,7 @@ print(json.dumps(printed))
 def examples():
     """{heading and number of the example below it: code}."""
     found = {}
-    for section in re.split(r"^##+ ", README, flags=re.MULTILINE):
+    for section in re.split(r"^##+ ", README.read_text(), flags=re.MULTILINE):
         heading = section.partition("\n")[0]
         for number, code in enumerate(re.findall(r"```python\n(.*?)```", section, re.DOTALL)):
             found[f"{heading} {number + 1}"] = code
@@ -84,7 +84,9 @@ def test_what_pytorch_predicted_is_in_the_file(printed, folder):
 
 
 def test_scikit_learns_accuracies_are_those_of_the_text(printed):
-    text = " ".join(README.split()).partition("prints the accuracy on clean test digits")[2]
+    text = " ".join(README.read_text().split()).partition(
+        "prints the accuracy on clean test digits"
+    )[2]
     sentence = text.partition("by robust fusion.")[0]
     promised = re.findall(r"\b[01]\.\d{3}\b", sentence)
     assert len(promised) == 4

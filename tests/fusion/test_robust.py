@@ -250,7 +250,7 @@ class TestRobust:
         problem = Problem()
         scale = np.array([1.0, 2.0, 0.5, 3.0])
         g, V = problem.spectra["image"]
-        own = {"image": GramSpectrum(scale[:, None] * g, np.stack([V] * 4))}
+        own = {"image": GramSpectrum(scale[:, None] * g, jax.device_put(np.stack([V] * 4)))}
         out = problem.robust(spectra=own)
         for b in range(4):
             probs, norms = reference.robust_fusion(
@@ -377,7 +377,7 @@ class TestMisuse:
             fusion.statistical_fusion(problem.logits, np.full(4, 0.25))
         with pytest.raises(ValueError, match=r"gamma must be a scalar, got shape \(2,\)"):
             self.robust(problem, gamma=np.array([0.1, 0.2]))
-        problem.spectra["image"] = GramSpectrum(np.ones(4), np.eye(4))
+        problem.spectra["image"] = GramSpectrum(jnp.ones(4), jnp.eye(4))
         with pytest.raises(ValueError, match=r"grams\['image'\] must have shapes \(5,\)"):
             self.robust(problem)
 

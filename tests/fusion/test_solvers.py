@@ -249,4 +249,4 @@ class TestMisuse:
         with pytest.raises(TypeError, match=r"grams\['image'\] must be float32 or float64"):
             self.robust(problem, np.eye(5, dtype=int), solver=solver)
         with pytest.raises(ValueError, match=r"grams\['image'\] must have shapes \(5,\)"):
-            self.robust(problem, GramSpectrum(np.ones(4), np.eye(5)), solver=solver)
+            self.robust(problem, GramSpectrum(jnp.ones(4), jnp.eye(5)), solver=solver)

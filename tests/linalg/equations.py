@@ -84,9 +84,12 @@ def well_separated(form, m, n, dtype, batch, rng):
     return a, b, x, apply_equation(form, a, b, x)
 
 
-def nine_equations(form, dtype):
-    """A (9, 4, 4) and B (9, 3, 3), Hermitian, and C of the dtype: most tests share this shape."""
-    a, b, _, c = well_separated(form, 4, 3, dtype, (9,), np.random.default_rng(9))
+def nine_equations(form, dtype, m=3):
+    """A (9, m, m) and B (9, 3, 3), Hermitian, and C of the dtype: most tests share this shape.
+
+    What decomposes coefficients of two shapes takes longer to compile.
+    """
+    a, b, _, c = well_separated(form, m, 3, dtype, (9,), np.random.default_rng(9))
     return [array.astype(dtype) for array in (hermitian(a), hermitian(b), c)]
 
 

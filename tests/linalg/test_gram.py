@@ -99,8 +99,8 @@ def test_float32_agrees_with_float64_for_the_same_spectrum(num_classes):
     rng = np.random.default_rng(num_classes)
     for num_features in (2 * num_classes, max(1, num_classes // 2)):  # the latter are singular
         spectrum = kernel_spectrum(random_kernel(rng, num_features, num_classes))
-        spectrum32 = GramSpectrum(*(np.asarray(array, np.float32) for array in spectrum))
-        spectrum64 = GramSpectrum(*(array.astype(np.float64) for array in spectrum32))
+        spectrum32 = jax.tree.map(lambda array: np.asarray(array, np.float32), spectrum)
+        spectrum64 = jax.tree.map(lambda array: array.astype(np.float64), spectrum32)
         for gamma, scale in itertools.product(GAMMAS, LOGIT_SCALES):
             logits, probs = (
                 array.astype(np.float32) for array in random_system(rng, num_classes, scale, 16)
@@ -177,13 +177,13 @@ def test_batch_matches_loop_and_chunks_and_per_sample_spectra():
     loop = np.stack(
         [solve(logits[b], probs[b], GramSpectrum(*(x[b] for x in own)), 9.0) for b in range(7)]
     )
-    tolerance = 10 * 5 * np.finfo(np.float32).eps
+    tolerance = 10 * 5 * float(np.finfo(np.float32).eps)
     for batch_size in (None, 1, 3, 100):
         batched = solve(logits, probs, own, 9.0, batch_size=batch_size)
         np.testing.assert_allclose(batched, loop, rtol=tolerance, atol=tolerance)
     # Outside of jit, and shared.
     shared = GramSpectrum(*(x[0] for x in own))
-    repeated = GramSpectrum(*(np.stack([x] * 7) for x in shared))
+    repeated = jax.tree.map(lambda x: np.stack([x] * 7), shared)
     np.testing.assert_allclose(
         recalibrate(logits, probs, shared, 9.0),
         solve(logits, probs, repeated, 9.0),
@@ -259,7 +259,7 @@ class TestSpectra:
 
 class TestMisuse:
     def test_shapes(self):
-        spectrum = GramSpectrum(np.ones(3), np.eye(3))
+        spectrum = GramSpectrum(jnp.ones(3), jnp.eye(3))
         z = np.ones((4, 3))
         with pytest.raises(ValueError, match=r"got \(4, 3\) and \(3,\)"):
             recalibrate(z, z[0], spectrum, 1.0)
@@ -278,7 +278,7 @@ class TestMisuse:
             spectrum_from_kernel(np.ones(3))
 
     def test_dtypes(self):
-        spectrum = GramSpectrum(np.ones(3), np.eye(3))
+        spectrum = GramSpectrum(jnp.ones(3), jnp.eye(3))
         with pytest.raises(TypeError, match="logits must be float32 or float64, got int"):
             recalibrate(np.ones((2, 3), int), np.ones((2, 3)), spectrum, 1.0)
         with pytest.raises(TypeError, match="kernel must be .* got float16"):

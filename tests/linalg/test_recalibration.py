@@ -51,13 +51,13 @@ def programs(probs, spectrum, strengths):
 
 @jax.jit
 def _solve_one_by_one(logits, probs, spectrum, strength):
-    return jax.lax.map(lambda sample: recalibrate(*sample, spectrum, strength), (logits, probs))
+    return jax.lax.map(lambda zp: recalibrate(zp[0], zp[1], spectrum, strength), (logits, probs))
 
 
 def one_by_one(logits, probs, spectrum, strength):
     """R z of every sample for itself, in float64: that is without shared products."""
-    z, p, *wide = (np.asarray(array, np.float64) for array in (logits, probs, *spectrum))
-    return np.asarray(_solve_one_by_one(z, p, GramSpectrum(*wide), float(strength)))
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (logits, probs, spectrum))
+    return np.asarray(_solve_one_by_one(*wide, float(strength)))
 
 
 def test_matches_two_eigenbases():

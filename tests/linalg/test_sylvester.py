@@ -37,7 +37,7 @@ def solve(form, method, *arrays):
 
 @pytest.mark.parametrize(("form", "method", "dtype"), SOLVED)
 def test_recovers_the_answer_it_was_built_from(form, method, dtype):
-    a, b, x, _ = well_separated(form, 4, 3, dtype, (9,), np.random.default_rng(0))
+    a, b, x, _ = well_separated(form, 3, 3, dtype, (9,), np.random.default_rng(0))
     if method == "eigh":
         a, b = (hermitian(array).astype(dtype).astype(float) for array in (a, b))
     c = apply_equation(form, a, b, x)
@@ -45,13 +45,13 @@ def test_recovers_the_answer_it_was_built_from(form, method, dtype):
     assert out.dtype == dtype
     assert info.converged.all()
     assert info.separation.min() >= 0.01
-    tolerance = 30 * 4 * np.finfo(dtype).eps / float(info.separation.min())
+    tolerance = 30 * 3 * np.finfo(dtype).eps / float(info.separation.min())
     np.testing.assert_array_less(norms(out - x), tolerance * norms(x))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_agrees_with_dense_systems_and_with_scipy(form):
-    a, b, _, c = well_separated(form, 4, 3, float, (9,), np.random.default_rng(1))
+    a, b, _, c = well_separated(form, 3, 3, float, (9,), np.random.default_rng(1))
     x, _ = solve(form, "bartels_stewart", a, b, c)
     dense = jax.jit(jax.vmap(functools.partial(solve_densely, form)))(a, b, c)
     np.testing.assert_allclose(x, dense, atol=1e-12)
@@ -139,7 +139,7 @@ def singular_equations(form, dtype, rng):
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.extended)])
 def test_shared_spectra_are_flagged_and_leave_their_neighbours_alone(form, dtype):
     a, b = singular_equations(form, dtype, np.random.default_rng(0))
-    harmless_a, harmless_b, c = nine_equations(form, dtype)
+    harmless_a, harmless_b, c = nine_equations(form, dtype, m=4)
     expected, _ = solve(form, "bartels_stewart", harmless_a, harmless_b, c)
     for first in range(0, len(a), 9):
         mixed_a, mixed_b = a[first : first + 9].copy(), b[first : first + 9].copy()
@@ -161,7 +161,7 @@ def test_vmap_under_jit_and_loop_agree_and_permutations_commute(form, method, dt
         # loop that one alone, and under `jax.vmap` both methods run.
         arrays[0][4] = np.triu(arrays[0][4])
     x, info = solve(form, method, *arrays)
-    tolerance = 10 * 4 * np.finfo(dtype).eps
+    tolerance = 10 * 3 * np.finfo(dtype).eps
     loop = [solve(form, method, *abc) for abc in zip(*arrays, strict=True)]
     looped, looped_info = jax.tree.map(lambda *leaves: np.stack(leaves), *loop)
     mapped, mapped_info = jax.jit(jax.vmap(solve_fully(form, method)))(*arrays)

@@ -74,7 +74,7 @@ def test_batches_with_padding_add_up_to_the_whole():
         batches.append(classification_sums(log_probs[padded], labels[padded], mask))
     total = jax.tree.map(lambda *sums: np.sum(sums, axis=0), *batches)
     for a, b in zip(total, whole, strict=True):
-        np.testing.assert_allclose(a, b, rtol=100 * np.finfo(np.float32).eps)
+        np.testing.assert_allclose(a, b, rtol=100 * float(np.finfo(np.float32).eps))
 
 
 @pytest.mark.parametrize(("successes", "count"), [(0, 10), (3, 10), (10, 10), (988, 1000)])
