@@ -62,6 +62,22 @@ def test_many_classes_need_no_library_calls_either(platform):
     assert "custom_call" not in module
 
 
+@pytest.mark.parametrize(
+    ("platform", "chunk", "block", "chunk_of_block"),
+    [("cpu", 10000, 212, 10), ("cuda", 20000, 50000, 625), ("tpu", 20000, 50000, 625)],
+)
+def test_chunks_fit_the_platform(platform, chunk, block, chunk_of_block):
+    few, many = (jax.ShapeDtypeStruct((B, K), jnp.float32) for B, K in ((20000, 10), (100000, 309)))
+    for fn in (recalibrate, fuse):
+        module = lower(fn, platform, few, few, SPECTRUM, SCALAR)
+        assert f"tensor<{chunk}x10x10xf32>" in module
+        assert ("tensor<20000x10x10xf32>" in module) == (platform != "cpu")
+    module = lower(recalibrate, platform, many, many, spectrum_of(309), SCALAR)
+    assert f"tensor<{block}x309xf32>" in module
+    assert f"tensor<{chunk_of_block}x309x309xf32>" in module
+    assert f"tensor<{block}x309x309xf32>" not in module
+
+
 def lower(fn, platform, *args):
     """The program as text."""
     exported = export.export(jax.jit(fn), platforms=[platform])(*args)
