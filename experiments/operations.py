@@ -24,8 +24,6 @@ _MAX_MATRIX_BYTES = 2**30
 _MAX_SCIPY_SAMPLES = 16
 # GPUs take one matrix after the other, or leave it to the host.
 _MAX_EIG_SAMPLES = 64
-# Of `recalibrate` and `robust_fusion`: 64 times what they take by default, which suits CPU caches.
-_LARGE_CHUNK_ENTRIES = 2**26
 _NUM_INPUTS = _NUM_HIDDEN = 64
 _EPSILON = 0.1
 
@@ -209,22 +207,10 @@ def _spd_sylvester(inputs: Inputs) -> Any:
     return linalg.solve_sylvester(a, b, inputs.samples["c"], method="eigh")
 
 
-def _closed_form(inputs: Inputs, batch_size: int | None = None) -> Any:
+def _closed_form(inputs: Inputs) -> Any:
     return linalg.recalibrate(
-        **inputs.samples,
-        spectrum=inputs.shared["spectrum"],
-        strength=_STRENGTH,
-        batch_size=batch_size,
+        **inputs.samples, spectrum=inputs.shared["spectrum"], strength=_STRENGTH
     )
-
-
-def _closed_form_in_large_chunks(inputs: Inputs) -> Any:
-    return _closed_form(inputs, _large_chunk(inputs.samples["logits"]))
-
-
-def _large_chunk(logits: jax.Array) -> int:
-    """Samples solved at a time where memory, not caches, is the limit."""
-    return min(len(logits), max(1, _LARGE_CHUNK_ENTRIES // logits.shape[-1] ** 2))
 
 
 def _recalibrate_by_eigh(inputs: Inputs) -> Any:
@@ -262,7 +248,7 @@ def _scipy_statistical_fusion(inputs: Inputs) -> Any:
     )
 
 
-def _robust_fusion(solver: Any, inputs: Inputs, batch_size: int | None = None) -> Any:
+def _robust_fusion(solver: Any, inputs: Inputs) -> Any:
     return fusion.robust_fusion(
         inputs.samples,
         {"audio": inputs.shared["spectrum"]},
@@ -270,22 +256,16 @@ def _robust_fusion(solver: Any, inputs: Inputs, batch_size: int | None = None) -
         perturbed="audio",
         gamma=_GAMMA,
         solver=solver,
-        batch_size=batch_size,
     )
 
 
-def _robust_fusion_in_large_chunks(inputs: Inputs) -> Any:
-    return _robust_fusion("closed_form", inputs, _large_chunk(inputs.samples["audio"]))
-
-
-def _pgd_step(in_large_chunks: bool, inputs: Inputs) -> Any:
+def _pgd_step(inputs: Inputs) -> Any:
     """The adversarial audio: one step from a random start, attacking robust fusion."""
 
     def log_prob_fn(x: Any) -> jax.Array:
         logits = {name: _classify(x[name], *inputs.shared["kernels"][name]) for name in x}
         shared = {name: inputs.shared[name] for name in ("spectrum", "class_prior")}
-        batch_size = _large_chunk(logits["audio"]) if in_large_chunks else None
-        return _robust_fusion("closed_form", Inputs(logits, shared), batch_size).log_probs
+        return _robust_fusion("closed_form", Inputs(logits, shared)).log_probs
 
     x = {name: inputs.samples[name] for name in ("image", "audio")}
     adversarial = attacks.pgd(
@@ -361,7 +341,6 @@ OPERATIONS = {
         _recalibration_inputs,
         {
             "closed_form": Method(_closed_form),
-            "large_chunks": Method(_closed_form_in_large_chunks),
             "eigh": Method(_recalibrate_by_eigh, 8),
             "scipy_loop": Method(_scipy_recalibrate, is_compiled=False),
         },
@@ -373,7 +352,6 @@ OPERATIONS = {
         _fusion_inputs,
         {
             "closed_form": Method(partial(_robust_fusion, "closed_form")),
-            "large_chunks": Method(_robust_fusion_in_large_chunks),
             "eigh": Method(partial(_robust_fusion, "eigh")),
             "bartels_stewart": Method(partial(_robust_fusion, "bartels_stewart")),
         },
@@ -396,10 +374,7 @@ OPERATIONS = {
     # gradient evaluates it again, five. Two modalities in, one out.
     "pgd_step": Operation(
         _classifier_inputs,
-        {
-            "closed_form": Method(partial(_pgd_step, False)),
-            "large_chunks": Method(partial(_pgd_step, True)),
-        },
+        {"closed_form": Method(_pgd_step)},
         lambda K: 14 * _NUM_HIDDEN * (_NUM_INPUTS + K) + 5 * 16 * K**2,
         lambda _: 3 * _NUM_INPUTS,
     ),

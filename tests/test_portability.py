@@ -49,10 +49,10 @@ def gradient(image, audio, spectrum, gamma):
     return jax.grad(lambda z: fuse(z, audio, spectrum, gamma).log_probs.sum())(image)
 
 
-def lower(fn, *args):
-    """The program for all platforms as text."""
-    exported = export.export(jax.jit(fn), platforms=PLATFORMS)(*args)
-    assert exported.platforms == PLATFORMS
+def lower(fn, *args, platforms=PLATFORMS):
+    """The program for these platforms as text."""
+    exported = export.export(jax.jit(fn), platforms=platforms)(*args)
+    assert exported.platforms == platforms
     return exported.mlir_module()
 
 
@@ -90,3 +90,19 @@ def test_eigendecompositions_are_library_calls(solve, platform):
     solve = functools.partial(solve, method="eigh")
     exported = export.export(jax.jit(solve), platforms=[platform])(*EQUATIONS["one block"])
     assert "custom_call" in exported.mlir_module()
+
+
+@pytest.mark.parametrize(
+    ("platform", "chunk", "block", "chunk_of_block"),
+    [("cpu", 10000, 212, 10), ("cuda", 20000, 50000, 625), ("tpu", 20000, 50000, 625)],
+)
+def test_chunks_fit_the_platform(platform, chunk, block, chunk_of_block):
+    few, many = (jax.ShapeDtypeStruct((B, K), jnp.float32) for B, K in ((20000, 10), (100000, 309)))
+    for fn in (recalibrate, fuse):
+        module = lower(fn, few, few, SPECTRUM, SCALAR, platforms=(platform,))
+        assert f"tensor<{chunk}x10x10xf32>" in module
+        assert ("tensor<20000x10x10xf32>" in module) == (platform != "cpu")
+    module = lower(recalibrate, many, many, spectrum_of(309), SCALAR, platforms=(platform,))
+    assert f"tensor<{block}x309xf32>" in module
+    assert f"tensor<{chunk_of_block}x309x309xf32>" in module
+    assert f"tensor<{block}x309x309xf32>" not in module

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import AnyArray, check_choice, check_modalities, check_scalar
+from jacfuse_jax._checks import (
+    AnyArray,
+    check_batch_size,
+    check_choice,
+    check_modalities,
+    check_scalar,
+)
 from jacfuse_jax.fusion.static import check_inputs, fuse_independent
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg.gram import (
@@ -95,8 +101,8 @@ def robust_fusion(
       num_iterations: at least 1; static.
       atol: largest change of a probability that counts as converged.
       solver: "closed_form", "eigh" or "bartels_stewart"; static.
-      batch_size: samples solved at a time, at least 1; None: about 2^20 entries of K x K matrices,
-        which suits CPU caches.
+      batch_size: samples solved at a time, at least 1; None: about 2^20 entries of K x K matrices
+        on CPU, so that they stay in cache, and 2^26 on accelerators.
 
     Returns:
       `FusedOutput(log_probs (B, K), jacobian_norm (B,), converged (B,))`, the first two in the
@@ -120,6 +126,7 @@ def robust_fusion(
     check_choice("solver", solver, get_args(Solver))
     checked = [_check_gram(f"grams[{name!r}]", grams[name], solver, shape, dtype) for name in names]
     gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
+    check_batch_size(batch_size)
     if num_iterations < 1:
         raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
     strength = jnp.where((gamma > 0) & (gamma <= 1), (1 - gamma) / gamma, jnp.nan)

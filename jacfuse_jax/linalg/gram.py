@@ -29,11 +29,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_batch_size, check_floating, check_kernel, check_scalar
+from jacfuse_jax.linalg._batching import Chunks, with_chunks
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# Entries of the K x K arrays of one chunk. On CPU they then stay in cache: at K = 309, 8 samples at
-# a time were eight times faster than all at once.
-_CHUNK_ENTRIES = 2**20
 
 
 class GramSpectrum(NamedTuple):
@@ -126,8 +124,8 @@ def recalibration_matrix(
       probs: p, (B, K) or (K,), float32 or float64; rows sum to one.
       spectrum: of G, shared (K,), (K, K) or per sample (B, K), (B, K, K).
       strength: c >= 0, a scalar, traced or not.
-      batch_size: samples solved at a time, at least 1. None: about 2^20 entries of K x K matrices,
-        which suits CPU caches.
+      batch_size: samples solved at a time, at least 1. None: about 2^20 entries of K x K matrices
+        on CPU, so that they stay in cache, and 2^26 on accelerators.
 
     Returns:
       R, (B, K, K) or (K, K), in the dtype of the probabilities.
@@ -138,6 +136,7 @@ def recalibration_matrix(
     """
     probs = jnp.asarray(probs)
     probs, spectrum, strength = check_system(probs, probs, spectrum, strength)
+    check_batch_size(batch_size)
 
     def matrix_of_sample(p: jax.Array, spectrum: GramSpectrum) -> jax.Array:
         recalibrated = recalibrated_eigenvectors(p, spectrum, strength)
@@ -190,7 +189,7 @@ def map_samples(
     sample_fn: Callable[..., Any],
     samples: Any,
     *grams: GramSpectrum | jax.Array,
-    batch_size: int | None = None,
+    batch_size: int | Chunks | None = None,
 ) -> Any:
     """Applies `sample_fn(sample, *grams)` to every sample, a chunk at a time.
 
@@ -198,7 +197,6 @@ def map_samples(
     shared (K, K) or per sample (B, K, K). The body is rematerialised, so reverse mode keeps no
     K x K array either.
     """
-    check_batch_size(batch_size)
     first = jax.tree.leaves(samples)[0]
     if first.ndim == 1:
         return sample_fn(samples, *grams)
@@ -217,17 +215,20 @@ def map_samples(
             ),
         )
 
-    if batch_size is None:
-        batch_size = _chunk_size(*first.shape)
-    return jax.lax.map(body, (samples, mapped), batch_size=batch_size)
+    def solve(batch_size: int | Chunks, samples: Any, mapped: list[Any]) -> Any:
+        if isinstance(batch_size, Chunks):
+            batch_size = _chunk_size(batch_size.matrix_entries, *first.shape)
+        return jax.lax.map(body, (samples, mapped), batch_size=batch_size)
+
+    return with_chunks(solve, batch_size, samples, mapped)
 
 
-def _chunk_size(batch: int, num_classes: int) -> int:
-    """Samples that fill about 2^20 matrix entries; a divisor of the batch where one is near.
+def _chunk_size(matrix_entries: int, batch: int, num_classes: int) -> int:
+    """Samples that fill about as many matrix entries; a divisor of the batch where one is near.
 
     A last, smaller chunk would make `jax.lax.map` copy inputs and outputs.
     """
-    largest = max(1, _CHUNK_ENTRIES // num_classes**2)
+    largest = max(1, matrix_entries // num_classes**2)
     sizes = range(min(largest, max(batch, 1)), largest // 2, -1)
     return next((size for size in sizes if batch % size == 0), largest)
 

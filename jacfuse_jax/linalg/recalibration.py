@@ -30,6 +30,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_batch_size
+from jacfuse_jax.linalg._batching import Chunks, with_chunks
 from jacfuse_jax.linalg._triangular import product
 from jacfuse_jax.linalg.gram import (
     GramSpectrum,
@@ -49,8 +50,6 @@ _LARGEST_X = 1 / 32
 _NUM_TERMS = {"float32": 4, "float64": 8}
 # Likely classes that a block may have, K over these; more than K / 8 are as fast densely.
 _LIKELY_PARTS = (20, 8)
-# Entries (samples x K) of a block; what is computed from them then stays in cache on CPU.
-_BLOCK_ENTRIES = 2**16
 
 
 def recalibrate(
@@ -78,9 +77,10 @@ def recalibrate(
       spectrum: of G, shared (K,), (K, K) or per sample (B, K), (B, K, K).
       strength: c >= 0, a scalar, traced or not; (1 - gamma) / gamma in fusion. A traced strength
         below zero gives NaN.
-      batch_size: samples solved at a time, at least 1. None: as many as suit CPU caches, which is
+      batch_size: samples solved at a time, at least 1. None: what fits the platform. On CPU that is
         about 2^20 entries of K x K matrices, or 2^16 entries of the logits where matrix products
-        are used; accelerators prefer more.
+        are used, so that chunks stay in cache; on accelerators 2^26 and 2^24, for which the device
+        needs a few gigabytes.
 
     Returns:
       R z in the shape and dtype of the logits. NaN in a sample stays in that sample.
@@ -104,7 +104,7 @@ def recalibrate(
 
 
 def _solve_densely(
-    batch_size: int | None,
+    batch_size: int | Chunks | None,
     logits: jax.Array,
     probs: jax.Array,
     spectrum: GramSpectrum,
@@ -162,26 +162,7 @@ def _by_products(
     strength: jax.Array,
 ) -> jax.Array:
     """R z of samples (B, K) that share a spectrum, block by block."""
-    num_samples, num_classes = logits.shape
-    num_blocks = -(-num_samples // (batch_size or max(1, _BLOCK_ENTRIES // num_classes)))
-    size = -(-num_samples // num_blocks)
-    expansion = _expand(spectrum, strength)
-    limits = [num_classes // part for part in _LIKELY_PARTS]
-    solve_fns = [
-        *(functools.partial(_solve_block, limit, expansion) for limit in limits),
-        functools.partial(_solve_densely, batch_size, spectrum=spectrum, strength=strength),
-    ]
-
-    def solve_next(index: jax.Array, out: jax.Array) -> jax.Array:
-        # Blocks overlap a little where the batch does not divide.
-        start = jnp.minimum(index * size, num_samples - size)
-        z, p = (jax.lax.dynamic_slice_in_dim(x, start, size) for x in (logits, probs))
-        num_likely = (p > expansion.threshold).sum(axis=-1).max()
-        choice = (num_likely > jnp.asarray(limits)).sum()
-        block = jax.lax.switch(choice, solve_fns, z, p)
-        return jax.lax.dynamic_update_slice_in_dim(out, block, start, axis=0)
-
-    return jax.lax.fori_loop(0, num_blocks, solve_next, jnp.empty_like(logits))
+    return with_chunks(_solve_blocks, batch_size, logits, probs, spectrum, strength)
 
 
 @functools.partial(_by_products.defjvp, symbolic_zeros=True)
@@ -202,6 +183,40 @@ def _(batch_size: int | None, primals: Any, tangents: Any) -> tuple[jax.Array, j
 
 # Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
 _solve_by_products = jax.jit(_by_products, static_argnums=0)
+
+
+def _solve_blocks(
+    batch_size: int | Chunks,
+    logits: jax.Array,
+    probs: jax.Array,
+    spectrum: GramSpectrum,
+    strength: jax.Array,
+) -> jax.Array:
+    """The same in blocks of known size; one that is solved densely is cut up once more."""
+    num_samples, num_classes = logits.shape
+    if isinstance(batch_size, Chunks):
+        largest = max(1, batch_size.block_entries // num_classes)
+    else:
+        largest = batch_size
+    num_blocks = -(-num_samples // largest)
+    size = -(-num_samples // num_blocks)
+    expansion = _expand(spectrum, strength)
+    limits = [num_classes // part for part in _LIKELY_PARTS]
+    solve_fns = [
+        *(functools.partial(_solve_block, limit, expansion) for limit in limits),
+        functools.partial(_solve_densely, batch_size, spectrum=spectrum, strength=strength),
+    ]
+
+    def solve_next(index: jax.Array, out: jax.Array) -> jax.Array:
+        # Blocks overlap a little where the batch does not divide.
+        start = jnp.minimum(index * size, num_samples - size)
+        z, p = (jax.lax.dynamic_slice_in_dim(x, start, size) for x in (logits, probs))
+        num_likely = (p > expansion.threshold).sum(axis=-1).max()
+        choice = (num_likely > jnp.asarray(limits)).sum()
+        block = jax.lax.switch(choice, solve_fns, z, p)
+        return jax.lax.dynamic_update_slice_in_dim(out, block, start, axis=0)
+
+    return jax.lax.fori_loop(0, num_blocks, solve_next, jnp.empty_like(logits))
 
 
 def _solve_block(

@@ -156,7 +156,6 @@ class TestRun:
         rows = {row["method"]: row["skipped"] for row in map(json.loads, lines)}
         assert rows == {
             "closed_form": None,
-            "large_chunks": None,
             "eigh": "not reached",
             "scipy_loop": "not reached",
         }
@@ -228,7 +227,7 @@ class TestMethods:
         assert np.finfo(jax.tree.leaves(result)[0].dtype).dtype == np.dtype(dtype)
 
     def test_take_no_more_samples_than_a_gibibyte_of_matrices_holds(self):
-        closed_form, _, eigh, scipy_loop = OPERATIONS["recalibrate"].methods.values()
+        closed_form, eigh, scipy_loop = OPERATIONS["recalibrate"].methods.values()
         assert closed_form.num_measured(1_000_000, 309, "float32") == 1_000_000
         assert eigh.num_measured(256, 309, "float32") == 256
         assert eigh.num_measured(65536, 10, "float32") == 65536
@@ -326,10 +325,7 @@ class TestFlags:
             (["--batch_sizes=1e6"], "--batch_sizes: '1e6' is not a positive integer"),
             (["--dtypes=float16"], "--dtypes: unknown 'float16'; choose from float32,float64"),
             (["--dtypes="], "--dtypes is empty; choose from float32,float64"),
-            (
-                ["--methods=magic"],
-                "--methods: unknown 'magic'; choose from closed_form,large_chunks,",
-            ),
+            (["--methods=magic"], "--methods: unknown 'magic'; choose from closed_form,eigh,"),
             (["--op=schur", "--methods=lu"], "--methods: unknown 'lu'; choose from schur,"),
         ],
     )
