@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,6 +34,17 @@ SOLVED = [
         )
     ),
 ]
+
+
+# What a derivative is does not depend on XLA's optimisation, which takes most of the time.
+jit_derivatives = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
+    },
+)
 
 
 def adjoint(matrices):

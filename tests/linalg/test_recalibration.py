@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 
 from jacfuse_jax.linalg import GramSpectrum, recalibrate, spectrum_from_kernel
 from tests import reference
+from tests.linalg.equations import jit_derivatives
 
 recalibration = importlib.import_module("jacfuse_jax.linalg.recalibration")
 
@@ -187,7 +188,7 @@ def test_derivatives_are_those_of_single_samples(transform):
         solve = jax.vmap(functools.partial(recalibrate, spectrum=spectrum, strength=strength))
         return (solve(logits, probs) ** 2).sum()
 
-    actual, expected = (jax.jit(transform(fn))(1.0) for fn in (batch, single))
+    actual, expected = (jit_derivatives(transform(fn))(1.0) for fn in (batch, single))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11), actual, expected)
 
 

@@ -69,7 +69,6 @@ class TestAccuracy:
                 (2, "float64"),
                 (3, "float32"),
                 (33, "float64"),
-                (100, "float32"),
             ],
         ),
     )

@@ -9,22 +9,13 @@ from jax.test_util import check_grads
 from tests.linalg.equations import (
     SOLVERS,
     hermitian,
+    jit_derivatives,
     solve_densely,
     solve_fully,
     well_separated,
 )
 from tests.linalg.matrices import (
     random_entries,
-)
-
-# What a derivative is does not depend on XLA's optimisation, which takes most of the time.
-_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,
-    },
 )
 
 
@@ -89,7 +80,9 @@ class TestDerivativesAgainstDenseSystems:
                 return (weights * jnp.sin(solve(prepare(a), prepare(b), c))).sum().real
 
             grad_fn = jax.grad(loss, argnums=(0, 1, 2))
-            return jax.tree.leaves(_jit(functools.partial(jax.jvp, grad_fn))(arrays, tangents))
+            return jax.tree.leaves(
+                jit_derivatives(functools.partial(jax.jvp, grad_fn))(arrays, tangents)
+            )
 
         solve = functools.partial(SOLVERS[form], method=method)
         if (form, method, dtype) == ("generalized", "bartels_stewart", "float64"):
@@ -105,7 +98,7 @@ class TestDerivativesAgainstDenseSystems:
         a, b, _, c = well_separated(form, 2, 2, float, (5,), np.random.default_rng(1))
         arrays = [hermitian(a), hermitian(b), c]
 
-        @_jit
+        @jit_derivatives
         def gradients(weights, *arrays):
             def loss(*arrays):
                 return (weights * SOLVERS[form](*arrays, method=method) ** 2).sum()
@@ -131,4 +124,4 @@ class TestDerivativesAgainstDenseSystems:
             info = solve_fully("sylvester")(a, b, c)[1]
             return info.residual + info.separation
 
-        np.testing.assert_array_equal(_jit(jax.grad(quality))(a), 0)
+        np.testing.assert_array_equal(jit_derivatives(jax.grad(quality))(a), 0)
