@@ -35,10 +35,6 @@ _EPSILON = 0.1
 _MODALITIES = ("upper", "lower")
 RuleFn = Callable[[dict[str, jax.Array]], jax.Array]
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "Folder of digits.json.")
-_NUM_TEST = flags.DEFINE_integer("num_test", 500, "Test rows.", lower_bound=1, upper_bound=500)
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 20, "Of PGD.", lower_bound=1)
-
 
 def run(num_test: int, num_steps: int) -> dict[str, float]:
     """Trains, attacks and measures.
@@ -138,11 +134,15 @@ def _train(modality: str, seed: int, train: dict[str, Any]) -> LeNet:
 def main(_: list[str]) -> None:
     """Runs and writes the findings."""
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of a save
-    findings = run(_NUM_TEST.value, _NUM_STEPS.value)
+    findings = run(flags.FLAGS.num_test, flags.FLAGS.num_steps)
     text = json.dumps(findings, indent=2) + "\n"
-    write_atomically(Path(_WORKDIR.value) / "digits.json", text)
+    write_atomically(Path(flags.FLAGS.workdir) / "digits.json", text)
     print(text, end="")
 
 
 if __name__ == "__main__":
+    # Not on import, since other binaries have flags of the same names.
+    flags.DEFINE_string("workdir", "runs/digits", "Folder of digits.json.")
+    flags.DEFINE_integer("num_test", 500, "Test rows.", lower_bound=1, upper_bound=500)
+    flags.DEFINE_integer("num_steps", 20, "Of PGD.", lower_bound=1)
     app.run(main)

@@ -22,9 +22,6 @@ from tabulate import tabulate
 from experiments.benchmark import NOT_REACHED
 from experiments.files import six_digits, write_atomically, write_csv
 
-_PARTIAL = flags.DEFINE_string("partial", None, "Folder that the steps wrote to.", required=True)
-_OUT = flags.DEFINE_string("out", None, "Folder of the results.", required=True)
-
 _PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax", "numpy")
 _TIMED_OUT = (124, 137)  # what `timeout` returns
 _COLUMNS = (
@@ -49,23 +46,24 @@ _COLUMNS = (
     "peak_mib",
     "skipped",
 )
-_SHORT = {
+# The table on the screen: what is left out stands in the CSV file. Shares are in percent.
+_HEADERS = {
+    "op": "op",
+    "method": "method",
     "num_classes": "K",
     "batch_size": "B",
-    "num_measured": "run",
-    "num_repeats": "n",
-    "us_per_sample": "us/sample",
-    "nominal_flops": "flops",
-    "executed_flops": "executed",
-    "executed_gflop_per_s": "executed/s",
-    "share_of_peak": "of peak",
-    "executed_share_of_peak": "executed",
-    "share_of_bandwidth": "of GB/s",
+    "dtype": "dtype",
+    "num_measured": "samples\nrun",
+    "us_per_sample": "us a\nsample",
+    "ratio": "times\nour own",
+    "nominal_flops": "flop a sample,\nnominal",
+    "executed_flops": "flop a sample,\nexecuted",
+    "share_of_peak": "% of peak,\nnominal",
+    "executed_share_of_peak": "% of peak,\nexecuted",
+    "share_of_bandwidth": "% of\nbandwidth",
+    "compile_s": "compile\ns",
+    "peak_mib": "memory\nMiB",
 }
-# Left to the CSV file, so that the table fits into a terminal.
-_HIDDEN = frozenset(
-    {"gflop_per_s", "gb_per_s", "ratio", "num_repeats", "executed_gflop_per_s", "skipped"}
-)
 _MARKERS = "osD^vP*X"
 
 
@@ -180,18 +178,25 @@ def describe(findings: Mapping[str, Any]) -> str:
     Args:
       findings: see `collect`.
     """
-    columns = [name for name in _COLUMNS if name not in _HIDDEN]
     measured = [row for row in findings["rows"] if row["median_s"] is not None]
     table = tabulate(
-        [[row.get(name) for name in columns] for row in measured],
-        [_SHORT.get(name, name) for name in columns],
-        floatfmt=".3g",
+        [[_cell(name, row.get(name)) for name in _HEADERS] for row in measured],
+        list(_HEADERS.values()),
+        colalign=["left" if name in ("op", "method", "dtype") else "right" for name in _HEADERS]
+        if measured
+        else None,
+        disable_numparse=True,
     )
     missing = [
         f"{row['op']} {row['method']} K={row['num_classes']} B={row['batch_size']} {row['dtype']}: "
         f"{row['skipped']}"
         for row in findings["rows"]
         if row["median_s"] is None
+    ]
+    missing += [
+        f"all of step {step['name']}: {step['outcome']}"
+        for step in findings["steps"]
+        if step["code"] is None
     ]
     steps = [
         f"{step['name']}: {step['outcome']}, {step['wall_s']} s of {step['limit_s']}"
@@ -200,6 +205,8 @@ def describe(findings: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             table,
+            "\nnominal: the same for all methods of an op; executed: of the program, if known",
+            "peak, bandwidth: the limits below, in the dtype of the row",
             "\nnot measured:",
             *(missing or ["nothing"]),
             "\nsteps:",
@@ -210,6 +217,17 @@ def describe(findings: Mapping[str, Any]) -> str:
             *(f"{name}: {value}" for name, value in findings["machine"].items()),
         ]
     )
+
+
+def _cell(name: str, value: Any) -> str:
+    """A figure with three digits and no exponent unless it is tiny; shares in percent."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if "share" in name:
+        value *= 100
+    if isinstance(value, int) or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 1e-4 else f"{value:.1e}"
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -338,18 +356,24 @@ def _draw_curves(
     curves: dict[str, dict[int, dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["batch_size"]):
         curves.setdefault(label_of(row), {})[row["num_classes"]] = row
-    colors = plt.get_cmap("tab20")
-    ops = list(dict.fromkeys(label.partition(":")[0] for label in curves))
-    for index, (label, curve) in enumerate(sorted(curves.items())):
-        x = sorted(curve)
-        op = ops.index(label.partition(":")[0])
-        axis.plot(
-            x,
-            [curve[K]["us_per_sample"] for K in x],
-            marker=_MARKERS[op % len(_MARKERS)],
-            color=colors(index % 20),
-            label=label,
-        )
+    # A colour an op; the first method, the library's own, is a solid line.
+    methods: dict[str, list[str]] = {}
+    for label, curve in curves.items():
+        methods.setdefault(next(iter(curve.values()))["op"], []).append(label)
+    first = {row["op"]: label_of(row) for row in reversed(rows)}
+    for index, (op, labels) in enumerate(sorted(methods.items())):
+        peers = [label for label in labels if label != first[op]]
+        for peer, label in enumerate([first[op], *peers]):
+            x = sorted(curves[label])
+            axis.plot(
+                x,
+                [curves[label][K]["us_per_sample"] for K in x],
+                linestyle="--" if peer else "-",
+                marker=_MARKERS[peer % len(_MARKERS)],
+                color=f"C{index % 10}",
+                markerfacecolor="white" if peer else f"C{index % 10}",
+                label=label,
+            )
     ticks = sorted({K for curve in curves.values() for K in curve})
     axis.set(xscale="log", yscale="log", xlabel="number of classes K")
     axis.set_ylabel("microseconds a sample")
@@ -358,21 +382,35 @@ def _draw_curves(
 
 
 def _draw_roofline(axis: Any, rows: Sequence[dict[str, Any]], ceilings: Mapping[str, Any]) -> None:
-    """Executed operations a second against operations a byte of inputs and outputs."""
+    """Executed operations a second against operations a byte of inputs and outputs, by K."""
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row["dtype"] == "float32" and row["executed_gflop_per_s"]:
             rate = row["executed_gflop_per_s"]
             label = f"{row['op']}: {row['method']}"
             points.setdefault(label, []).append((rate / row["gb_per_s"], rate))
+            text = f"K={row['num_classes']}"
+            axis.annotate(
+                text, points[label][-1], xytext=(6, 3), textcoords="offset points", fontsize=7
+            )
     for index, (label, of_label) in enumerate(sorted(points.items())):
         axis.plot(
             *zip(*of_label, strict=True), _MARKERS[index % len(_MARKERS)], label=label, alpha=0.8
         )
     intensities = sorted(x for of_label in points.values() for x, _ in of_label) or [1.0]
     lines = [
-        ("limit", 1e3 * ceilings["float32_tflop_per_s"], ceilings["gb_per_s"], "k-"),
-        ("measured", 1e3 * ceilings["measured_tflop_per_s"], ceilings["measured_gb_per_s"], "k:"),
+        (
+            ceilings["shares_are_of"],
+            1e3 * ceilings["float32_tflop_per_s"],
+            ceilings["gb_per_s"],
+            "k-",
+        ),
+        (
+            "product, copy here",
+            1e3 * ceilings["measured_tflop_per_s"],
+            ceilings["measured_gb_per_s"],
+            "k:",
+        ),
     ]
     for label, gflop_per_s, gb_per_s, style in lines:
         x = sorted([intensities[0] / 2, gflop_per_s / gb_per_s, intensities[-1] * 2])
@@ -383,16 +421,23 @@ def _draw_roofline(axis: Any, rows: Sequence[dict[str, Any]], ceilings: Mapping[
 
 
 def _draw_compile_times(axis: Any, rows: Sequence[dict[str, Any]], _: Any) -> None:
-    """Seconds to compile, the longest of each method, every dot a size and dtype."""
+    """Seconds to compile, the longest of each method with its K, every dot a size and dtype."""
     seconds: dict[str, list[float]] = {}
+    num_classes: dict[tuple[str, float], int] = {}
     for row in rows:
         if row["compile_s"] is not None:
-            seconds.setdefault(f"{row['op']}: {row['method']}", []).append(row["compile_s"])
+            name = f"{row['op']}: {row['method']}"
+            seconds.setdefault(name, []).append(row["compile_s"])
+            num_classes[name, row["compile_s"]] = row["num_classes"]
     names = sorted(seconds, key=lambda name: max(seconds[name]))
     axis.barh(names, [max(seconds[name]) for name in names], color="0.85")
     for position, name in enumerate(names):
         axis.plot(seconds[name], [position] * len(seconds[name]), "k.", markersize=4)
+        longest = max(seconds[name])
+        text = f" K={num_classes[name, longest]}"
+        axis.text(longest, position, text, va="center", fontsize=7)
     axis.tick_params(axis="y", labelsize=7)
+    axis.margins(x=0.09)
     axis.set(xlabel="seconds to trace, lower and compile")
     axis.set_title("Compile times")
 
@@ -400,10 +445,12 @@ def _draw_compile_times(axis: Any, rows: Sequence[dict[str, Any]], _: Any) -> No
 def main(_: list[str]) -> None:
     """Writes the files, then prints."""
     mpl.use("Agg")
-    findings = collect(Path(_PARTIAL.value))
+    findings = collect(Path(flags.FLAGS.partial))
     print(describe(findings))
-    write(findings, Path(_OUT.value))
+    write(findings, Path(flags.FLAGS.out))
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("partial", None, "Folder that the steps wrote to.", required=True)
+    flags.DEFINE_string("out", None, "Folder of the results.", required=True)
     app.run(main)

@@ -17,8 +17,8 @@ take one or two minutes each on two CPU cores, most of it in the peers; the last
 3.5 GiB of arrays.
 
 Methods that hold K x K arrays of every sample run on as many samples as fit into about 1 GiB, SciPy
-loops on 16 at most, `jnp.linalg.eig` and what calls it on 64: the column `num_measured` tells how
-many. Times are then scaled to the batch, memory is not. The row of a method that fails says why.
+loops, `jnp.linalg.eig` and what calls it on 16 at most: the column `num_measured` tells how many.
+Times are then scaled to the batch, memory is not. The row of a method that fails says why.
 """
 
 import contextlib
@@ -67,6 +67,7 @@ class BenchmarkConfig:
 
     op: str
     cases: tuple[Case, ...]
+    peer_cases: tuple[Case, ...] | None
     methods: tuple[str, ...]
     num_repeats: int
     max_s: float
@@ -91,12 +92,14 @@ def run(config: BenchmarkConfig) -> list[Row]:
     planned = _plan(config)
     paths = [workdir / f"benchmark_{config.op}{suffix}" for suffix in (".jsonl", ".csv", ".png")]
     rows: list[Row] = []
+    own_s: dict[Case, float] = {}
     with paths[0].open("w") as file, tqdm(total=sum(map(len, planned))) as progress:
         for row in itertools.chain(*planned):
             _write_line(file, row._replace(skipped=NOT_REACHED))
         for of_size in planned:
             with _precision(of_size[0].dtype):
                 for row in _measure_methods(config, of_size):
+                    row = _with_ratio(row, own_s)
                     _write_line(file, row)
                     rows.append(row)
                     progress.update()
@@ -118,9 +121,17 @@ def run(config: BenchmarkConfig) -> list[Row]:
 
 
 def _plan(config: BenchmarkConfig) -> list[list[Row]]:
-    """For every size a row of every method, with nothing measured but the yardsticks."""
+    """Rows with nothing measured but the yardsticks; those of a list share their inputs."""
     flop_per_s = timing.matmul_flop_per_s(config.yardstick_size, num_repeats=config.num_repeats)
     bytes_per_s = timing.copy_bytes_per_s(config.yardstick_bytes, num_repeats=config.num_repeats)
+    # The library's own method first: the others are compared with it.
+    methods = [name for name in OPERATIONS[config.op].methods if name in config.methods]
+    groups = [(case, methods) for case in config.cases]
+    if config.peer_cases is not None:
+        own = [name for name in methods if name == next(iter(OPERATIONS[config.op].methods))]
+        peers = [name for name in methods if name not in own]
+        groups = [(case, own) for case in config.cases]
+        groups += [(case, peers) for case in config.peer_cases]
     return [
         [
             Row(
@@ -131,11 +142,10 @@ def _plan(config: BenchmarkConfig) -> list[list[Row]]:
                 method=name,
                 **case._asdict(),
             )
-            # The library's own method first: the others are compared with it.
-            for name in OPERATIONS[config.op].methods
-            if name in config.methods
+            for name in of_case
         ]
-        for case in config.cases
+        for case, of_case in groups
+        if of_case
     ]
 
 
@@ -159,7 +169,7 @@ def _measure_methods(config: BenchmarkConfig, planned: list[Row]) -> Iterator[Ro
         for row in planned
         if _reason_to_skip(operation.methods[row.method]) is None
     }
-    inputs = failure = own_s = None
+    inputs = failure = None
     if counts:
         # This generator draws without temporaries; JAX's default takes three times the array.
         key = jax.random.key(config.seed, impl="rbg")
@@ -183,11 +193,17 @@ def _measure_methods(config: BenchmarkConfig, planned: list[Row]) -> Iterator[Ro
                 row = _with_measurement(row, measured, count)
             except _FAILURES as error:
                 row = row._replace(skipped=_describe(error))
-            if row.method == next(iter(operation.methods)):
-                own_s = row.median_s
-            if row.median_s is not None and own_s is not None:
-                row = row._replace(ratio=row.median_s / own_s)
         yield row
+
+
+def _with_ratio(row: Row, own_s: dict[Case, float]) -> Row:
+    """The row with its ratio to the library's own method, whose times it adds to `own_s`."""
+    if row.median_s is None:
+        return row
+    case = Case(row.num_classes, row.batch_size, row.dtype)
+    if row.method == next(iter(OPERATIONS[row.op].methods)):
+        own_s[case] = row.median_s
+    return row._replace(ratio=row.median_s / own_s[case]) if case in own_s else row
 
 
 def _with_measurement(row: Row, measured: timing.Timing, num_measured: int) -> Row:
@@ -251,6 +267,11 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         ("batch_sizes", ["256"], "Batch sizes B."),
         ("dtypes", ["float32"], f"Of {','.join(_DTYPES)}."),
         ("cases", None, "KxBxdtype, in this order; default all combinations of these three."),
+        (
+            "peer_cases",
+            None,
+            "Cases of methods other than the first, after all of the first's; default the same.",
+        ),
         ("methods", None, f"Default all. Of {known}."),
     ):
         flags.DEFINE_list(name, default, text, flag_values=flag_values)
@@ -283,8 +304,13 @@ def config_from_flags(flag_values: flags.FlagValues) -> BenchmarkConfig:
     )
     return BenchmarkConfig(
         op=flag_values.op,
-        cases=tuple(map(_parse_case, flag_values.cases or ()))
+        cases=tuple(_parse_case("cases", text) for text in flag_values.cases or ())
         or tuple(Case(K, batch_size, dtype) for dtype, K, batch_size in combined),
+        peer_cases=(
+            None
+            if flag_values.peer_cases is None
+            else tuple(_parse_case("peer_cases", text) for text in flag_values.peer_cases)
+        ),
         methods=choices(
             "methods", known if flag_values.methods is None else flag_values.methods, known
         ),
@@ -297,11 +323,11 @@ def config_from_flags(flag_values: flags.FlagValues) -> BenchmarkConfig:
     )
 
 
-def _parse_case(text: str) -> Case:
+def _parse_case(flag: str, text: str) -> Case:
     """The case that a flag writes as KxBxdtype; raises where it does not."""
     match = re.fullmatch(rf"([1-9]\d*)x([1-9]\d*)x({'|'.join(_DTYPES)})", text)
     if match is None:
-        raise ConfigError(f"--cases: {text!r} is not like 10x4096x{_DTYPES[0]}")
+        raise ConfigError(f"--{flag}: {text!r} is not like 10x4096x{_DTYPES[0]}")
     return Case(int(match[1]), int(match[2]), match[3])
 
 

@@ -21,9 +21,8 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 _GAMMA = 0.1
 _STRENGTH = (1 - _GAMMA) / _GAMMA
 _MAX_MATRIX_BYTES = 2**30
-_MAX_SCIPY_SAMPLES = 16
-# GPUs take one matrix after the other, or leave it to the host.
-_MAX_EIG_SAMPLES = 64
+# SciPy loops; GPUs take one matrix after the other in `jnp.linalg.eig`, or leave it to the host.
+_MAX_SLOW_SAMPLES = 16
 _NUM_INPUTS = _NUM_HIDDEN = 64
 _EPSILON = 0.1
 
@@ -65,7 +64,7 @@ class Method(NamedTuple):
     def num_measured(self, batch_size: int, num_classes: int, dtype: str) -> int:
         """Samples of a batch to run: all, or what fits into about 1 GiB, or a few."""
         if not self.is_compiled:
-            return min(batch_size, _MAX_SCIPY_SAMPLES)
+            return min(batch_size, _MAX_SLOW_SAMPLES)
         batch_size = min(batch_size, self.max_samples or batch_size)
         sample_bytes = self.num_matrices * num_classes**2 * np.dtype(dtype).itemsize
         return min(batch_size, max(1, _MAX_MATRIX_BYTES // max(1, sample_bytes)))
@@ -316,7 +315,7 @@ OPERATIONS = {
             "jax_schur": Method(_jax_schur, 8, ("cpu",)),
             "scipy_loop": Method(_scipy_schur, is_compiled=False),
             "eigh": Method(_eigh, 8),
-            "eig": Method(_eig, 10, ("cpu", "gpu"), max_samples=_MAX_EIG_SAMPLES),
+            "eig": Method(_eig, 10, ("cpu", "gpu"), max_samples=_MAX_SLOW_SAMPLES),
         },
         lambda K: 25 * K**3,
         lambda K: 5 * K**2,
@@ -328,7 +327,7 @@ OPERATIONS = {
             "bartels_stewart": Method(_sylvester, 56),
             "jax_schur": Method(partial(_jax_sylvester, "schur"), 24, ("cpu",)),
             "jax_eigen": Method(
-                partial(_jax_sylvester, "eigen"), 20, ("cpu", "gpu"), max_samples=_MAX_EIG_SAMPLES
+                partial(_jax_sylvester, "eigen"), 20, ("cpu", "gpu"), max_samples=_MAX_SLOW_SAMPLES
             ),
             "scipy_loop": Method(_scipy_sylvester, is_compiled=False),
             "eigh_spd": Method(_spd_sylvester, 13),

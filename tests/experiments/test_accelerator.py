@@ -138,6 +138,10 @@ def test_writes_json_csv_and_figures(partial, tmp_path):
     assert [row["share_of_peak"] for row in rows if row["share_of_peak"]] == ["0.1", "0.1"]
     text = accelerator_report.describe(findings)
     assert "schur eig K=50 B=1000 float32: not reached" in text
+    assert "all of step late: had no time left" in text
+    cells = next(line for line in text.splitlines() if "closed_form" in line).split()
+    assert cells[2:9] == ["10", "1,000", "float32", "1,000", "1", "6,690,000", "13,380,000"]
+    assert cells[9:] == ["10", "20", "10", "2"]
 
 
 def test_digits_are_trained_and_attacked():
@@ -165,3 +169,9 @@ def test_the_command_goes_on_after_a_failure(tmp_path):
     findings = json.loads((tmp_path / "accelerator.json").read_text())
     assert [step["outcome"] for step in findings["steps"]] == ["failed with 3"] * 2
     assert not (tmp_path / "partial").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "python",
+        "log.txt",
+        "accelerator.json",
+        "accelerator.csv",
+    }

@@ -29,6 +29,7 @@ def make_config(op, workdir, **changes):
     config = BenchmarkConfig(
         op=op,
         cases=(Case(NUM_CLASSES, BATCH_SIZE, "float32"),),
+        peer_cases=None,
         methods=tuple(OPERATIONS[op].methods),
         num_repeats=5,
         max_s=np.inf,
@@ -90,7 +91,8 @@ class TestRun:
     def test_names_what_it_measured_of_the_batch(self, measured):
         _, rows = measured
         for row in rows:
-            assert row.num_measured == (16 if row.method == "scipy_loop" else BATCH_SIZE)
+            is_slow = row.method in ("scipy_loop", "eig", "jax_eigen")
+            assert row.num_measured == (16 if is_slow else BATCH_SIZE)
 
     def test_covers_all_sizes_in_one_figure(self, tmp_path, capsys):
         config = make_config(
@@ -106,6 +108,21 @@ class TestRun:
         lines = capsys.readouterr().out.splitlines()
         assert sum(line.startswith("| closed_form ") for line in lines) == 4
         assert any(line.startswith("peak memory of this process: ") for line in lines)
+
+    def test_measures_peers_last_at_cases_of_their_own(self, tmp_path):
+        cases = tuple(Case(K, 3, "float32") for K in (2, 3))
+        peer_cases = (cases[1], Case(4, 3, "float32"))
+        methods = ("closed_form", "eigh")
+        config = make_config(
+            "recalibrate", tmp_path, cases=cases, peer_cases=peer_cases, methods=methods
+        )
+        rows = benchmark.run(config)
+        of_own, of_peer = (("closed_form", 2), ("closed_form", 3)), (("eigh", 3), ("eigh", 4))
+        assert tuple((row.method, row.num_classes) for row in rows) == of_own + of_peer
+        assert rows[2].ratio == rows[2].median_s / rows[1].median_s
+        assert rows[3].ratio is None
+        only_peer = dataclasses.replace(config, methods=("eigh",))
+        assert [row.num_classes for row in benchmark.run(only_peer)] == [3, 4]
 
     def test_without_the_own_method_has_no_ratio(self, tmp_path):
         config = make_config("recalibrate", tmp_path, methods=("scipy_loop",))
@@ -235,8 +252,8 @@ class TestMethods:
         assert 2**29 < held * eigh.num_matrices * 309**2 * 4 <= 2**30
         assert scipy_loop.num_measured(256, 309, "float32") == 16
         eig = OPERATIONS["schur"].methods["eig"]
-        assert eig.num_measured(256, 10, "float32") == 64
-        assert eig.num_measured(256, 1000, "float32") == 26
+        assert eig.num_measured(256, 10, "float32") == 16
+        assert eig.num_measured(256, 2000, "float32") == 6
 
 
 class TestFlops:
