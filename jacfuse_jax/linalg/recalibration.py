@@ -236,12 +236,12 @@ def _solve_block(
     uw = product(weights.reshape(2, size, -1), products.reshape(-1, num_classes))
 
     top, classes = jax.lax.top_k(probs, num_likely)
-    likely = jnp.where(top > threshold, top, 0)
-    pq = jnp.stack([likely, likely**2], axis=1)
-    E = 1 / (1 + pq[:, 1, :, None] * s)
-    F = E * V[classes]
-    e, a = ea + jnp.moveaxis(product(pq, E), 1, 0)
-    u, w = uw + jnp.moveaxis(product(pq, F), 1, 0)
+    # These are so few that sums, whose terms XLA does not store, are faster than products.
+    likely = jnp.where(top > threshold, top, 0)[:, :, None]
+    E, rows = 1 / (1 + likely**2 * s), V[classes]
+    pE = likely * E
+    sums = [x.sum(axis=1) for x in (pE, likely * pE, pE * rows, likely * pE * rows)]
+    (e, a), (u, w) = ea + jnp.stack(sums[:2]), uw + jnp.stack(sums[2:])
 
     x, y = rank_two_coefficients(s, e, a, u, w)
     xy = jnp.stack([x * t, y * t])
@@ -250,7 +250,7 @@ def _solve_block(
     rest_l = Ft - rest[:, None] * Ex - rest[:, None] ** 2 * Ey
     out = jnp.asarray(jnp.where(probs > threshold, 0, (xi_l * rest_l).sum(axis=1)))
 
-    Ft = product(F, t[..., None])[..., 0]
-    Ex, Ey = jnp.moveaxis(product(E, jnp.moveaxis(xy, 0, -1)), -1, 0)
-    of_likely = jnp.where(top > threshold, Ft - likely * Ex - likely**2 * Ey, 0)
+    x_t, y_t = xy[:, :, None]
+    of_likely = (E * (rows * t[:, None] - likely * (x_t + likely * y_t))).sum(axis=-1)
+    of_likely = jnp.where(top > threshold, of_likely, 0)
     return out.at[jnp.arange(size)[:, None], classes].add(of_likely, unique_indices=True)
