@@ -280,11 +280,13 @@ def jacobian_norms(
         product = jnp.matmul(T, gram, precision=_HIGHEST)
         squares.append(jnp.matmul(product, jnp.swapaxes(T, -1, -2), precision=_HIGHEST))
     total = sum(squares[1:], start=squares[0])
-    eigenvalues = jnp.linalg.eigvalsh((total + jnp.swapaxes(total, -1, -2)) / 2)
+    # What a GPU's routine makes of NaN is not NaN.
+    is_finite = jnp.isfinite(total).all(axis=(-2, -1))
+    safe = jnp.where(is_finite[:, None, None], total, 0)
+    eigenvalues = jnp.linalg.eigvalsh((safe + jnp.swapaxes(safe, -1, -2)) / 2)
+    largest = jnp.asarray(jnp.where(is_finite, eigenvalues[:, -1], jnp.nan))
     trace = jnp.trace(total, axis1=-2, axis2=-1)
-    return JacobianNorms(
-        jnp.sqrt(jnp.maximum(trace, 0)), jnp.sqrt(jnp.maximum(eigenvalues[:, -1], 0))
-    )
+    return JacobianNorms(jnp.sqrt(jnp.maximum(trace, 0)), jnp.sqrt(jnp.maximum(largest, 0)))
 
 
 def spectral_norm(

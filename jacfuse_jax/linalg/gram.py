@@ -74,7 +74,12 @@ def gram_spectrum(gram: ArrayLike) -> GramSpectrum:
     check_floating("gram", gram)
     if gram.ndim not in (2, 3) or gram.shape[-1] != gram.shape[-2]:
         raise ValueError(f"gram must have shape (K, K) or (B, K, K), got {gram.shape}")
-    eigenvalues, eigenvectors = jnp.linalg.eigh((gram + jnp.swapaxes(gram, -1, -2)) / 2)
+    # What a GPU's routine makes of NaN is not NaN.
+    is_finite = jnp.isfinite(gram).all(axis=(-2, -1), keepdims=True)
+    safe = jnp.where(is_finite, gram, 0)
+    eigenvalues, eigenvectors = jnp.linalg.eigh((safe + jnp.swapaxes(safe, -1, -2)) / 2)
+    eigenvalues = jnp.asarray(jnp.where(is_finite[..., 0], eigenvalues, jnp.nan))
+    eigenvectors = jnp.asarray(jnp.where(is_finite, eigenvectors, jnp.nan))
     norm = jnp.abs(eigenvalues).max(axis=-1, keepdims=True)
     rounding = gram.shape[-1] * jnp.finfo(gram.dtype).eps * norm
     kept = jax.lax.select(eigenvalues < rounding, jnp.zeros_like(eigenvalues), eigenvalues)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_pipelines.av_mnist import prepare, read_split
+from data_pipelines.av_mnist import read_split
 from data_pipelines.av_mnist.energy import fit_subspace
 from data_pipelines.av_mnist.sources import PUBLISHED, RawData, manual_paths, read_sources
 from data_pipelines.av_mnist.spectrogram import log_spectrogram
@@ -32,9 +32,8 @@ def raw(manual_dir: Path) -> RawData:
 
 
 @pytest.fixture(scope="module")
-def splits(manual_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Columns]:
-    data_dir = tmp_path_factory.mktemp("data")
-    prepare(data_dir, manual_dir, progress=False)
+def splits(prepared_av_mnist: tuple[Path, Path]) -> dict[str, Columns]:
+    _, data_dir = prepared_av_mnist
     return {
         split: read_split(data_dir, split, num_examples=num_examples, progress=False)
         for split, num_examples in (("train", 20_000), ("validation", None), ("test", None))

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -57,7 +57,7 @@ def run(workdir: Path, *arguments: str, binary: ModuleType = robust_fusion) -> S
 
 
 @contextlib.contextmanager
-def _without_x64() -> Iterator[None]:
+def _without_x64() -> Generator[None]:
     """As users run binaries; also in the threads of a run, which know no context of this one."""
     jax.config.update("jax_enable_x64", False)
     try:

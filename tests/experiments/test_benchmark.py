@@ -119,7 +119,10 @@ class TestRun:
         rows = benchmark.run(config)
         of_own, of_peer = (("closed_form", 2), ("closed_form", 3)), (("eigh", 3), ("eigh", 4))
         assert tuple((row.method, row.num_classes) for row in rows) == of_own + of_peer
-        assert rows[2].ratio == rows[2].median_s / rows[1].median_s
+        own, peer = rows[1].median_s, rows[2].median_s
+        assert own is not None
+        assert peer is not None
+        assert rows[2].ratio == peer / own
         assert rows[3].ratio is None
         only_peer = dataclasses.replace(config, methods=("eigh",))
         assert [row.num_classes for row in benchmark.run(only_peer)] == [3, 4]
