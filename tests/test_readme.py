@@ -34,6 +34,9 @@ def examples():
     return found
 
 
+pytestmark = pytest.mark.slow  # half a minute, all examples in one process
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the examples run; some write files."""

@@ -144,6 +144,7 @@ def test_writes_json_csv_and_figures(partial, tmp_path):
     assert cells[9:] == ["10", "20", "10", "2"]
 
 
+@pytest.mark.slow
 def test_digits_are_trained_and_attacked():
     findings = accelerator_digits.run(num_test=60, num_steps=2)
     for name in ("statistical", "robust"):

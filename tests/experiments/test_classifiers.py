@@ -108,6 +108,7 @@ def pictures():
     return datasets.MultimodalDataset("vggsound", ("video", "audio"), 3, {"train": train})
 
 
+@pytest.mark.slow
 def test_weights_of_torchvision_are_classifiers_without_training(pictures, tmp_path):
     torch.manual_seed(0)
     peers = {m: torchvision.models.resnet18(num_classes=3).eval() for m in pictures.modalities}
