@@ -110,6 +110,7 @@ def two_classifiers(**params):
 
 # With gamma chosen, too, every shape of data is a program of its own: that is for the checks below.
 @parametrize_with_checks([two_classifiers(gamma=0.1)])
+@pytest.mark.slow
 def test_estimator_checks(estimator, check):
     with jax.enable_x64(False):
         check(estimator)

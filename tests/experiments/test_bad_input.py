@@ -176,6 +176,7 @@ class TestWorkdir:
         ("attack_sanity", "--scales=2", "error: --scales: '2' is not a number in [0, 1]"),
     ],
 )
+@pytest.mark.slow
 def test_binaries_end_without_a_traceback(binary, argument, expected, tmp_path):
     code, stdout, stderr = runs.run_process(tmp_path / "run", argument, binary=binary)
     assert code == 1

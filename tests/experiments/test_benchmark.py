@@ -382,6 +382,7 @@ class TestFlags:
             benchmark.main(["benchmark", "schur"])
 
 
+@pytest.mark.slow
 def test_the_binary_turns_x64_on_for_float64(tmp_path):
     command = [sys.executable, "-m", "experiments.benchmark", "--op=recalibrate"]
     command += ["--num_classes=3", "--batch_sizes=2", "--dtypes=float64,float32"]

@@ -121,6 +121,7 @@ def test_a_trained_head_is_restored_without_a_step(trained, monkeypatch):
 
 
 @pytest.mark.parametrize("trained", [("gated", 2)], indirect=True)
+@pytest.mark.slow
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(trained, tmp_path, monkeypatch):
     name, outputs, head, _ = trained
 
