@@ -280,7 +280,7 @@ def jacobian_norms(
         product = jnp.matmul(T, gram, precision=_HIGHEST)
         squares.append(jnp.matmul(product, jnp.swapaxes(T, -1, -2), precision=_HIGHEST))
     total = sum(squares[1:], start=squares[0])
-    # What a GPU's routine makes of NaN is not NaN.
+    # Routines of other platforms need not keep NaN.
     is_finite = jnp.isfinite(total).all(axis=(-2, -1))
     safe = jnp.where(is_finite[:, None, None], total, 0)
     eigenvalues = jnp.linalg.eigvalsh((safe + jnp.swapaxes(safe, -1, -2)) / 2)

@@ -74,7 +74,7 @@ def gram_spectrum(gram: ArrayLike) -> GramSpectrum:
     check_floating("gram", gram)
     if gram.ndim not in (2, 3) or gram.shape[-1] != gram.shape[-2]:
         raise ValueError(f"gram must have shape (K, K) or (B, K, K), got {gram.shape}")
-    # What a GPU's routine makes of NaN is not NaN.
+    # Routines of other platforms need not keep NaN.
     is_finite = jnp.isfinite(gram).all(axis=(-2, -1), keepdims=True)
     safe = jnp.where(is_finite, gram, 0)
     eigenvalues, eigenvectors = jnp.linalg.eigh((safe + jnp.swapaxes(safe, -1, -2)) / 2)
