@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.stored import Column
+if TYPE_CHECKING:  # it loads tensorflow-datasets, which batches do without
+    from data_pipelines.stored import Column
 
 
 def num_batches(num_examples: int, batch_size: int) -> int:
@@ -29,7 +30,7 @@ def num_batches(num_examples: int, batch_size: int) -> int:
 
 
 def iterate_batches(
-    arrays: Mapping[str, Column],
+    arrays: "Mapping[str, Column]",
     batch_size: int,
     *,
     shuffle_seed: int | Sequence[int] | None = None,
@@ -71,7 +72,7 @@ def iterate_batches(
 
 
 def _batch(
-    arrays: Mapping[str, Column], order: NDArray[np.intp], start: int, batch_size: int
+    arrays: "Mapping[str, Column]", order: NDArray[np.intp], start: int, batch_size: int
 ) -> dict[str, NDArray[Any]]:
     """Gathers the batch that starts at a position of the order, and adds the mask."""
     positions = np.arange(start, start + batch_size)

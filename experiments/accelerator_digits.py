@@ -22,6 +22,7 @@ from absl import app, flags, logging
 from flax import nnx
 
 from data_pipelines import digits
+from data_pipelines.batching import iterate_batches
 from experiments.files import write_atomically
 from jacfuse_jax import attacks, fusion, training
 from jacfuse_jax.linalg import spectrum_from_kernel
@@ -112,17 +113,10 @@ def _train(modality: str, seed: int, train: dict[str, Any]) -> LeNet:
         rngs=nnx.Rngs(seed),
     )
 
+    arrays = {"inputs": train[modality], "label": train["label"]}
+
     def make_batches(epoch: int) -> Iterator[dict[str, Any]]:
-        order = np.random.default_rng((seed, epoch)).permutation(len(train["label"]))
-        # The last batch is filled up with the rows that came first, which do not count.
-        for start in range(0, len(order), _BATCH_SIZE):
-            rows = np.resize(order[start : start + _BATCH_SIZE], _BATCH_SIZE)
-            mask = np.arange(_BATCH_SIZE) < len(order) - start
-            yield {
-                "inputs": train[modality][rows],
-                "label": train["label"][rows],
-                "mask": mask.astype(np.float32),
-            }
+        return iterate_batches(arrays, _BATCH_SIZE, shuffle_seed=(seed, epoch))
 
     with tempfile.TemporaryDirectory() as folder:
         training.fit(

@@ -143,6 +143,7 @@ class TestRun:
 
     def test_goes_on_where_a_method_fails(self, tmp_path, monkeypatch):
         def fail(_):
+            # What JAX raises where a platform lacks a routine; a row has room for the first line.
             raise NotImplementedError("no eigendecomposition here\nat all")
 
         methods = {**OPERATIONS["recalibrate"].methods, "closed_form": Method(fail)}
