@@ -13,7 +13,7 @@ from jacfuse_jax.fusion.robust import robust_fusion
 from jacfuse_jax.fusion.static import check_inputs, statistical_fusion
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
-from jacfuse_jax.linalg.gram import check_gram, check_spectrum
+from jacfuse_jax.linalg.gram import check_gram, check_spectrum, finite_symmetric_part
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _FAILURE = 1e-9  # probability with which `spectral_norm` may return less than the norm
@@ -280,10 +280,8 @@ def jacobian_norms(
         product = jnp.matmul(T, gram, precision=_HIGHEST)
         squares.append(jnp.matmul(product, jnp.swapaxes(T, -1, -2), precision=_HIGHEST))
     total = sum(squares[1:], start=squares[0])
-    # Routines of other platforms need not keep NaN.
-    is_finite = jnp.isfinite(total).all(axis=(-2, -1))
-    safe = jnp.where(is_finite[:, None, None], total, 0)
-    eigenvalues = jnp.linalg.eigvalsh((safe + jnp.swapaxes(safe, -1, -2)) / 2)
+    safe, is_finite = finite_symmetric_part(total)
+    eigenvalues = jnp.linalg.eigvalsh(safe)
     largest = jnp.asarray(jnp.where(is_finite, eigenvalues[:, -1], jnp.nan))
     trace = jnp.trace(total, axis1=-2, axis2=-1)
     return JacobianNorms(jnp.sqrt(jnp.maximum(trace, 0)), jnp.sqrt(jnp.maximum(largest, 0)))

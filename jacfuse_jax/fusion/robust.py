@@ -23,8 +23,8 @@ from jacfuse_jax.linalg.gram import (
     check_spectrum,
     gram_spectrum,
     map_samples,
-    product,
     recalibrated_eigenvectors,
+    sum_or_product,
 )
 from jacfuse_jax.linalg.sylvester import solve_generalized
 
@@ -169,7 +169,7 @@ class _ClosedForm(NamedTuple):
 
     def squared_norm(self, probs: jax.Array) -> jax.Array:
         """||J R G^(1/2)||_F^2 = sum_j g_j ||J y_j||^2."""
-        mean = product(probs, self.columns)
+        mean = sum_or_product(probs, self.columns)
         j_columns = probs[:, None] * (self.columns - mean)
         return jnp.sum(self.spectrum.eigenvalues * jnp.sum(j_columns**2, axis=0))
 
