@@ -1,6 +1,6 @@
 """Checks of static misuse: they raise at trace time, with the offending value in the text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -25,6 +25,9 @@ class SupportsDLPack(Protocol):
 
 AnyArray: TypeAlias = ArrayLike | SupportsDLPack
 
+# How far the sum of a prior may be from one: what rounding to a few digits does.
+_PRIOR_TOLERANCE = 1e-3
+
 
 def as_array(array: AnyArray) -> jax.Array:
     """Returns the array as JAX's own; memory is shared where alignment and strides allow it."""
@@ -38,10 +41,32 @@ def as_array(array: AnyArray) -> jax.Array:
         return jax.dlpack.from_dlpack(array)
 
 
+def known_array(array: Any, dtype: Any = None) -> jax.Array:
+    """Returns the array in `dtype`; what is known is not traced, and can be checked, in jax.jit."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(array)):
+        return jnp.asarray(array, dtype)
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(array if isinstance(array, list | tuple) else as_array(array), dtype)
+
+
 def check_floating(name: str, array: jax.Array) -> None:
     """Raises TypeError unless `array` is float32 or float64."""
     if array.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(f"{name} must be float32 or float64, got {array.dtype}; cast it first")
+
+
+def in_full_precision(name: str, array: jax.Array) -> jax.Array:
+    """Returns bfloat16 and float16 as float32; raises TypeError unless `array` is floating."""
+    if array.dtype in (jnp.bfloat16, jnp.float16):
+        return array.astype(jnp.float32)
+    check_floating(name, array)
+    return array
+
+
+def check_mapping(name: str, mapping: Any, of: str) -> None:
+    """Raises TypeError unless the argument maps names of modalities to something."""
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"{name} must be {{modality: {of}}}, got {type(mapping).__name__}")
 
 
 def check_scalar(
@@ -54,18 +79,34 @@ def check_scalar(
 ) -> jax.Array:
     """Returns `number` as a scalar of `dtype`; raises unless it is finite and in [0, high].
 
-    `positive` excludes zero, and what `dtype` cannot tell from zero. A traced number passes.
+    `positive` excludes zero, and what `dtype` cannot tell from zero. A traced number out of range
+    becomes NaN.
     """
-    scalar = jnp.asarray(number, dtype)
-    if scalar.ndim:
-        raise ValueError(f"{name} must be a scalar, got shape {scalar.shape}; use jax.vmap")
-    if not isinstance(number, Tracer):
-        concrete = np.asarray(number).astype(dtype)
-        low_enough = concrete >= (jnp.finfo(dtype).tiny if positive else 0)
-        if not (low_enough and concrete <= high and np.isfinite(concrete)):  # NaN fails
-            interval = f"{'(' if positive else '['}0, {high:g}{')' if np.isinf(high) else ']'}"
-            raise ValueError(f"{name} must lie in {interval}, got {number}")
-    return scalar
+    shape = jnp.shape(number)
+    if shape:
+        raise ValueError(f"{name} must be a scalar, got shape {shape}; use jax.vmap")
+    return check_numbers(name, number, dtype, high=high, positive=positive)
+
+
+def check_numbers(
+    name: str,
+    numbers: ArrayLike | Sequence[float],
+    dtype: Any,
+    *,
+    high: float = float("inf"),
+    positive: bool = False,
+) -> jax.Array:
+    """The same for an array of any shape."""
+    array = known_array(numbers, dtype)
+    low = float(jnp.finfo(dtype).tiny) if positive else 0.0
+    if isinstance(array, Tracer):
+        is_valid = (array >= low) & (array <= high) & jnp.isfinite(array)
+        return jnp.where(is_valid, array, jnp.full_like(array, jnp.nan))
+    concrete = np.asarray(array)
+    if not np.all((concrete >= low) & (concrete <= high) & np.isfinite(concrete)):  # NaN fails
+        interval = f"{'(' if positive else '['}0, {high:g}{')' if np.isinf(high) else ']'}"
+        raise ValueError(f"{name} must lie in {interval}, got {numbers}")
+    return array
 
 
 def check_choice(name: str, choice: str, known: tuple[str, ...]) -> None:
@@ -111,54 +152,144 @@ def check_batch_size(batch_size: int | None) -> None:
 
 
 def check_logits(logits: Mapping[str, AnyArray]) -> dict[str, jax.Array]:
-    """Returns the logits as arrays of one dtype; raises unless all are (B, K) alike."""
+    """Returns the logits as arrays of one dtype; raises unless all are (B, K) alike.
+
+    Half precision becomes float32: `in_dtype_of` gives results their dtype back.
+    """
+    check_mapping("logits", logits, "(B, K)")
     if not logits:
         raise ValueError("logits must hold at least one modality, got none")
-    arrays = {name: as_array(array) for name, array in logits.items()}
+    arrays = {
+        name: in_full_precision(f"logits[{name!r}]", as_array(array))
+        for name, array in logits.items()
+    }
     for name, array in arrays.items():
-        check_floating(f"logits[{name!r}]", array)
         if array.ndim != 2:
             raise ValueError(f"logits[{name!r}] must have shape (B, K), got {array.shape}")
     shapes = {name: array.shape for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"all modalities must share one shape (B, K), got {shapes}")
-    dtype = jnp.result_type(*arrays.values())
+    dtype = max((array.dtype for array in arrays.values()), key=lambda dtype: dtype.itemsize)
     return {name: array.astype(dtype) for name, array in arrays.items()}
+
+
+def in_dtype_of(logits: Mapping[str, AnyArray], log_probs: jax.Array) -> jax.Array:
+    """The log-probabilities in the dtype of the logits, of several the widest."""
+    dtypes = {as_array(array).dtype for array in logits.values()}
+    widest = max(dtype.itemsize for dtype in dtypes)
+    kept = {dtype for dtype in dtypes if dtype.itemsize == widest}
+    # bfloat16 and float16 have only float32 in common.
+    return log_probs.astype(kept.pop()) if len(kept) == 1 else log_probs
+
+
+def check_labels(
+    name: str,
+    labels: AnyArray,
+    num_samples: int,
+    num_classes: int,
+    *,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Returns classes (B,) as int32; raises unless they are integers in 0 ... K - 1.
+
+    A traced label out of range becomes K, where `pick` finds NaN. Where a mask (B,) is zero they
+    are not looked at, and become 0.
+    """
+    array = known_array(labels)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integer, got {array.dtype}")
+    if array.shape != (num_samples,):
+        raise ValueError(
+            f"{name} must have shape ({num_samples},), one class a sample, got {array.shape}"
+        )
+    if isinstance(array, Tracer) or isinstance(mask, Tracer):
+        array = array if mask is None else jnp.where(mask != 0, array, 0)
+        is_valid = (array >= 0) & (array < num_classes)
+        return jnp.where(is_valid, array, num_classes).astype(jnp.int32)
+    concrete = np.asarray(array)
+    if mask is not None:
+        concrete = np.where(np.asarray(mask) != 0, concrete, 0)
+    wrong = np.flatnonzero((concrete < 0) | (concrete >= num_classes))
+    if len(wrong):
+        raise ValueError(
+            f"{name} must lie in 0 ... {num_classes - 1}, got {concrete[wrong[0]]} in row "
+            f"{wrong[0]}"
+        )
+    return jnp.asarray(concrete, jnp.int32)
+
+
+def pick(rows: jax.Array, classes: jax.Array) -> jax.Array:
+    """The entry of each row (B, K) at its class (B,); NaN for class K."""
+    picked = jnp.take_along_axis(rows, classes[:, None], axis=-1, mode="fill", fill_value=jnp.nan)
+    return picked[:, 0]
 
 
 def check_labelled(
     logits: Mapping[str, AnyArray], labels: AnyArray
 ) -> tuple[dict[str, jax.Array], jax.Array, jnp.dtype]:
-    """Returns logits as `check_logits`, labels and dtype; raises unless there is a label a row."""
-    arrays, labels = check_logits(logits), as_array(labels)
+    """Returns logits as `check_logits`, labels as `check_labels`, and the dtype of the logits."""
+    arrays = check_logits(logits)
     first = next(iter(arrays.values()))
-    if labels.shape != first.shape[:1] or not len(first):
-        raise ValueError(
-            f"labels must have shape {first.shape[:1]}, at least one, got {labels.shape}"
-        )
-    return arrays, labels, first.dtype
+    if not len(first):
+        raise ValueError("logits must hold at least one sample, got none")
+    return arrays, check_labels("labels", labels, *first.shape), first.dtype
 
 
 def check_class_prior(class_prior: AnyArray, num_classes: int, dtype: Any) -> jax.Array:
-    """Returns the prior in `dtype`; raises unless it is a positive (K,) vector."""
-    with jax.ensure_compile_time_eval():  # what is known is checked under jax.jit, too
-        prior = as_array(class_prior)
+    """Returns the prior in `dtype`, normalised; raises unless it is (K,), positive, of sum one.
+
+    A traced one that is not becomes NaN.
+    """
+    prior = known_array(class_prior, dtype)
     if prior.shape != (num_classes,):
         raise ValueError(
             f"class_prior must have shape ({num_classes},), one entry a class, got {prior.shape}"
         )
-    if not isinstance(prior, Tracer):
-        concrete = np.asarray(prior).astype(dtype)
-        if not np.all((concrete >= jnp.finfo(dtype).tiny) & np.isfinite(concrete)):
-            raise ValueError(f"class_prior must be positive and finite, got {class_prior}")
-    return prior.astype(dtype)
+    tiny = float(jnp.finfo(dtype).tiny)
+    if isinstance(prior, Tracer):
+        total = prior.sum()
+        is_valid = (prior >= tiny).all() & (jnp.abs(total - 1) <= _PRIOR_TOLERANCE)
+        return jnp.where(is_valid, prior / total, jnp.full_like(prior, jnp.nan))
+    concrete = np.asarray(prior)
+    if not np.all((concrete >= tiny) & np.isfinite(concrete)):
+        raise ValueError(f"class_prior must be positive and finite, got {class_prior}")
+    total = concrete.astype(float).sum()
+    if not abs(total - 1) <= _PRIOR_TOLERANCE:
+        raise ValueError(f"class_prior must sum to one, got a sum of {total:g}; divide by it")
+    return jnp.asarray(concrete / total, dtype)
 
 
-def check_modalities(
-    argument: str, names: str | tuple[str, ...], known: Mapping[str, Any]
-) -> tuple[str, ...]:
+def check_valid_range(name: str, valid_range: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns low and high in the dtype and with the axes of `x`; raises unless low <= high.
+
+    A traced low above its high, and high with it, become NaN.
+    """
+    if not isinstance(valid_range, tuple | list) or len(valid_range) != 2:
+        raise ValueError(f"{name} must be (low, high), got {valid_range}")
+    low, high = (_with_axes_of(name, known_array(bound, x.dtype), x) for bound in valid_range)
+    if isinstance(low, Tracer) or isinstance(high, Tracer):
+        return jnp.where(low <= high, low, jnp.nan), jnp.where(low <= high, high, jnp.nan)
+    if not np.all(np.asarray(low) <= np.asarray(high)):
+        raise ValueError(f"{name} must be (low, high) with low <= high, got {valid_range}")
+    return low, high
+
+
+def _with_axes_of(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
+    """The array with axes of length one in front; raises unless it broadcasts against `x`."""
+    shape = (1,) * (x.ndim - array.ndim) + array.shape
+    if len(shape) > x.ndim or any(n not in (1, m) for n, m in zip(shape, x.shape, strict=True)):
+        raise ValueError(
+            f"{name} must broadcast against the input, got shapes {array.shape} and {x.shape}"
+        )
+    return array if isinstance(array, Tracer) and array.ndim == x.ndim else array.reshape(shape)
+
+
+def check_modalities(argument: str, names: Any, known: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns `names` as a tuple; raises ValueError when one of them is not a key of `known`."""
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = (names,) if isinstance(names, str) else names
+    if not isinstance(names, tuple | list):
+        raise TypeError(f"{argument} must be a name or a tuple of names, got {names!r}")
+    names = tuple(names)
     for name in names:
         if name not in known:
             raise ValueError(f"{argument} names {name!r}, but the modalities are {sorted(known)}")

@@ -8,9 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_floating, check_modalities, check_scalar
+from jacfuse_jax._checks import (
+    check_batch_size,
+    check_floating,
+    check_mapping,
+    check_modalities,
+    check_scalar,
+)
+from jacfuse_jax._simplex import fill_excluded, log_jacobian_norm, rounding_of_sum
 from jacfuse_jax.fusion.robust import robust_fusion
-from jacfuse_jax.fusion.static import check_inputs, statistical_fusion
+from jacfuse_jax.fusion.static import check_inputs, log_ratio, statistical_fusion
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
 from jacfuse_jax.linalg.gram import check_gram, check_spectrum, finite_symmetric_part
@@ -62,7 +69,7 @@ def a_priori_bound(gamma: ArrayLike, num_classes: int, *, lipschitz: ArrayLike =
         then bounds the Jacobian in the input.
 
     Returns:
-      A scalar in the dtype of gamma, float32 for Python numbers unless x64 is on.
+      A scalar, float64 for a gamma that is, float32 otherwise; rounded up, like all bounds here.
 
     Raises:
       ValueError: gamma lies outside (0, 1], lipschitz is negative, or num_classes < 1.
@@ -73,11 +80,13 @@ def a_priori_bound(gamma: ArrayLike, num_classes: int, *, lipschitz: ArrayLike =
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    dtype = jnp.result_type(gamma, jnp.float32 if isinstance(gamma, float | int) else gamma)
-    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+    dtype = jnp.float64 if getattr(gamma, "dtype", None) == jnp.float64 else jnp.float32
     gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
     lipschitz = check_scalar("lipschitz", lipschitz, dtype)
-    return lipschitz * jnp.sqrt(gamma * (num_classes - 1) / (1 - gamma)) / 2
+    if num_classes == 1:  # J = 0, whatever gamma
+        return jnp.zeros_like(lipschitz) * gamma
+    bound = lipschitz * jnp.sqrt(gamma * (num_classes - 1) / (1 - gamma)) / 2
+    return jnp.where(lipschitz == 0, 0, bound * (1 + 4 * jnp.finfo(dtype).eps))
 
 
 def frozen_jacobian(
@@ -126,7 +135,8 @@ def frozen_jacobian(
         fuse(num_iterations - 1) if num_iterations > 1 else statistical_fusion(arrays, class_prior)
     )
     J = softmax_jacobian(jnp.exp(final))
-    strength = (1 - gamma) / jnp.asarray(gamma, final.dtype)
+    gamma = check_scalar("gamma", gamma, final.dtype, high=1, positive=True)
+    strength = (1 - gamma) / gamma
     return {
         name: jnp.matmul(
             J,
@@ -173,7 +183,7 @@ def total_jacobian(
         if name in grams and jnp.ndim(grams[name].eigenvalues) != 1:
             raise ValueError(f"grams[{name!r}] must be shared by all samples")
 
-    def fuse(sample: dict[str, jax.Array]) -> jax.Array:
+    def fuse(sample: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         out = robust_fusion(
             {name: z[None] for name, z in sample.items()},
             grams,
@@ -182,11 +192,21 @@ def total_jacobian(
             gamma=gamma,
             num_iterations=num_iterations,
         )
-        return jnp.exp(out.log_probs[0])
+        return out.log_probs[0], out.log_probs[0]
 
+    def of_sample(sample: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        # Through exp, 1 - p would be left to rounding where p rounds to one.
+        jacobians, log_probs = jax.jacfwd(fuse, has_aux=True)(sample)
+        J, is_possible = softmax_jacobian(jnp.exp(log_probs)), log_probs[:, None] > -jnp.inf
+        return {
+            name: jnp.matmul(J, jnp.asarray(jnp.where(is_possible, jac, 0)), precision=_HIGHEST)
+            for name, jac in jacobians.items()
+        }
+
+    check_batch_size(batch_size)
     if batch_size is None:
-        return jax.vmap(jax.jacfwd(fuse))(arrays)
-    return jax.lax.map(jax.jacfwd(fuse), arrays, batch_size=batch_size)
+        return jax.vmap(of_sample)(arrays)
+    return jax.lax.map(of_sample, arrays, batch_size=batch_size)
 
 
 def bias_bound(
@@ -221,7 +241,7 @@ def bias_bound(
       gamma: in (0, 1], a scalar, traced or not.
 
     Returns:
-      (B,), in the dtype of the logits.
+      (B,), in the dtype of the logits, float32 for half precision.
 
     Raises:
       TypeError, ValueError: as `fusion.robust_fusion`.
@@ -232,18 +252,24 @@ def bias_bound(
     arrays, log_prior = check_inputs(logits, class_prior)
     dtype = log_prior.dtype
     names = check_modalities("perturbed", perturbed, arrays)
+    check_mapping("grams", grams, "spectrum")
     check_modalities("perturbed", names, grams)
     gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
-    probs = jnp.exp(statistical_fusion(arrays, class_prior))
-    norm_J = (2 * probs * (1 - probs)).max(axis=-1)
-    total = jnp.zeros_like(norm_J)
+    log_probs = statistical_fusion(arrays, class_prior)
+    # The bound holds in the dtype it is computed in: what may be wrong is rounded up.
+    ratios = [log_ratio(z, log_prior) for z in arrays.values()]
+    rounding = rounding_of_sum(log_prior[None], *ratios).max(axis=-1)
+    log_norm_J = log_jacobian_norm(log_probs) + rounding
+    log_strength = jnp.log1p(-gamma) - jnp.log(gamma)
+    total = jnp.zeros_like(log_norm_J)
     for name in names:
-        z = arrays[name]
+        z, _ = fill_excluded(arrays[name])
         g, _ = check_spectrum(f"grams[{name!r}]", grams[name], z.shape, dtype)
-        x = (1 - gamma) / gamma * g.max(axis=-1) * norm_J**2
+        # As a logarithm x does not overflow.
+        log_x = log_strength + jnp.log(g.max(axis=-1)) + 2 * log_norm_J
         rank = jnp.minimum((g > 0).sum(axis=-1), z.shape[-1] - 1).astype(dtype)
-        total += jnp.sqrt(rank) * x / (1 + x) * jnp.linalg.norm(z, axis=-1)
-    return total / 2
+        total += jnp.sqrt(rank) * jax.nn.sigmoid(log_x) * jnp.linalg.norm(z, axis=-1)
+    return total * (1 + 8 * jnp.finfo(dtype).eps) / 2
 
 
 def jacobian_norms(
@@ -267,24 +293,31 @@ def jacobian_norms(
       TypeError: an array is not float32 or float64.
       ValueError: shapes disagree, or there is no modality.
     """
+    check_mapping("jacobians", jacobians, "(B, K, K)")
     if not jacobians:
         raise ValueError("jacobians must hold at least one modality, got none")
+    check_mapping("grams", grams, "spectrum or (K, K)")
     check_modalities("jacobians", tuple(jacobians), grams)
-    squares: list[jax.Array] = []
-    for name, jac in jacobians.items():
-        T = jnp.asarray(jac)
+    arrays = {name: jnp.asarray(jac) for name, jac in jacobians.items()}
+    for name, T in arrays.items():
         check_floating(f"jacobians[{name!r}]", T)
         if T.ndim != 3 or T.shape[-1] != T.shape[-2]:
             raise ValueError(f"jacobians[{name!r}] must have shape (B, K, K), got {T.shape}")
+    # Squares of the entries of a saturated sample would underflow.
+    largest = jnp.stack([jnp.abs(T).max(axis=(-2, -1)) for T in arrays.values()]).max(axis=0)
+    scale = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+    squares: list[jax.Array] = []
+    for name, T in arrays.items():
         gram = check_gram(f"grams[{name!r}]", grams[name], T.shape[:2], T.dtype)
-        product = jnp.matmul(T, gram, precision=_HIGHEST)
-        squares.append(jnp.matmul(product, jnp.swapaxes(T, -1, -2), precision=_HIGHEST))
+        scaled = T / scale[:, None, None]
+        product = jnp.matmul(scaled, gram, precision=_HIGHEST)
+        squares.append(jnp.matmul(product, jnp.swapaxes(scaled, -1, -2), precision=_HIGHEST))
     total = sum(squares[1:], start=squares[0])
     safe, is_finite = finite_symmetric_part(total)
     eigenvalues = jnp.linalg.eigvalsh(safe)
-    largest = jnp.asarray(jnp.where(is_finite, eigenvalues[:, -1], jnp.nan))
+    spectral = jnp.asarray(jnp.where(is_finite, eigenvalues[:, -1], jnp.nan))
     trace = jnp.trace(total, axis1=-2, axis2=-1)
-    return JacobianNorms(jnp.sqrt(jnp.maximum(trace, 0)), jnp.sqrt(jnp.maximum(largest, 0)))
+    return JacobianNorms(*(scale * jnp.sqrt(jnp.maximum(x, 0)) for x in (trace, spectral)))
 
 
 def spectral_norm(

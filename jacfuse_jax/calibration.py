@@ -10,16 +10,20 @@ from jax.typing import ArrayLike
 from jacfuse_jax._checks import (
     AnyArray,
     as_array,
-    check_floating,
     check_labelled,
+    check_labels,
     check_modalities,
+    check_numbers,
     check_scalar,
+    in_full_precision,
+    pick,
 )
+from jacfuse_jax._simplex import fill_excluded, says_nothing
 from jacfuse_jax.certificates import certified_accuracy
 from jacfuse_jax.fusion import robust_fusion, statistical_fusion
 from jacfuse_jax.linalg import GramSpectrum
 
-_MAX_LOG = 10.0  # of the temperature: from 5e-5 to 2e4
+_MAX_LOG = 10.0  # of the temperature over the spread of the logits: from 5e-5 to 2e4
 _NUM_HALVINGS = 60
 _GAMMAS = (1.0, 0.5, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
 _CONTAMINATIONS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -62,34 +66,47 @@ def fit_temperature(logits: AnyArray, labels: AnyArray) -> jax.Array:
 
         mean_n [ sum_k softmax(b z_n)_k z_nk - z_n(label) ],
 
-    whose zero is found by bisection in log b. Where it has none, T is the end of the interval
-    [5e-5, 2e4]: the lower one for labels that the logits never miss, the upper one for logits that
-    know less than nothing. Divide logits by T before fusing; classes keep their order.
+    whose zero is found by bisection in log b. T lies in [5e-5, 2e4] times the largest difference of
+    logits in a row, and is an end of that interval where the derivative has no zero in it: the
+    lower one for labels that the logits never miss, the upper one for logits that know less than
+    nothing. Divide logits by T before fusing; classes keep their order.
 
     Args:
-      logits: z, (N, K), float32 or float64, of data that the classifier was not trained on.
+      logits: z, (N, K), of data that the classifier was not trained on.
       labels: (N,), integer.
 
     Returns:
-      T, a scalar in the dtype of the logits; NaN where the logits are not finite.
+      T, a scalar in the dtype of the logits, float32 for half precision. NaN where a row has NaN or
+      +inf or nothing finite, or -inf at its label.
 
     Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, or there is no sample.
+      TypeError: logits are not floating, or labels not integer.
+      ValueError: shapes disagree, there is no sample, or a label lies outside 0 ... K - 1.
 
     References:
       Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017.
     """
-    z, labels = as_array(logits), as_array(labels)
-    check_floating("logits", z)
-    if z.ndim != 2 or labels.shape != z.shape[:1] or not len(z):
-        raise ValueError(
-            f"logits and labels must be (N, K) and (N,), N >= 1, got {z.shape} and {labels.shape}"
-        )
-    z_label = jnp.take_along_axis(z, labels[:, None], axis=1)[:, 0]
+    z = in_full_precision("logits", as_array(logits))
+    if z.ndim != 2 or not z.size:
+        raise ValueError(f"logits must have shape (N, K), N >= 1, got {z.shape}")
+    return _fit_temperature(z, check_labels("labels", labels, *z.shape))
+
+
+# Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
+@jax.jit
+def _fit_temperature(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """`fit_temperature` of arguments that are checked."""
+    label_is_possible = (pick(logits, labels) > -jnp.inf).all()
+    is_usable = label_is_possible & ~says_nothing(logits).any()
+    filled, is_excluded = fill_excluded(logits)
+    filled -= filled.max(axis=1, keepdims=True)
+    spread = -filled.min()
+    spread = jnp.where(spread > 0, spread, 1)
+    z = filled / spread
+    z_label = pick(z, labels)
 
     def slope(log_b: jax.Array) -> jax.Array:
-        probs = jax.nn.softmax(jnp.exp(log_b) * z)
+        probs = jax.nn.softmax(jnp.where(is_excluded, -jnp.inf, jnp.exp(log_b) * z))
         return ((probs * z).sum(axis=1) - z_label).mean()
 
     def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -98,9 +115,9 @@ def fit_temperature(logits: AnyArray, labels: AnyArray) -> jax.Array:
         too_low = slope(middle) <= 0  # zero, too, where all labels are certain to rounding
         return jnp.where(too_low, middle, low), jnp.where(too_low, high, middle)
 
-    bound = jnp.asarray(_MAX_LOG, z.dtype)
-    low, high = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (-bound, bound))
-    return jnp.where(jnp.isfinite(z).all(), jnp.exp(-(low + high) / 2), jnp.nan)
+    high = jnp.full_like(spread, _MAX_LOG)
+    low, high = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (-high, high))
+    return jnp.where(is_usable, spread * jnp.exp(-(low + high) / 2), jnp.nan)
 
 
 def choose_gamma(
@@ -136,7 +153,7 @@ def choose_gamma(
       gammas: (C,), each in (0, 1]; all are tried in one vectorised call.
 
     Returns:
-      `GammaChoice(gamma, gammas (C,), nll (C,))`. A NaN never wins, unless all are.
+      `GammaChoice(gamma, gammas (C,), nll (C,))`. A NaN never wins; where all are, gamma is.
 
     Raises:
       TypeError: an array is not float32 or float64.
@@ -148,14 +165,16 @@ def choose_gamma(
     arrays, labels, dtype = check_labelled(logits, labels)
     names = check_modalities("perturbed", perturbed, arrays)
     beta = check_scalar("corrupted_share", corrupted_share, dtype, high=1)
-    candidates = jnp.asarray(gammas, dtype)
+    candidates = check_numbers("gammas", gammas, dtype, high=1, positive=True)
+    if candidates.ndim != 1 or not candidates.size:
+        raise ValueError(f"gammas must have shape (C,), C >= 1, got {candidates.shape}")
     order = jax.random.permutation(key, len(labels))
     exchanged = {name: z[order] if name in names else z for name, z in arrays.items()}
 
     def expected_nll(gamma: jax.Array) -> jax.Array:
         def nll(z: dict[str, jax.Array]) -> jax.Array:
             log_probs = robust_fusion(z, grams, class_prior, perturbed=names, gamma=gamma).log_probs
-            return -jnp.take_along_axis(log_probs, labels[:, None], axis=1).mean()
+            return -pick(log_probs, labels).mean()
 
         # 0 * inf is no objection to a share of zero.
         of_clean, of_exchanged = nll(arrays), nll(exchanged)
@@ -164,8 +183,8 @@ def choose_gamma(
         )
 
     nll = jax.vmap(expected_nll)(candidates)
-    best = jnp.where(jnp.isnan(nll), jnp.inf, nll).argmin()
-    return GammaChoice(candidates[best], candidates, nll)
+    best = candidates[jnp.where(jnp.isnan(nll), jnp.inf, nll).argmin()]
+    return GammaChoice(jnp.where(jnp.isnan(nll).all(), jnp.nan, best), candidates, nll)
 
 
 def choose_contamination(
@@ -209,7 +228,9 @@ def choose_contamination(
     arrays, labels, dtype = check_labelled(logits, labels)
     names = check_modalities("perturbed", perturbed, arrays)
     loss = check_scalar("max_clean_loss", max_clean_loss, dtype)
-    candidates = jnp.asarray(contaminations, dtype)
+    candidates = check_numbers("contaminations", contaminations, dtype, high=1)
+    if candidates.ndim != 1 or not candidates.size:
+        raise ValueError(f"contaminations must have shape (C,), C >= 1, got {candidates.shape}")
     clean, certified = certified_accuracy(
         arrays,
         labels,
@@ -220,10 +241,10 @@ def choose_contamination(
         perturbed=names,
         confidence=confidence,
     )
-    statistical = (statistical_fusion(arrays, class_prior).argmax(axis=-1) == labels).mean(
-        dtype=dtype
-    )
+    fused_class = statistical_fusion(arrays, class_prior).argmax(axis=-1).astype(labels.dtype)
+    statistical = (fused_class == labels).mean(dtype=dtype)
     # Accuracies are multiples of 1 / N; half of that is rounding.
     is_accurate = clean >= statistical - loss - 0.5 / len(labels)
     objective = jnp.where(is_accurate.any(), jnp.where(is_accurate, certified, -1), clean)
-    return ContaminationChoice(candidates[objective.argmax()], candidates, clean, certified)
+    best = jnp.where(jnp.isnan(clean).all(), jnp.nan, candidates[objective.argmax()])
+    return ContaminationChoice(best, candidates, clean, certified)

@@ -9,9 +9,17 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import AnyArray, check_labelled, check_modalities, check_scalar
+from jacfuse_jax._checks import (
+    AnyArray,
+    check_labelled,
+    check_logits,
+    check_mapping,
+    check_modalities,
+    check_scalar,
+    in_dtype_of,
+)
 from jacfuse_jax.calibration import fit_temperature
-from jacfuse_jax.fusion.static import check_inputs, statistical_fusion
+from jacfuse_jax.fusion.static import check_inputs, like_rows, statistical_fusion
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -124,6 +132,7 @@ def detect(
       Derived here; of the deviation see `fit_detector`.
     """
     arrays, log_prior = check_inputs(logits, class_prior)
+    check_mapping("detector", detector, "reference")
     check_modalities("logits", tuple(arrays), detector)
     prevalence = check_scalar("prevalence", prevalence, log_prior.dtype, high=1)
     calibrated = {
@@ -186,24 +195,27 @@ def detected_fusion(
     """
     detection = detect(logits, detector, class_prior, prevalence=prevalence)
     terms = [
-        detection.log_unperturbed[:, None] + statistical_fusion(logits, class_prior),
+        detection.log_unperturbed[:, None] + statistical_fusion(check_logits(logits), class_prior),
         *(
-            log_posterior[:, None] + fuse_fn((name,))
+            log_posterior[:, None] + fuse_fn((name,)).astype(log_posterior.dtype)
             for name, log_posterior in detection.log_perturbed.items()
         ),
     ]
-    return jax.nn.logsumexp(jnp.stack(terms), axis=0)
+    return in_dtype_of(logits, jax.nn.logsumexp(jnp.stack(terms), axis=0))
 
 
 def _fit_reference(z: jax.Array, labels: jax.Array) -> Reference:
     num_samples, num_classes = z.shape
+    z = jnp.where(labels[:, None] < num_classes, z, jnp.nan)
     center = z.mean(axis=0)
-    centered = z - center
+    centered = z - center[None]
     indicator = jax.nn.one_hot(labels, num_classes, dtype=z.dtype)
     counts = indicator.sum(axis=0)[:, None]
     means = jnp.matmul(indicator.T, centered, precision=_HIGHEST) / jnp.maximum(counts, 1)
     residual = centered - jnp.matmul(indicator, means, precision=_HIGHEST)
-    freedom = jnp.maximum(num_samples - (counts > 0).sum(), 1)  # means take the rest
+    freedom = jnp.maximum(num_samples - (counts > 0).sum(), 1).astype(
+        z.dtype
+    )  # means take the rest
     covariance = jnp.matmul(residual.T, residual, precision=_HIGHEST) / freedom
     variance = jnp.trace(covariance) / num_classes
     square = (covariance**2).mean()
@@ -222,7 +234,10 @@ def _fit_reference(z: jax.Array, labels: jax.Array) -> Reference:
 
 def _log_agreement(log_probs: Mapping[str, jax.Array], log_prior: jax.Array) -> jax.Array:
     """Log A, log sum_k prior_k prod_m p_m(k) / prior_k; (B,), or a scalar zero of no modality."""
-    ratios = sum((log_p - log_prior for log_p in log_probs.values()), start=log_prior)
+    ratios = sum(
+        (log_p - like_rows(log_prior, log_p) for log_p in log_probs.values()),
+        start=log_prior[None] if log_probs else log_prior,
+    )
     return jax.nn.logsumexp(ratios, axis=-1)
 
 
@@ -230,13 +245,13 @@ def _deviation(z: jax.Array, reference: Reference, log_prior: jax.Array) -> jax.
     """log(1/2 + t(z) / (2 g(z))), (B,)."""
     center, whitening, means, _ = (x.astype(z.dtype) for x in reference)
     num_classes = z.shape[-1]
-    w = jnp.matmul(z - center, whitening, precision=_HIGHEST)
+    w = jnp.matmul(z - center[None], whitening, precision=_HIGHEST)
     products = jnp.matmul(w, means.T, precision=_HIGHEST)
-    squares = (w**2).sum(axis=-1, keepdims=True) - 2 * products + (means**2).sum(axis=-1)
+    squares = (w**2).sum(axis=-1, keepdims=True) - 2 * products + (means**2).sum(axis=-1)[None]
     squares = jnp.maximum(squares, 0)
     half = (1 + num_classes) / 2
     # Normalisation of the Cauchy distribution over that of the Gaussian: the covariances cancel.
     log_ratio = math.lgamma(half) - math.log(math.pi) / 2 + num_classes / 2 * math.log(2)
-    log_cauchy = jax.nn.logsumexp(log_prior - half * jnp.log1p(squares), axis=-1) + log_ratio
-    log_gaussian = jax.nn.logsumexp(log_prior - squares / 2, axis=-1)
+    log_cauchy = jax.nn.logsumexp(log_prior[None] - half * jnp.log1p(squares), axis=-1) + log_ratio
+    log_gaussian = jax.nn.logsumexp(log_prior[None] - squares / 2, axis=-1)
     return jnp.logaddexp(log_cauchy - log_gaussian, 0) - math.log(2)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_batch_size, check_floating, check_kernel
+from jacfuse_jax._simplex import complement
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -49,6 +50,9 @@ def per_sample_jacobian(
 def softmax_jacobian(probs: ArrayLike) -> jax.Array:
     """Jacobian of p = softmax(z) in z: diag(p) - p p^T.
 
+    Every entry to a few eps of itself, also where one probability rounds to one: p_i - p_i^2 is
+    taken as p_i times the sum of the others, which are to sum to one with it.
+
     Args:
       probs: p, (..., K), float32 or float64.
 
@@ -60,8 +64,10 @@ def softmax_jacobian(probs: ArrayLike) -> jax.Array:
     """
     probs = jnp.asarray(probs)
     check_floating("probs", probs)
-    diagonal = probs[..., :, None] * jnp.eye(probs.shape[-1], dtype=probs.dtype)
-    return diagonal - probs[..., :, None] * probs[..., None, :]
+    is_diagonal = jnp.eye(probs.shape[-1], dtype=bool)
+    is_diagonal = is_diagonal.reshape((1,) * (probs.ndim - 1) + is_diagonal.shape)
+    of_class = (probs * complement(probs))[..., :, None]
+    return jnp.where(is_diagonal, of_class, -probs[..., :, None] * probs[..., None, :])
 
 
 def fused_jacobian(probs: ArrayLike, recalibration: ArrayLike, kernel: ArrayLike) -> jax.Array:

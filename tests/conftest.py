@@ -13,6 +13,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Tests cover float32 and float64; what users run, x64 off, is covered by the binaries' tests, which
 # start processes of their own.
 jax.config.update("jax_enable_x64", True)
+# Nothing is promoted silently, neither dtypes nor ranks.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Of these jaxlib 0.9 to 0.11 know all; the last one halves the time of a small program.
 _UNOPTIMISED = (

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -84,16 +85,16 @@ class TestChooseGamma:
     def test_nan_never_wins(self):
         logits, kernels, labels, prior = make_problem(num_rows=20)
         grams = spectra(kernels)
-        choice = calibration.choose_gamma(
-            logits,
-            grams,
-            labels,
-            prior,
-            jax.random.key(0),
-            perturbed="image",
-            gammas=(-1.0, 0.5),
-        )
-        assert choice.gamma == 0.5
+
+        @jax.jit
+        def choose(gammas):
+            return calibration.choose_gamma(
+                logits, grams, labels, prior, jax.random.key(0), perturbed="image", gammas=gammas
+            ).gamma
+
+        # Traced: what is known to be out of range is refused.
+        assert choose(jnp.array([-1.0, 0.5])) == 0.5
+        assert np.isnan(choose(jnp.array([-1.0, 2.0])))
 
     def test_misuse(self):
         logits, kernels, labels, prior = make_problem(num_rows=20)
@@ -103,7 +104,11 @@ class TestChooseGamma:
             calibration.choose_gamma(
                 logits, grams, labels, prior, key, perturbed="image", corrupted_share=2.0
             )
-        with pytest.raises(ValueError, match=r"labels must have shape \(20,\), at least one"):
+        with pytest.raises(ValueError, match=r"gammas must lie in \(0, 1\], got \(-1.0, 0.5\)"):
+            calibration.choose_gamma(
+                logits, grams, labels, prior, key, perturbed="image", gammas=(-1.0, 0.5)
+            )
+        with pytest.raises(ValueError, match=r"labels must have shape \(20,\), one class a sample"):
             calibration.choose_gamma(logits, grams, labels[:3], prior, key, perturbed="image")
 
 
@@ -114,7 +119,7 @@ class TestChooseContamination:
         choice = choose_contamination(
             logits, labels, prior, perturbed="image", max_clean_loss=max_clean_loss
         )
-        statistical = np.argmax(rules.statistical_fusion(logits, prior), axis=-1) == labels
+        statistical = np.asarray(rules.statistical_fusion(logits, prior)).argmax(axis=-1) == labels
         allowed = statistical.sum() - max_clean_loss * 1000
         certified_accuracy = jax.jit(
             certificates.certified_accuracy, static_argnames=("corrupted", "perturbed")
@@ -145,7 +150,7 @@ class TestChooseContamination:
             max_clean_loss=0.0,
             contaminations=(0.8, 0.9, 0.99),
         )
-        statistical = np.argmax(rules.statistical_fusion(logits, prior), axis=-1) == labels
+        statistical = np.asarray(rules.statistical_fusion(logits, prior)).argmax(axis=-1) == labels
         clean = np.asarray(choice.clean)
         assert clean.max() < statistical.mean() - 0.01
         assert choice.contamination == np.asarray(choice.contaminations)[clean.argmax()]

@@ -359,7 +359,8 @@ def test_chooses_gamma_and_contamination_on_calibrated_held_out_predictions(trai
     prior = frequencies(y)
     choose_gamma = jax.jit(calibration.choose_gamma, static_argnames="perturbed")
     choose_contamination = jax.jit(calibration.choose_contamination, static_argnames="perturbed")
-    contamination = choose_contamination(logits, labels, prior, perturbed="left").contamination
+    choice = choose_contamination(logits, labels, prior, perturbed="left")
+    contamination = np.asarray(choice.contamination)
     assert model.contamination_ == contamination
     logits["left"] = np.log((1 - contamination) * np.exp(logits["left"]) + contamination * prior)
     grams = {"left": linalg.gram_spectrum((np.eye(10) - 0.1) / T["left"] ** 2)}

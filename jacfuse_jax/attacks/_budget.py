@@ -7,9 +7,18 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_choice, check_floating, check_modalities, check_scalar
+from jacfuse_jax._checks import (
+    check_choice,
+    check_floating,
+    check_labels,
+    check_mapping,
+    check_modalities,
+    check_scalar,
+    check_valid_range,
+)
 from jacfuse_jax.attacks.losses import cross_entropy, dlr, margin
 
 LogProbFn = Callable[[dict[str, Any]], jax.Array]
@@ -20,11 +29,12 @@ T = TypeVar("T")
 
 
 class Budget(NamedTuple):
-    """The perturbed modalities, their radii and their valid ranges."""
+    """The perturbed modalities, their radii and their valid ranges; the labels (B,)."""
 
     clean: dict[str, jax.Array]
     epsilon: dict[str, jax.Array]
     valid_range: dict[str, tuple[jax.Array, jax.Array]]
+    labels: jax.Array
 
 
 class Candidate(NamedTuple):
@@ -36,26 +46,64 @@ class Candidate(NamedTuple):
 
 
 def make_budget(
+    log_prob_fn: LogProbFn,
     inputs: Mapping[str, Any],
+    labels: ArrayLike,
     epsilon: Mapping[str, ArrayLike],
     norm: str,
     valid_range: Mapping[str, tuple[ArrayLike, ArrayLike]] | None,
 ) -> Budget:
     """Checks the arguments that every attack shares."""
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
-    valid_range = valid_range or {}
-    names = check_modalities("epsilon", tuple(epsilon), inputs)
+    check_choice("norm", norm, ("linf", "l2"))
+    check_mapping("epsilon", epsilon, "radius")
+    clean, classes = check_attacked(log_prob_fn, inputs, labels, "epsilon", tuple(epsilon))
+    radii = {
+        name: check_scalar(f"epsilon[{name!r}]", epsilon[name], x.dtype)
+        for name, x in clean.items()
+    }
+    return Budget(clean, radii, _check_ranges(valid_range, inputs, clean), classes)
+
+
+def check_attacked(
+    log_prob_fn: LogProbFn,
+    inputs: Mapping[str, Any],
+    labels: ArrayLike,
+    argument: str,
+    names: tuple[str, ...],
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Returns the named modalities and the labels; raises unless an attack can start from them.
+
+    A sample whose traced label is no class becomes NaN, and so does all that follows from it.
+    """
+    check_mapping("inputs", inputs, "(B, ...)")
+    clean: dict[str, jax.Array] = {}
+    for name in check_modalities(argument, names, inputs):
+        clean[name] = jnp.asarray(inputs[name])
+        check_floating(f"inputs[{name!r}]", clean[name])
+    shape = jax.eval_shape(lambda perturbed: log_prob_fn({**inputs, **perturbed}), clean).shape
+    if len(shape) != 2:
+        raise ValueError(f"log_prob_fn must return shape (B, K), got {shape}")
+    classes = check_labels("labels", labels, *shape)
+    if isinstance(classes, Tracer):
+        is_class = classes < shape[1]
+        clean = {name: jnp.where(per_sample(is_class, x), x, jnp.nan) for name, x in clean.items()}
+    return clean, classes
+
+
+def _check_ranges(
+    valid_range: Mapping[str, tuple[ArrayLike, ArrayLike]] | None,
+    inputs: Mapping[str, Any],
+    clean: dict[str, jax.Array],
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """The valid ranges of the perturbed modalities, which broadcast against them."""
+    valid_range = {} if valid_range is None else valid_range
+    check_mapping("valid_range", valid_range, "(low, high)")
     check_modalities("valid_range", tuple(valid_range), inputs)
-    budget = Budget({}, {}, {})
-    for name in names:
-        clean = budget.clean[name] = jnp.asarray(inputs[name])
-        check_floating(f"inputs[{name!r}]", clean)
-        budget.epsilon[name] = check_scalar(f"epsilon[{name!r}]", epsilon[name], clean.dtype)
-        if name in valid_range:
-            low, high = (jnp.asarray(bound, clean.dtype) for bound in valid_range[name])
-            budget.valid_range[name] = (low, high)
-    return budget
+    return {
+        name: check_valid_range(f"valid_range[{name!r}]", valid_range[name], x)
+        for name, x in clean.items()
+        if name in valid_range
+    }
 
 
 def choose_loss(loss: LossName | LossFn) -> LossFn:
@@ -70,24 +118,23 @@ def choose_loss(loss: LossName | LossFn) -> LossFn:
 def make_loss_fn(
     log_prob_fn: LogProbFn,
     inputs: Mapping[str, Any],
-    labels: ArrayLike,
+    labels: jax.Array,
     loss: LossFn = cross_entropy,
 ) -> Callable[[dict[str, jax.Array]], tuple[jax.Array, Candidate]]:
     """The loss as a function of the perturbed modalities: its sum to differentiate, and the rest.
 
     The sum gives every sample the cotangent 1, so that NaN in one reaches no other.
     """
-    classes = jnp.asarray(labels)
 
     def loss_fn(perturbed: dict[str, jax.Array]) -> tuple[jax.Array, Candidate]:
         log_probs = log_prob_fn({**inputs, **perturbed})
-        losses = loss(log_probs, classes)
-        if losses.shape != classes.shape:
+        losses = loss(log_probs, labels)
+        if losses.shape != labels.shape:
             raise ValueError(
-                f"loss must return shape {classes.shape}, one number a sample, got {losses.shape}"
+                f"loss must return shape {labels.shape}, one number a sample, got {losses.shape}"
             )
-        misclassified = (log_probs.argmax(axis=-1) != classes) & ~jnp.isnan(losses)
-        return losses.sum(), Candidate(perturbed, losses, misclassified)
+        is_wrong = log_probs.argmax(axis=-1).astype(labels.dtype) != labels
+        return losses.sum(), Candidate(perturbed, losses, is_wrong & ~jnp.isnan(losses))
 
     return loss_fn
 

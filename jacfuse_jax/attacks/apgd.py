@@ -14,6 +14,7 @@ from jacfuse_jax.attacks._budget import (
     Candidate,
     LogProbFn,
     LossFn,
+    LossName,
     Norm,
     check_counts,
     choose_loss,
@@ -27,6 +28,7 @@ from jacfuse_jax.attacks._budget import (
     select,
     step,
 )
+from jacfuse_jax.attacks._compiled import run_compiled
 from jacfuse_jax.attacks.losses import mask_label, targeted_dlr
 
 
@@ -89,13 +91,41 @@ def apgd(
     """
     check_counts(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
     check_choice("loss", loss, ("cross_entropy", "margin", "dlr", "targeted_dlr"))
-    budget = make_budget(inputs, epsilon, norm, valid_range)
+    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range)
+    perturbed = run_compiled(
+        _apgd,
+        log_prob_fn,
+        inputs,
+        budget,
+        key,
+        norm=norm,
+        num_steps=num_steps,
+        num_restarts=num_restarts,
+        loss=loss,
+        num_targets=num_targets,
+    )
+    return {**inputs, **perturbed}
+
+
+def _apgd(
+    log_prob_fn: LogProbFn,
+    inputs: dict[str, Any],
+    budget: Budget,
+    key: jax.Array,
+    *,
+    norm: Norm,
+    num_steps: int,
+    num_restarts: int,
+    loss: LossName | Literal["targeted_dlr"],
+    num_targets: int,
+) -> dict[str, jax.Array]:
+    """The modalities that `apgd` perturbs."""
 
     def clean_candidate(loss: LossFn) -> Candidate:
-        return make_loss_fn(log_prob_fn, inputs, labels, loss)(budget.clean)[1]
+        return make_loss_fn(log_prob_fn, inputs, budget.labels, loss)(budget.clean)[1]
 
     def strengthen(best: Candidate, loss: LossFn) -> Candidate:
-        loss_fn = make_loss_fn(log_prob_fn, inputs, labels, loss)
+        loss_fn = make_loss_fn(log_prob_fn, inputs, budget.labels, loss)
 
         def run(best: Candidate, key: jax.Array) -> Candidate:
             start = random_start(key, budget, norm)
@@ -105,9 +135,9 @@ def apgd(
 
     if loss != "targeted_dlr":
         raised = choose_loss(loss)
-        return {**inputs, **strengthen(clean_candidate(raised), raised).x}
+        return strengthen(clean_candidate(raised), raised).x
 
-    targets = _likely_targets(log_prob_fn(dict(inputs)), jnp.asarray(labels), num_targets)
+    targets = _likely_targets(log_prob_fn({**inputs}), budget.labels, num_targets)
 
     def aim_at(target: jax.Array) -> LossFn:
         return lambda log_probs, labels: targeted_dlr(log_probs, labels, target)
@@ -117,7 +147,7 @@ def apgd(
     best, _ = jax.lax.scan(
         lambda best, target: (strengthen(best, aim_at(target)), None), best, targets
     )
-    return {**inputs, **best.x}
+    return best.x
 
 
 class _Point(NamedTuple):
@@ -170,7 +200,8 @@ def _ascend(
         point = _Point(new.x, new.loss, gradient)
         highest = select(point.loss > state.highest.loss, point, state.highest)
         last = state.checkpoint
-        last = last._replace(num_rises=last.num_rises + (point.loss > state.loss_before))
+        has_risen = (point.loss > state.loss_before).astype(jnp.int32)
+        last = last._replace(num_rises=last.num_rises + has_risen)
 
         oscillates = 4 * last.num_rises < 3 * window
         stalls = ~last.halved & (highest.loss == last.highest_loss)

@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_choice
+from jacfuse_jax._checks import check_choice, check_scalar
 from jacfuse_jax.attacks._budget import (
+    Budget,
     Candidate,
     LogProbFn,
     LossFn,
@@ -26,6 +28,7 @@ from jacfuse_jax.attacks._budget import (
     random_start,
     step,
 )
+from jacfuse_jax.attacks._compiled import run_compiled
 from jacfuse_jax.attacks.losses import cross_entropy
 
 
@@ -62,10 +65,17 @@ def fgm(
     References:
       Goodfellow, Shlens, Szegedy, "Explaining and Harnessing Adversarial Examples", 2015.
     """
-    budget = make_budget(inputs, epsilon, norm, valid_range)
-    gradient, _ = jax.grad(make_loss_fn(log_prob_fn, inputs, labels), has_aux=True)(budget.clean)
-    adversarial = step(budget.clean, gradient, budget.epsilon, norm)
-    return {**inputs, **clip(adversarial, budget)}
+    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range)
+    return {**inputs, **run_compiled(_fgm, log_prob_fn, inputs, budget, norm=norm)}
+
+
+def _fgm(
+    log_prob_fn: LogProbFn, inputs: Mapping[str, Any], budget: Budget, *, norm: Norm
+) -> dict[str, jax.Array]:
+    """The modalities that `fgm` perturbs."""
+    loss_fn = make_loss_fn(log_prob_fn, inputs, budget.labels)
+    gradient, _ = jax.grad(loss_fn, has_aux=True)(budget.clean)
+    return clip(step(budget.clean, gradient, budget.epsilon, norm), budget)
 
 
 def pgd(
@@ -78,7 +88,7 @@ def pgd(
     norm: Norm = "linf",
     num_steps: int = 20,
     num_restarts: int = 1,
-    relative_step_size: float | None = None,
+    relative_step_size: ArrayLike | None = None,
     step_schedule: Literal["constant", "cosine"] = "constant",
     loss: LossName | LossFn = "cross_entropy",
     early_stop: bool = False,
@@ -126,25 +136,58 @@ def pgd(
     """
     check_counts(num_steps=num_steps, num_restarts=num_restarts)
     check_choice("step_schedule", step_schedule, ("constant", "cosine"))
-    budget = make_budget(inputs, epsilon, norm, valid_range)
-    raised = choose_loss(loss)
-    loss_fn = make_loss_fn(log_prob_fn, inputs, labels, raised)
+    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range)
+    share = 2.5 / num_steps
+    if relative_step_size is not None:
+        share = check_scalar("relative_step_size", relative_step_size, jnp.result_type(float))
+    perturbed = run_compiled(
+        _pgd,
+        log_prob_fn,
+        inputs,
+        budget,
+        key,
+        jnp.asarray(share, float),
+        norm=norm,
+        num_steps=num_steps,
+        num_restarts=num_restarts,
+        step_schedule=step_schedule,
+        loss=choose_loss(loss),
+        early_stop=early_stop,
+    )
+    return {**inputs, **perturbed}
+
+
+def _pgd(
+    log_prob_fn: LogProbFn,
+    inputs: Mapping[str, Any],
+    budget: Budget,
+    key: jax.Array,
+    share: jax.Array,
+    *,
+    norm: Norm,
+    num_steps: int,
+    num_restarts: int,
+    step_schedule: str,
+    loss: LossFn,
+    early_stop: bool,
+) -> dict[str, jax.Array]:
+    """The modalities that `pgd` perturbs."""
+    loss_fn = make_loss_fn(log_prob_fn, inputs, budget.labels, loss)
     keep = partial(
         keep_stronger,
-        misclassified_first=early_stop or raised is not cross_entropy,
+        misclassified_first=early_stop or loss is not cross_entropy,
         freeze_misclassified=early_stop,
     )
-    share = 2.5 / num_steps if relative_step_size is None else relative_step_size
     factors = jnp.ones(num_steps)
     if step_schedule == "cosine":
-        factors += jnp.cos(jnp.pi * (jnp.arange(num_steps) + 0.5) / num_steps)
+        factors += np.cos(np.pi * (np.arange(num_steps) + 0.5) / num_steps).astype(factors.dtype)
 
     def iterate(carry: Any, factor: jax.Array) -> tuple[Any, None]:
         x, best = carry
         gradient, new = jax.grad(loss_fn, has_aux=True)(x)
         best = keep(best, new)
         step_size = {
-            name: share * factor.astype(radius.dtype) * radius
+            name: (share * factor).astype(radius.dtype) * radius
             for name, radius in budget.epsilon.items()
         }
         return (project(step(x, gradient, step_size, norm), budget, norm), best), None
@@ -154,5 +197,4 @@ def pgd(
         (x, best), _ = jax.lax.scan(iterate, carry, factors)
         return keep(best, loss_fn(x)[1])
 
-    best = over_restarts(run, loss_fn(budget.clean)[1], key, num_restarts)
-    return {**inputs, **best.x}
+    return over_restarts(run, loss_fn(budget.clean)[1], key, num_restarts).x

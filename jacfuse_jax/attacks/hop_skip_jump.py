@@ -6,10 +6,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_choice
-from jacfuse_jax.attacks._budget import LogProbFn, clip, make_budget, per_sample
+from jacfuse_jax._checks import check_mapping
+from jacfuse_jax.attacks._budget import Budget, LogProbFn, clip, make_budget, per_sample
+from jacfuse_jax.attacks._compiled import run_compiled
 
 DecisionFn = Callable[[jax.Array], jax.Array]
 
@@ -74,12 +76,13 @@ def hop_skip_jump(
     References:
       Chen, Jordan, Wainwright, "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack", 2020.
     """
-    check_choice("norm", norm, ("linf", "l2"))
     if min(num_iterations, num_draws, num_halvings, num_starts) < 1:
         raise ValueError(
             "num_iterations, num_draws, num_halvings and num_starts must be at least 1, got "
             f"{num_iterations}, {num_draws}, {num_halvings} and {num_starts}"
         )
+    check_mapping("epsilon", epsilon, "radius")
+    check_mapping("valid_range", valid_range, "(low, high)")
     if len(epsilon) != 1:
         raise ValueError(
             f"epsilon must name one modality, got {sorted(epsilon)}; distances do not add up"
@@ -87,14 +90,48 @@ def hop_skip_jump(
     (name,) = epsilon
     if name not in valid_range:
         raise ValueError(f"valid_range must name {name!r}, since starts are drawn from it")
-    budget = make_budget(inputs, epsilon, norm, {name: valid_range[name]})
-    clean = budget.clean[name]
+    if not all(isinstance(x, Tracer) or np.isfinite(x).all() for x in valid_range[name]):
+        raise ValueError(
+            f"valid_range[{name!r}] must be finite, since starts are drawn from it, got "
+            f"{valid_range[name]}"
+        )
+    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, {name: valid_range[name]})
+    perturbed = run_compiled(
+        _hop_skip_jump,
+        log_prob_fn,
+        inputs,
+        budget,
+        key,
+        norm=norm,
+        num_iterations=num_iterations,
+        num_draws=num_draws,
+        num_halvings=num_halvings,
+        num_starts=num_starts,
+    )
+    return {**inputs, name: perturbed}
+
+
+def _hop_skip_jump(
+    log_prob_fn: LogProbFn,
+    inputs: Mapping[str, Any],
+    budget: Budget,
+    key: jax.Array,
+    *,
+    norm: str,
+    num_iterations: int,
+    num_draws: int,
+    num_halvings: int,
+    num_starts: int,
+) -> jax.Array:
+    """The modality that `hop_skip_jump` perturbs."""
+    ((name, clean),) = budget.clean.items()
     low, high = budget.valid_range[name]
-    labels = jnp.asarray(labels)
+    labels = budget.labels
 
     def is_fooled(x: jax.Array) -> jax.Array:
         log_probs = log_prob_fn({**inputs, name: x})
-        return (log_probs.argmax(axis=-1) != labels) & ~jnp.isnan(log_probs).any(axis=-1)
+        is_wrong = log_probs.argmax(axis=-1).astype(labels.dtype) != labels
+        return is_wrong & ~jnp.isnan(log_probs).any(axis=-1)
 
     def clip_array(x: jax.Array) -> jax.Array:
         return clip({name: x}, budget)[name]
@@ -133,7 +170,7 @@ def hop_skip_jump(
     safe = is_fooled(beyond) & (_distance(beyond, clean, norm) <= budget.epsilon[name])
     within = _distance(nearest, clean, norm) <= budget.epsilon[name]
     adversarial = jnp.where(per_sample(within, clean), nearest, clean)
-    return {**inputs, name: jnp.where(per_sample(safe, clean), beyond, adversarial)}
+    return jnp.where(per_sample(safe, clean), beyond, adversarial)
 
 
 def _distance(x: jax.Array, clean: jax.Array, norm: str) -> jax.Array:
@@ -174,8 +211,9 @@ def _estimate_normal(
     zeros = (jnp.zeros(len(x), x.dtype), jnp.zeros_like(x), jnp.zeros_like(x))
     sign_sum, move_sum, signed_sum = jax.lax.fori_loop(0, count, draw, zeros)
     # The mean is a baseline that lowers the variance; without both signs it would leave nothing.
-    both_signs = per_sample(jnp.abs(sign_sum) < count, x)
-    baseline = jnp.where(both_signs, per_sample(sign_sum / count, x), 0)
+    num_signs = count.astype(x.dtype)
+    both_signs = per_sample(jnp.abs(sign_sum) < num_signs, x)
+    baseline = jnp.where(both_signs, per_sample(sign_sum / num_signs, x), 0)
     return _unit(signed_sum - baseline * move_sum)
 
 
@@ -191,7 +229,7 @@ def _step(
 
     def halve(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         stepped, done = carry
-        moved = clip_array(x + per_sample(length * 0.5**index, x) * direction)
+        moved = clip_array(x + per_sample(length * jnp.exp2(-index.astype(x.dtype)), x) * direction)
         success = is_fooled(moved) & ~done
         return jnp.where(per_sample(success, x), moved, stepped), done | success
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_floating
+from jacfuse_jax._checks import check_labels, in_full_precision, pick
 
 
 def cross_entropy(log_probs: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -25,14 +25,15 @@ def cross_entropy(log_probs: ArrayLike, labels: ArrayLike) -> jax.Array:
       labels: (B,), integer in [0, K).
 
     Returns:
-      (B,) losses, in the dtype of the log-probabilities.
+      (B,) losses, in the dtype of the log-probabilities, float32 for half precision; NaN where a
+      label is traced and no class.
 
     Raises:
-      TypeError: log_probs are not float32 or float64, or labels are not integer.
-      ValueError: shapes disagree.
+      TypeError: log_probs are not floating, or labels are not integer.
+      ValueError: shapes disagree, a label is no class.
     """
     z, y = _check(log_probs, labels, min_classes=1)
-    return -_pick(z, y)
+    return -pick(z, y)
 
 
 def margin(log_probs: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -46,17 +47,18 @@ def margin(log_probs: ArrayLike, labels: ArrayLike) -> jax.Array:
       labels: (B,), integer in [0, K).
 
     Returns:
-      (B,) losses, in the dtype of the log-probabilities.
+      (B,) losses, in the dtype of the log-probabilities, float32 for half precision; NaN where a
+      label is traced and no class.
 
     Raises:
-      TypeError: log_probs are not float32 or float64, or labels are not integer.
-      ValueError: shapes disagree, or fewer than 2 classes.
+      TypeError: log_probs are not floating, or labels are not integer.
+      ValueError: shapes disagree, a label is no class, or fewer than 2 classes.
 
     References:
       Carlini, Wagner, "Towards Evaluating the Robustness of Neural Networks", 2017.
     """
     z, y = _check(log_probs, labels, min_classes=2)
-    return mask_label(z, y).max(axis=-1) - _pick(z, y)
+    return mask_label(z, y).max(axis=-1) - pick(z, y)
 
 
 def dlr(log_probs: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -73,11 +75,12 @@ def dlr(log_probs: ArrayLike, labels: ArrayLike) -> jax.Array:
       labels: (B,), integer in [0, K).
 
     Returns:
-      (B,) losses, in the dtype of the log-probabilities.
+      (B,) losses, in the dtype of the log-probabilities, float32 for half precision; NaN where a
+      label is traced and no class.
 
     Raises:
-      TypeError: log_probs are not float32 or float64, or labels are not integer.
-      ValueError: shapes disagree, or fewer than 3 classes.
+      TypeError: log_probs are not floating, or labels are not integer.
+      ValueError: shapes disagree, a label is no class, or fewer than 3 classes.
 
     References:
       Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
@@ -104,24 +107,24 @@ def targeted_dlr(log_probs: ArrayLike, labels: ArrayLike, targets: ArrayLike) ->
       (B,) losses, in the dtype of the log-probabilities.
 
     Raises:
-      TypeError: log_probs are not float32 or float64, or labels or targets are not integer.
-      ValueError: shapes disagree, or fewer than 4 classes.
+      TypeError: log_probs are not floating, or labels or targets are not integer.
+      ValueError: shapes disagree, a label is no class, or fewer than 4 classes.
 
     References:
       Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
       parameter-free attacks", 2020.
     """
     z, y = _check(log_probs, labels, min_classes=4)
-    t = _check_classes("targets", targets, z)
+    t = check_labels("targets", targets, *z.shape)
     z = _bound_below(z)
     largest = jax.lax.top_k(z, 4)[0]
     spread = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
-    return (_pick(z, t) - _pick(z, y)) / _floor(spread)
+    return (pick(z, t) - pick(z, y)) / _floor(spread)
 
 
 def mask_label(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
     """The log-probabilities with -inf at the labels, so that wrong classes remain."""
-    is_label = jnp.arange(log_probs.shape[-1]) == labels[:, None]
+    is_label = jax.lax.broadcasted_iota(labels.dtype, log_probs.shape, 1) == labels[:, None]
     return jnp.where(is_label, -jnp.inf, log_probs)
 
 
@@ -129,28 +132,10 @@ def _check(
     log_probs: ArrayLike, labels: ArrayLike, min_classes: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns both as arrays; raises unless they are (B, K) with enough classes, and (B,)."""
-    z = jnp.asarray(log_probs)
-    check_floating("log_probs", z)
+    z = in_full_precision("log_probs", jnp.asarray(log_probs))
     if z.ndim != 2 or z.shape[1] < min_classes:
         raise ValueError(f"log_probs must have shape (B, K) with K >= {min_classes}, got {z.shape}")
-    return z, _check_classes("labels", labels, z)
-
-
-def _check_classes(name: str, classes: ArrayLike, log_probs: jax.Array) -> jax.Array:
-    """Returns the classes as an array; raises unless they are integer, one a sample."""
-    array = jnp.asarray(classes)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} must be integer, got {array.dtype}")
-    if array.shape != log_probs.shape[:1]:
-        raise ValueError(
-            f"{name} must have shape {log_probs.shape[:1]}, one class a sample, got {array.shape}"
-        )
-    return array
-
-
-def _pick(log_probs: jax.Array, classes: jax.Array) -> jax.Array:
-    """The entry of each row at its class."""
-    return jnp.take_along_axis(log_probs, classes[:, None], axis=-1)[:, 0]
+    return z, check_labels("labels", labels, *z.shape)
 
 
 def _bound_below(log_probs: jax.Array) -> jax.Array:

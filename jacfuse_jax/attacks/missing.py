@@ -1,5 +1,6 @@
 """The attacker who chooses which entries are missing: a gradient attack on the l0 budget."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_floating, check_modalities, check_scalar
-from jacfuse_jax.attacks._budget import LogProbFn, check_counts
+from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar
+from jacfuse_jax.attacks._budget import LogProbFn, check_attacked, check_counts
+from jacfuse_jax.attacks._compiled import run_compiled
 from jacfuse_jax.attacks.losses import margin
 from jacfuse_jax.attacks.search import keep_larger
 
@@ -57,18 +59,48 @@ def adversarial_missing(
       Adversarial Settings", 2016 (greedy choice of entries by first-order scores).
     """
     check_counts(num_steps=num_steps)
+    check_mapping("fraction", fraction, "share")
+    check_mapping("fill_value", fill_value, "value")
     check_modalities("fill_value", tuple(fill_value), inputs)
-    clean: dict[str, jax.Array] = {}
+    clean, classes = check_attacked(log_prob_fn, inputs, labels, "fraction", tuple(fraction))
     filled: dict[str, jax.Array] = {}
     count: dict[str, jax.Array] = {}
-    for name in sorted(check_modalities("fraction", tuple(fraction), inputs)):
+    for name, x in clean.items():
         if name not in fill_value:
             raise ValueError(f"fill_value must name {name!r}, as fraction does")
-        x = clean[name] = jnp.asarray(inputs[name])
-        check_floating(f"inputs[{name!r}]", x)
         filled[name] = jnp.broadcast_to(jnp.asarray(fill_value[name], x.dtype), x.shape)
         share = check_scalar(f"fraction[{name!r}]", fraction[name], x.dtype, high=1)
-        count[name] = jnp.round(share * x[0].size).astype(int)
+        # A share that is not a number would be one of zero entries.
+        filled[name] = jnp.where(jnp.isnan(share), jnp.nan, filled[name])
+        num_entries = math.prod(x.shape[1:])
+        count[name] = jnp.where(jnp.isnan(share), num_entries, jnp.round(share * num_entries))
+        count[name] = count[name].astype(int)
+    perturbed = run_compiled(
+        _adversarial_missing,
+        log_prob_fn,
+        inputs,
+        clean,
+        filled,
+        count,
+        classes,
+        key,
+        num_steps=num_steps,
+    )
+    return {**inputs, **perturbed}
+
+
+def _adversarial_missing(
+    log_prob_fn: LogProbFn,
+    inputs: Mapping[str, Any],
+    clean: dict[str, jax.Array],
+    filled: dict[str, jax.Array],
+    count: dict[str, jax.Array],
+    labels: jax.Array,
+    key: jax.Array,
+    *,
+    num_steps: int,
+) -> dict[str, jax.Array]:
+    """The modalities that `adversarial_missing` perturbs."""
 
     def loss_fn(x: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         loss = margin(log_prob_fn({**inputs, **x}), labels)
@@ -103,7 +135,7 @@ def adversarial_missing(
     )
     x = fill(missing)
     best, _ = keep_larger(best, best_loss, x, loss_fn(x)[1])
-    return {**inputs, **best}
+    return best
 
 
 def _ranks(x: jax.Array) -> jax.Array:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_choice
 from jacfuse_jax.attacks._budget import Budget, LogProbFn, check_counts, clip, make_budget, select
+from jacfuse_jax.attacks._compiled import run_compiled
 from jacfuse_jax.attacks.losses import margin
 
 
@@ -51,12 +51,27 @@ def random_search(
       ValueError: unknown norm or modality, an epsilon that is not a finite scalar >= 0,
         num_queries < 1, or fewer than 2 classes.
     """
-    check_choice("norm", norm, ("linf", "l2"))
     check_counts(num_queries=num_queries)
-    budget = make_budget(inputs, epsilon, norm, valid_range)
+    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range)
+    perturbed = run_compiled(
+        _random_search, log_prob_fn, inputs, budget, key, norm=norm, num_queries=num_queries
+    )
+    return {**inputs, **perturbed}
+
+
+def _random_search(
+    log_prob_fn: LogProbFn,
+    inputs: Mapping[str, Any],
+    budget: Budget,
+    key: jax.Array,
+    *,
+    norm: str,
+    num_queries: int,
+) -> dict[str, jax.Array]:
+    """The modalities that `random_search` perturbs."""
 
     def loss_fn(x: dict[str, jax.Array]) -> jax.Array:
-        return margin(log_prob_fn({**inputs, **x}), labels)
+        return margin(log_prob_fn({**inputs, **x}), budget.labels)
 
     def query(carry: tuple[Any, Any], index: jax.Array) -> tuple[tuple[Any, Any], None]:
         best, best_loss = carry
@@ -65,7 +80,7 @@ def random_search(
 
     carry = (budget.clean, loss_fn(budget.clean))
     (best, _), _ = jax.lax.scan(query, carry, jnp.arange(num_queries))
-    return {**inputs, **best}
+    return best
 
 
 def keep_larger(

@@ -1,5 +1,6 @@
 """The Square Attack: a local random search that sees log-probabilities but no gradients."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_choice
 from jacfuse_jax.attacks._budget import Budget, LogProbFn, check_counts, clip, make_budget
+from jacfuse_jax.attacks._compiled import run_compiled
 from jacfuse_jax.attacks.losses import margin
 from jacfuse_jax.attacks.search import keep_larger
 
@@ -71,11 +72,35 @@ def square(
       Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a query-efficient black-box
       adversarial attack via random search", 2020.
     """
-    check_choice("norm", norm, ("linf", "l2"))
     check_counts(num_queries=num_queries)
     if not 0 < initial_share <= 1:
         raise ValueError(f"initial_share must lie in (0, 1], got {initial_share}")
-    budget = _as_images(make_budget(inputs, epsilon, norm, valid_range))
+    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range)
+    perturbed = run_compiled(
+        _square,
+        log_prob_fn,
+        inputs,
+        budget,
+        key,
+        norm=norm,
+        num_queries=num_queries,
+        initial_share=initial_share,
+    )
+    return {**inputs, **perturbed}
+
+
+def _square(
+    log_prob_fn: LogProbFn,
+    inputs: Mapping[str, Any],
+    budget: Budget,
+    key: jax.Array,
+    *,
+    norm: str,
+    num_queries: int,
+    initial_share: float,
+) -> dict[str, jax.Array]:
+    """The modalities that `square` perturbs."""
+    labels, budget = budget.labels, _as_images(budget)
     start_fn, change_fn = (_stripes, _recolour) if norm == "linf" else (_peaks, _move_budget)
     names = sorted(budget.clean)
 
@@ -105,7 +130,7 @@ def square(
     clean_loss = loss_fn(budget.clean)
     clean_loss = jnp.where(clean_loss > 0, jnp.inf, clean_loss)
     best, _ = keep_larger(budget.clean, clean_loss, x, loss)
-    return {**inputs, **_shaped_like(inputs, best)}
+    return _shaped_like(inputs, best)
 
 
 class _Window(NamedTuple):
@@ -120,7 +145,7 @@ class _Window(NamedTuple):
 
 def _as_images(budget: Budget) -> Budget:
     """The budget with all arrays as (B, H, W, C)."""
-    images = Budget({}, budget.epsilon, {})
+    images = budget._replace(clean={}, valid_range={})
     for name, clean in budget.clean.items():
         images.clean[name] = _as_image(clean)
         if name in budget.valid_range:
@@ -138,8 +163,10 @@ def _as_image(x: jax.Array) -> jax.Array:
         return x
     if x.ndim == 5:
         x = jnp.moveaxis(x, 1, 3)
-        return x.reshape(*x.shape[:3], -1)
-    return x.reshape(x.shape[0], 1, -1, x.shape[2] if x.ndim == 3 else 1)
+        return x.reshape(*x.shape[:3], x.shape[3] * x.shape[4])
+    if x.ndim == 3:
+        return x[:, None]
+    return x.reshape(x.shape[0], 1, math.prod(x.shape[1:]), 1)
 
 
 def _shaped_like(inputs: Mapping[str, Any], images: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -177,8 +204,8 @@ def _draw_windows(key: jax.Array, like: jax.Array, share: jax.Array, smallest: i
     key_top, key_left = jax.random.split(key)
     top = jax.random.randint(key_top, (batch, 1, 1, 1), 0, height - window_height + 1)
     left = jax.random.randint(key_left, (batch, 1, 1, 1), 0, width - window_width + 1)
-    rows = jnp.arange(height)[:, None, None] - top
-    cols = jnp.arange(width)[:, None] - left
+    rows = jnp.arange(height)[None, :, None, None] - top
+    cols = jnp.arange(width)[None, None, :, None] - left
     inside = (rows >= 0) & (rows < window_height) & (cols >= 0) & (cols < window_width)
     return _Window(rows, cols, window_height, window_width, inside)
 
@@ -205,7 +232,7 @@ def _peaks(key: jax.Array, clean: jax.Array, radius: jax.Array) -> jax.Array:
     batch, height, width, channels = clean.shape
     tile = (max(height // 5, 1), max(width // 5, 1))
     grid = (height // tile[0], width // tile[1])
-    rows, cols = jnp.arange(tile[0])[:, None, None], jnp.arange(tile[1])[:, None]
+    rows, cols = jnp.arange(tile[0])[:, None, None], jnp.arange(tile[1])[None, :, None]
     pair = _pair_of_peaks(rows, cols, *tile, jnp.ones((*tile, 1), bool))[..., 0]
     signs = jax.random.rademacher(key, (batch, *grid, channels), clean.dtype)
     tiles = jnp.einsum("bhwc,ij->bhiwjc", signs, pair.astype(clean.dtype))
@@ -248,7 +275,7 @@ def _pair_of_peaks(
     """
     upper, centre_cols = jnp.asarray(height) // 2, jnp.asarray(width) // 2
     positions = jnp.arange(inside.shape[-3] + inside.shape[-2] + 2)
-    sums = jnp.cumsum(1.0 / jnp.maximum(positions, 1) ** 2)
+    sums = jnp.cumsum(1 / jnp.maximum(positions, 1).astype(float) ** 2)
 
     def half(first_row: ArrayLike, num_rows: jax.Array) -> jax.Array:
         centre = first_row + num_rows // 2

@@ -23,7 +23,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_modalities, check_scalar
+from jacfuse_jax._checks import (
+    check_labelled,
+    check_modalities,
+    check_numbers,
+    check_scalar,
+)
+from jacfuse_jax._simplex import rounding_of_sum
 from jacfuse_jax.fusion.cascade import cascade_fusion
 from jacfuse_jax.fusion.contaminated import tempered_log_ratios
 from jacfuse_jax.fusion.static import check_inputs, fuse_independent
@@ -35,9 +41,10 @@ class Certificate(NamedTuple):
     Attributes:
       label: (B,), int32, the fused class.
       certified: (B,), bool, whether no input of the corrupted modalities changes it.
-      margin: (B,), log-odds by which the class leads the closest other one in the worst case.
-        Certified samples have a positive margin; where it is within rounding of zero, nothing is
-        certified.
+      margin: (B,), log-odds by which the class leads the closest other one in the worst case; in
+        float32 for half precision. Where it is within rounding of zero, contaminated fusion
+        certifies nothing. Trusted modalities that decide a cascade are certified with their tie, of
+        margin zero, too: their first class it is, whatever the others say.
     """
 
     label: jax.Array
@@ -90,7 +97,8 @@ def certify_modality(
       confidence: of cascades, in [0, 1], a scalar; 1 is contaminated fusion.
 
     Returns:
-      `Certificate(label (B,), certified (B,), margin (B,))`. Samples with a NaN are not certified.
+      `Certificate(label (B,), certified (B,), margin (B,))`. A perturbed modality may be NaN or
+      infinite; samples of which a trusted one is are not certified.
 
     Raises:
       TypeError: logits are not float32 or float64.
@@ -103,6 +111,7 @@ def certify_modality(
     arrays, log_prior = check_inputs(logits, class_prior)
     dtype = log_prior.dtype
     names = tuple(arrays) if perturbed is None else check_modalities("perturbed", perturbed, arrays)
+    cases = _cases(corrupted, arrays)
     e = check_scalar("contamination", contamination, dtype, high=1)
     t = check_scalar("tempering", tempering, dtype, high=1)
     c = check_scalar("confidence", confidence, dtype, high=1)
@@ -110,35 +119,36 @@ def certify_modality(
         arrays, class_prior, perturbed=names, confidence=c, contamination=e, tempering=t
     )
     label = fused.argmax(axis=-1).astype(jnp.int32)
-    is_label = jnp.arange(fused.shape[-1]) == label[:, None]
+    is_label = mark_label(label, fused)
     ratios = tempered_log_ratios(arrays, log_prior, names, e, t)
+    log_prior = log_prior[None]
     bound = jnp.where(t > 0, t * (jnp.log((1 - e) * jnp.exp(-log_prior) + e) - jnp.log(e)), 0)
     trusted = {name: z for name, z in arrays.items() if name not in names}
-    # Of a sample with rounding errors; a margin below them may have the wrong sign.
-    size = jnp.abs(log_prior).max() + jnp.where(jnp.isfinite(bound), bound, 0).max()
-    for ratio in ratios.values():
-        size += jnp.where(jnp.isfinite(ratio), jnp.abs(ratio), 0).max(axis=-1)
-    rounding = 8 * (len(arrays) + 1) * jnp.finfo(dtype).eps
+    # A margin below the rounding errors of both classes may have the wrong sign.
+    rounding = rounding_of_sum(log_prior, bound, *ratios.values())
 
     def certify(corrupted: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
         rest = sum((r for name, r in ratios.items() if name not in corrupted), start=log_prior)
         gain = sum(bound if name in names else jnp.inf for name in corrupted)
         # Where another modality excludes a class, it stays excluded, whatever is gained.
         worst = jnp.where(rest == -jnp.inf, rest, rest + gain)
-        of_label = jnp.where(is_label, rest, -jnp.inf).max(axis=-1)
-        margin = of_label - jnp.where(is_label, -jnp.inf, worst).max(axis=-1)
-        certified = margin > rounding * size
+
+        def lead(rounding: jax.Array | float) -> jax.Array:
+            of_label = jnp.where(is_label, rest - rounding, -jnp.inf).max(axis=-1)
+            return of_label - jnp.where(is_label, -jnp.inf, worst + rounding).max(axis=-1)
+
+        certified, margin = lead(rounding) > 0, lead(0.0)
         if trusted and set(corrupted) <= set(names):
-            log_trusted = fuse_independent(trusted, log_prior)
-            decides = jnp.exp(log_trusted.max(axis=-1)) > c
+            log_trusted = fuse_independent(trusted, log_prior[0])
+            confidence = jnp.exp(log_trusted.max(axis=-1))
             top = jnp.where(is_label, -jnp.inf, log_trusted).max(axis=-1)
-            margin = jnp.where(decides, log_trusted.max(axis=-1) - top, margin)
-            certified |= jnp.exp(log_trusted.max(axis=-1)) > c + rounding
+            margin = jnp.where(confidence > c, log_trusted.max(axis=-1) - top, margin)
+            certified |= confidence > c + 8 * (len(arrays) + 1) * jnp.finfo(dtype).eps
         return certified, margin
 
-    cases = [certify(case) for case in _cases(corrupted, arrays)]
-    certified = jnp.stack([of_case for of_case, _ in cases]).all(axis=0)
-    margin = jnp.stack([of_case for _, of_case in cases]).min(axis=0)
+    results = [certify(case) for case in cases]
+    certified = jnp.stack([of_case for of_case, _ in results]).all(axis=0)
+    margin = jnp.stack([of_case for _, of_case in results]).min(axis=0)
     return Certificate(label, certified & ~jnp.isnan(fused).any(axis=-1), margin)
 
 
@@ -159,7 +169,7 @@ def certified_accuracy(
       logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
       labels: (B,), integer.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
-      contaminations: (C,), each in [0, 1]; others, which are not looked for, give NaN margins.
+      contaminations: (C,), each in [0, 1], traced or not.
       corrupted: as for `certify_modality`, like all that follows.
       tempering: as there.
       perturbed: as there.
@@ -171,14 +181,12 @@ def certified_accuracy(
     Raises:
       TypeError, ValueError: as `certify_modality`, or labels are not (B,).
     """
-    labels = jnp.asarray(labels)
-    first = jnp.shape(next(iter(logits.values()), jnp.zeros(0)))
-    if labels.shape != first[:1]:
-        raise ValueError(f"labels must have shape {first[:1]}, got {labels.shape}")
+    arrays, classes, dtype = check_labelled(logits, labels)
+    is_known = classes < next(iter(arrays.values())).shape[1]
 
     def accuracies(contamination: jax.Array) -> CertifiedAccuracy:
-        label, certified, margin = certify_modality(
-            logits,
+        label, certified, _ = certify_modality(
+            arrays,
             class_prior,
             contamination=contamination,
             corrupted=corrupted,
@@ -186,13 +194,17 @@ def certified_accuracy(
             perturbed=perturbed,
             confidence=confidence,
         )
-        is_correct = label == labels
-        return CertifiedAccuracy(
-            is_correct.mean(dtype=margin.dtype),
-            (is_correct & certified).mean(dtype=margin.dtype),
-        )
+        is_correct = jnp.where(is_known, (label == classes).astype(dtype), jnp.nan)
+        # Of a contamination that is no number the margins are none either.
+        is_correct = jnp.where(jnp.isnan(contamination), jnp.nan, is_correct)
+        return CertifiedAccuracy(is_correct.mean(), jnp.where(certified, is_correct, 0).mean())
 
-    return jax.vmap(accuracies)(jnp.asarray(contaminations))
+    return jax.vmap(accuracies)(check_numbers("contaminations", contaminations, dtype, high=1))
+
+
+def mark_label(label: jax.Array, like: jax.Array) -> jax.Array:
+    """Where a class (B,) stands in rows (B, K)."""
+    return jax.lax.broadcasted_iota(jnp.int32, like.shape, 1) == label[:, None]
 
 
 def _cases(

@@ -25,34 +25,51 @@ whose inverse is a contraction in the Frobenius norm,
     dR = -L^-1[c J dJ R G] - L^-1[c dJ J R G].
 
 In the eigenbases of J and G, c j_i sqrt(g_j) / (1 + c j_i^2 g_j) <= sqrt(c) / 2: with
-||R G^1/2||_F <= ||G^1/2||_F, either term is at most sqrt(c) / 2 ||dJ|| ||G^1/2||_F. Therefore,
-within the radius,
+||R G^1/2||_F <= ||G^1/2||_F, either term is at most sqrt(c) / 2 ||dJ|| ||G^1/2||_F. Nor does a
+large c matter: dJ = J^1/2 E J^1/2 with ||E|| <= sqrt(2) ||dz||, so that with x = j sqrt(c g) the
+terms are, column by column of R V, E with its rows times x^(3/2) / (1 + x^2) and its columns times
+x^(1/2) / (1 + x^2), or the other way round. Either factor is at most 0.57, and columns with g = 0
+do not move. Therefore, within the radius,
 
-    ||R' - R||_F <= Lambda rho,   Lambda = sqrt(2 c tr G) min(1/2, exp(sqrt(2) rho) ||J(p)||)
+    ||R' - R||_F <= Lambda rho,
+    Lambda = min(sqrt(2 c tr G) min(1/2, exp(sqrt(2) rho) ||J(p)||), 0.92 sqrt(rank G)),
     ||R' z' - R z|| <= ||R' (z' - z)|| + ||(R' - R) z||
                     <= (||R|| + Lambda rho) rho + Lambda rho ||z||.
 
-No log-odds of two classes move by more than sqrt(2) times that. The bound is worth something where
-the fused prediction is confident, since J and Lambda vanish there; elsewhere Lambda ||z|| makes it
-small, though never zero. Derived here.
+No log-odds of two classes move by more than sqrt(2) times that. The bound is worth most where the
+fused prediction is confident, since J and Lambda vanish there.
+
+**Rounding.** Radii hold in the dtype that they are computed in: all terms are rounded to the safe
+side. What rounding does to p are relative errors, |d log p| <= d, which R magnifies by no more than
+above, ||dR||_F <= 1.3 sqrt(K) d. Derived here.
 """
 
+import functools
+import math
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_modalities, check_scalar
-from jacfuse_jax.certificates.arbitrary import certify_modality
+from jacfuse_jax._checks import (
+    check_class_prior,
+    check_logits,
+    check_mapping,
+    check_modalities,
+    check_scalar,
+)
+from jacfuse_jax._simplex import log_complement, log_jacobian_norm, rounding_of_sum
+from jacfuse_jax.certificates.arbitrary import certify_modality, mark_label
 from jacfuse_jax.fusion.contaminated import tempered_log_ratios
 from jacfuse_jax.fusion.robust import robust_fusion
-from jacfuse_jax.fusion.static import check_inputs, statistical_fusion
+from jacfuse_jax.fusion.static import log_ratio, statistical_fusion
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
+from jacfuse_jax.linalg.gram import check_spectrum
 
 _SQRT2 = 2**0.5
-_LARGEST_LOG = 14.0  # of radii in logits, beyond which softmax is one-hot in either dtype
-_NUM_HALVINGS = 40
+_LOG_RADII = (-60.0, 14.0)  # of logits; softmax is one-hot in either dtype beyond the larger one
+_NUM_HALVINGS = 48
 
 
 def contaminated_radius(
@@ -92,29 +109,42 @@ def contaminated_radius(
       Derived here; of the log-odds' Lipschitz constant cf. Tsuzuku, Sato, Sugiyama,
       "Lipschitz-Margin Training", 2018.
     """
-    arrays, log_prior = check_inputs(logits, class_prior)
-    dtype = log_prior.dtype
-    check_modalities("corrupted", corrupted, arrays)
+    arrays = check_logits(logits)
+    shape, dtype = (first := next(iter(arrays.values()))).shape, first.dtype
+    prior = check_class_prior(class_prior, shape[-1], dtype)
+    check_modalities("corrupted", (corrupted,), arrays)
     names = tuple(arrays) if perturbed is None else check_modalities("perturbed", perturbed, arrays)
     e = check_scalar("contamination", contamination, dtype, high=1)
     t = check_scalar("tempering", tempering, dtype, high=1)
     lipschitz = check_scalar("lipschitz", lipschitz, dtype, positive=True)
+    return _contaminated_radius(arrays, prior, (e, t, lipschitz), corrupted, names)
+
+
+# Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _contaminated_radius(
+    arrays: dict[str, jax.Array],
+    class_prior: jax.Array,
+    parameters: tuple[jax.Array, jax.Array, jax.Array],
+    corrupted: str,
+    names: tuple[str, ...],
+) -> jax.Array:
+    """`contaminated_radius` of arguments that are checked."""
+    e, t, lipschitz = parameters
+    log_prior = jnp.log(class_prior)
+    certificate = certify_modality(
+        arrays, class_prior, contamination=e, corrupted=corrupted, tempering=t, perturbed=names
+    )
     ratios = tempered_log_ratios(arrays, log_prior, names, e, t)
     if corrupted not in names:
         e, t = jnp.zeros_like(e), jnp.ones_like(t)
-    log_odds = _against_label(sum(ratios.values(), start=log_prior))
-    certificate = certify_modality(
-        arrays,
-        class_prior,
-        contamination=contamination,
-        corrupted=corrupted,
-        tempering=tempering,
-        perturbed=names,
-    )
+    log_prior = log_prior[None]
+    scores = sum(ratios.values(), start=log_prior)
+    log_odds = _against_label(scores, rounding_of_sum(log_prior, *ratios.values()))
     log_probs = jax.nn.log_softmax(arrays[corrupted])
-    log_complement = jnp.log1p(-jnp.minimum(jnp.exp(log_probs), 1 - jnp.finfo(dtype).epsneg))
-    logit = log_probs - log_complement
-    is_label = jnp.arange(logit.shape[-1]) == certificate.label[:, None]
+    logit = log_probs - log_complement(log_probs)
+    is_label = mark_label(certificate.label, logit)
+    eps = 8 * jnp.finfo(logit.dtype).eps
 
     def ratio(log_q: jax.Array) -> jax.Array:
         """F's terms, log((1 - e) q / prior + e)."""
@@ -122,11 +152,17 @@ def contaminated_radius(
 
     now = ratio(log_probs)
 
+    def change(logit: jax.Array, sign: int) -> jax.Array:
+        """By how much a term rises or falls at most, rounding errors included."""
+        changed = sign * (ratio(jax.nn.log_sigmoid(logit)) - now)
+        # A class that is excluded stays so.
+        return jnp.where(log_probs == -jnp.inf, 0, changed + eps * (1 + jnp.abs(now) + changed))
+
     def gain(rho: jax.Array) -> jax.Array:
         shift = _SQRT2 * rho[:, None]
-        raised = ratio(jax.nn.log_sigmoid(logit + shift)) - now
-        lowered = jnp.where(is_label, now - ratio(jax.nn.log_sigmoid(logit - shift)), 0)
-        return t * jnp.minimum(shift, raised + lowered.sum(axis=-1, keepdims=True))
+        wide = shift + eps * (1 + jnp.abs(logit) + shift)
+        lowered = jnp.where(is_label, change(logit - wide, -1), 0).sum(axis=-1, keepdims=True)
+        return t * jnp.minimum(shift, change(logit + wide, 1) + lowered)
 
     radius = _largest_radius(lambda rho: (log_odds + gain(rho)).max(axis=-1) < 0, log_odds)
     return jnp.where(certificate.certified, jnp.inf, radius / lipschitz)
@@ -143,8 +179,8 @@ def robust_radius(
 ) -> jax.Array:
     """Radius within which the class of `fusion.robust_fusion` provably does not change.
 
-    For one perturbed modality, which is the one that moves, and one iteration. Sound; small where
-    the fused prediction is not confident: see the module's text. Costs O(K^3) a sample.
+    For one perturbed modality, which is the one that moves, and one iteration. Sound, not tight:
+    see the module's text. Costs O(K^3) a sample.
 
     Args:
       logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
@@ -165,46 +201,75 @@ def robust_radius(
     References:
       Derived here.
     """
-    arrays, log_prior = check_inputs(logits, class_prior)
-    dtype = log_prior.dtype
+    arrays = check_logits(logits)
+    shape, dtype = (first := next(iter(arrays.values()))).shape, first.dtype
+    prior = check_class_prior(class_prior, shape[-1], dtype)
     check_modalities("perturbed", (perturbed,), arrays)
+    check_mapping("grams", grams, "spectrum")
     check_modalities("perturbed", (perturbed,), grams)
     if jnp.ndim(grams[perturbed].eigenvalues) != 1:
         raise ValueError(f"grams[{perturbed!r}] must be shared by all samples")
     gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
     lipschitz = check_scalar("lipschitz", lipschitz, dtype, positive=True)
+    spectrum = check_spectrum(f"grams[{perturbed!r}]", grams[perturbed], shape, dtype)
+    return _robust_radius(arrays, prior, spectrum, (gamma, lipschitz), perturbed)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _robust_radius(
+    arrays: dict[str, jax.Array],
+    class_prior: jax.Array,
+    spectrum: GramSpectrum,
+    parameters: tuple[jax.Array, jax.Array],
+    perturbed: str,
+) -> jax.Array:
+    """`robust_radius` of arguments that are checked."""
+    gamma, lipschitz = parameters
     strength = (1 - gamma) / gamma
-    fused = robust_fusion(arrays, grams, class_prior, perturbed=perturbed, gamma=gamma).log_probs
-    log_odds = _against_label(fused)
-    probs = jnp.exp(statistical_fusion(arrays, class_prior))
-    R = recalibration_matrix(probs, grams[perturbed], strength)
-    norm_R = jnp.linalg.norm(R, ord=2, axis=(-2, -1))
+    log_prior = jnp.log(class_prior)[None]
+    fused = robust_fusion(
+        arrays, {perturbed: spectrum}, class_prior, perturbed=perturbed, gamma=gamma
+    ).log_probs
+    log_probs = statistical_fusion(arrays, class_prior)
+    R = recalibration_matrix(jnp.exp(log_probs), spectrum, strength)
+    eps = jnp.finfo(fused.dtype).eps
+    # The norm of a matrix that is known to rounding only.
+    norm_R = jnp.linalg.norm(R, ord=2, axis=(-2, -1)) * (1 + 4 * R.shape[-1] * eps)
     norm_z = jnp.linalg.norm(arrays[perturbed], axis=-1)
-    norm_J = (2 * probs * (1 - probs)).max(axis=-1)
-    factor = jnp.sqrt(2 * strength * grams[perturbed].eigenvalues.sum())
+    log_norm_J = log_jacobian_norm(log_probs)
+    factor = jnp.sqrt(2 * strength * spectrum.eigenvalues.sum())
+    largest = 0.92 * jnp.sqrt((spectrum.eigenvalues > 0).sum().astype(factor.dtype))
+    # Rounding errors: of p, relative ones that R turns into as large ones, and of R z.
+    ratios = [log_ratio(z, log_prior[0]) for z in arrays.values()]
+    of_probs = rounding_of_sum(log_prior, *ratios).max(axis=-1)
+    log_norm_J += of_probs
+    of_R = 0.92 * R.shape[-1] ** 0.5 * of_probs  # either class of a pair takes half
+    rounding = 2 * of_probs + (32 * eps * (1 + norm_R) + of_R) * norm_z
+    log_odds = _against_label(fused, rounding[:, None])
 
     def is_safe(rho: jax.Array) -> jax.Array:
-        slope = factor * jnp.minimum(0.5, jnp.exp(_SQRT2 * rho) * norm_J)
+        slope = factor * jnp.exp(jnp.minimum(-math.log(2), _SQRT2 * rho + log_norm_J))
+        slope = jnp.minimum(slope, largest)
         moved = (norm_R + slope * rho) * rho + slope * rho * norm_z
-        return log_odds.max(axis=-1) + _SQRT2 * moved < 0
+        return log_odds.max(axis=-1) + _SQRT2 * (1 + 8 * eps) * moved < 0
 
     return _largest_radius(is_safe, log_odds) / lipschitz
 
 
-def _against_label(scores: jax.Array) -> jax.Array:
+def _against_label(scores: jax.Array, rounding: jax.Array) -> jax.Array:
     """Log-odds of every class against the largest, -inf for that class itself; (B, K).
 
-    Rounded up by what the scores may be wrong.
+    Rounded up by what either score may be wrong.
     """
-    is_label = jnp.arange(scores.shape[-1]) == scores.argmax(axis=-1)[:, None]
-    size = jnp.where(jnp.isfinite(scores), jnp.abs(scores), 0).max(axis=-1, keepdims=True)
-    rounding = 32 * jnp.finfo(scores.dtype).eps * (1 + size)
-    return jnp.where(is_label, -jnp.inf, scores - scores.max(axis=-1, keepdims=True) + rounding)
+    is_label = mark_label(scores.argmax(axis=-1).astype(jnp.int32), scores)
+    raised = scores + rounding
+    of_label = jnp.where(is_label, scores - rounding, -jnp.inf).max(axis=-1, keepdims=True)
+    return jnp.where(is_label, -jnp.inf, raised - of_label)
 
 
 def _largest_radius(is_safe: Callable[[jax.Array], jax.Array], log_odds: jax.Array) -> jax.Array:
     """Bisects log rho for the largest safe radius, below which all are; zero where none is."""
-    high = jnp.full(len(log_odds), _LARGEST_LOG, log_odds.dtype)
+    low, high = (jnp.full_like(log_odds[:, 0], end) for end in _LOG_RADII)
 
     def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
@@ -212,5 +277,5 @@ def _largest_radius(is_safe: Callable[[jax.Array], jax.Array], log_odds: jax.Arr
         safe = is_safe(jnp.exp(middle))
         return jnp.where(safe, middle, low), jnp.where(safe, high, middle)
 
-    low, _ = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (-high, high))
-    return jnp.where(low > -high, 0.999 * jnp.exp(low), 0)  # less than what rounding may add
+    found, _ = jax.lax.fori_loop(0, _NUM_HALVINGS, halve, (low, high))
+    return jnp.where(found > low, 0.999 * jnp.exp(found), 0)  # less than what rounding may add

@@ -2,11 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_floating
+from jacfuse_jax._checks import check_floating, check_scalar, check_valid_range
 
 ValidRange = tuple[ArrayLike, ArrayLike]
 
@@ -20,19 +18,20 @@ def check_batch(x: ArrayLike) -> jax.Array:
     return array
 
 
-def check_bounds(valid_range: ValidRange, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns low and high in the shape and dtype of x; raises unless low <= high everywhere."""
-    if not any(isinstance(bound, Tracer) for bound in valid_range):
-        low, high = (np.asarray(bound) for bound in valid_range)
-        if not np.all(low <= high):  # NaN fails
-            raise ValueError(f"valid_range must be (low, high) with low <= high, got {valid_range}")
-    low, high = (broadcast("valid_range", bound, x) for bound in valid_range)
-    return low, high
+def check_fraction(fraction: ArrayLike, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns x and the fraction in its dtype; raises unless it is a scalar in [0, 1].
+
+    Where a traced one is not, x becomes NaN: less than no number nothing would be corrupted.
+    """
+    scalar = check_scalar("fraction", fraction, x.dtype, high=1)
+    return jnp.where(jnp.isnan(scalar), jnp.nan, x), scalar
 
 
 def clip(x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
     """Clips to the valid range, if there is one."""
-    return x if valid_range is None else jnp.clip(x, *check_bounds(valid_range, x))
+    if valid_range is None:
+        return x
+    return jnp.clip(x, *check_valid_range("valid_range", valid_range, x))
 
 
 def fill(x: jax.Array, where: jax.Array, fill_value: ArrayLike) -> jax.Array:
@@ -65,5 +64,5 @@ def random_band(key: jax.Array, num_samples: int, length: int, width: jax.Array)
     room = length - width
     start = jnp.floor(jax.random.uniform(key, (num_samples, 1), width.dtype) * (room + 1))
     start = jnp.minimum(start, room)  # the product can round up
-    position = jnp.arange(length)
+    position = jnp.arange(length, dtype=width.dtype)[None]
     return (position >= start) & (position < start + width)

@@ -11,8 +11,14 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_scalar
-from jacfuse_jax.corruptions._inputs import ValidRange, check_batch, clip, fill, random_band
+from jacfuse_jax.corruptions._inputs import (
+    ValidRange,
+    check_batch,
+    check_fraction,
+    clip,
+    fill,
+    random_band,
+)
 
 
 def white_noise(
@@ -85,7 +91,9 @@ def pink_noise(
     frequency = np.arange(1, num_steps // 2 + 1)
     amplitude = jnp.asarray(np.concatenate([[0], frequency**-0.5]), x.dtype)
     white = jnp.moveaxis(jax.random.normal(key, x.shape, x.dtype), axis, -1)
-    pink = jnp.fft.irfft(amplitude * jnp.fft.rfft(white), num_steps)
+    spectrum = jnp.fft.rfft(white)
+    amplitude = amplitude.reshape((1,) * (white.ndim - 1) + amplitude.shape)
+    pink = jnp.fft.irfft(amplitude.astype(spectrum.dtype) * spectrum, num_steps)
     return clip(_add_noise(x, jnp.moveaxis(pink, -1, axis), snr_db), valid_range)
 
 
@@ -191,7 +199,7 @@ def clipping(x: ArrayLike, *, fraction: ArrayLike) -> jax.Array:
       ValueError: fraction lies outside [0, 1].
     """
     x = check_batch(x)
-    fraction = check_scalar("fraction", fraction, x.dtype, high=1)
+    x, fraction = check_fraction(fraction, x)
     bound = fraction * jnp.abs(x).max(axis=tuple(range(1, x.ndim)), keepdims=True)
     return jnp.clip(x, -bound, bound)
 
@@ -210,7 +218,7 @@ def _mask_band(
 ) -> jax.Array:
     """Fills one band per sample along an axis."""
     x = check_batch(x)
-    fraction = check_scalar("fraction", fraction, x.dtype, high=1)
+    x, fraction = check_fraction(fraction, x)
     _check_axis(axis, x)
     length = x.shape[axis]
     band = random_band(key, x.shape[0], length, jnp.round(fraction * length))

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_scalar
-from jacfuse_jax.corruptions._inputs import ValidRange, check_batch, clip, fill, per_sample_shape
+from jacfuse_jax.corruptions._inputs import (
+    ValidRange,
+    check_batch,
+    check_fraction,
+    clip,
+    fill,
+    per_sample_shape,
+)
 
 
 def gaussian_noise(
@@ -55,7 +62,7 @@ def missing(
       ValueError: fraction lies outside [0, 1].
     """
     x = check_batch(x)
-    fraction = check_scalar("fraction", fraction, x.dtype, high=1)
+    x, fraction = check_fraction(fraction, x)
     return fill(x, jax.random.uniform(key, x.shape, x.dtype) < fraction, fill_value)
 
 
@@ -109,7 +116,7 @@ def missing_modality(
       ValueError: fraction lies outside [0, 1].
     """
     x = check_batch(x)
-    fraction = check_scalar("fraction", fraction, x.dtype, high=1)
+    x, fraction = check_fraction(fraction, x)
     return fill(x, jax.random.uniform(key, per_sample_shape(x), x.dtype) < fraction, fill_value)
 
 
@@ -138,11 +145,11 @@ def mismatched_pair(key: jax.Array, x: ArrayLike, *, fraction: ArrayLike) -> jax
       ValueError: fraction lies outside [0, 1], or B < 2.
     """
     x = check_batch(x)
-    fraction = check_scalar("fraction", fraction, x.dtype, high=1)
+    x, fraction = check_fraction(fraction, x)
     num_samples = x.shape[0]
     if num_samples < 2:
         raise ValueError(f"x must hold at least 2 samples to trade inputs, got {num_samples}")
-    num_moved = jnp.round(fraction * num_samples)
+    num_moved = jnp.round(fraction * num_samples).astype(int)
     num_moved = jnp.where(num_moved == 1, 2, num_moved)
     order = jax.random.permutation(key, num_samples)
     place = jnp.arange(num_samples)

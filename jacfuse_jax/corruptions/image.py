@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_scalar
+from jacfuse_jax._checks import check_scalar, check_valid_range
 from jacfuse_jax.corruptions._inputs import (
     ValidRange,
     check_batch,
-    check_bounds,
+    check_fraction,
     clip,
     fill,
     random_band,
@@ -44,7 +44,7 @@ def shot_noise(
     """
     x = _check_images(x)
     photons = check_scalar("photons", photons, x.dtype, high=_MAX_PHOTONS, positive=True)
-    low, high = check_bounds(valid_range, x)
+    low, high = check_valid_range("valid_range", valid_range, x)
     span = high - low
     share = jnp.clip((x - low) / jnp.where(span > 0, span, 1), 0, 1)
     # One key a sample: JAX redraws counts that it has accepted for as long as others of the same
@@ -75,8 +75,8 @@ def impulse_noise(
         fails.
     """
     x = _check_images(x)
-    fraction = check_scalar("fraction", fraction, x.dtype, high=1)
-    low, high = check_bounds(valid_range, x)
+    x, fraction = check_fraction(fraction, x)
+    low, high = check_valid_range("valid_range", valid_range, x)
     u = jax.random.uniform(key, x.shape, x.dtype)
     return jnp.where(u < fraction / 2, low, jnp.where(u >= 1 - fraction / 2, high, x))
 
@@ -136,7 +136,7 @@ def occlusion(
       DeVries, Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
     """
     x = _check_images(x)
-    fraction = check_scalar("fraction", fraction, x.dtype, high=1)
+    x, fraction = check_fraction(fraction, x)
     num_samples, *_, height, width, _ = x.shape
     side = jnp.minimum(jnp.round(jnp.sqrt(fraction * (height * width))), min(height, width))
     key_rows, key_columns = jax.random.split(key)

@@ -1,7 +1,16 @@
 """Late fusion of classifiers, one per modality: logits in, log-probabilities out, no training.
 
 All rules take `logits`, {modality: (B, K)}, and treat samples independently: a NaN stays in its
-sample. They work under `jax.jit`, `jax.vmap` and `jax.grad`; modality names are static.
+sample. They work under `jax.jit`, `jax.vmap` and `jax.grad`; modality names are static. bfloat16
+and float16 are computed in float32, and log-probabilities come back in the dtype of the logits.
+
+A logit of -inf in a row that has a finite entry is a probability of zero. A row with NaN or +inf,
+or with nothing finite, says nothing: where `contaminated_fusion` and `cascade_fusion` believe the
+modality perturbed it counts as the prior, a modality dropped by scale = 0 needs none, and elsewhere
+the sample is NaN. So is a sample all of whose classes are excluded by one modality or another.
+
+A class prior must sum to one to within 1e-3, and is then normalised. Arguments that are known are
+checked; what `jax.jit` traces becomes NaN where it is out of its range.
 
 Logits and the prior may be arrays of any framework with `__dlpack__`, torch among them. On the same
 device their memory is read in place where alignment (64 bytes on CPU) and strides allow it: do not

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import AnyArray, check_modalities, check_scalar
+from jacfuse_jax._checks import AnyArray, check_modalities, check_scalar, in_dtype_of
 from jacfuse_jax.fusion.contaminated import contaminated_fusion
 from jacfuse_jax.fusion.static import check_inputs, fuse_independent
 
@@ -71,4 +71,4 @@ def cascade_fusion(
         return fused
     log_trusted = fuse_independent(trusted, log_prior)
     is_sure = jnp.exp(log_trusted.max(axis=-1, keepdims=True)) > confidence
-    return jnp.where(is_sure, log_trusted, fused)
+    return in_dtype_of(logits, jnp.where(is_sure, log_trusted, fused))

@@ -1,6 +1,7 @@
 """Fusion of contaminated likelihoods: modalities whose influence is bounded, whatever they say."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,15 @@ from jacfuse_jax._checks import (
     AnyArray,
     as_array,
     check_class_prior,
-    check_floating,
     check_modalities,
     check_scalar,
+    in_dtype_of,
+    in_full_precision,
 )
-from jacfuse_jax.fusion.static import check_inputs
+from jacfuse_jax._simplex import says_nothing
+from jacfuse_jax.fusion.static import check_inputs, log_ratio, temper
+
+_LARGEST = 80.0  # logarithm of a weight that neither dtype overflows at
 
 
 def contaminated_log_probs(
@@ -43,13 +48,12 @@ def contaminated_log_probs(
     References:
       Huber, "Robust Estimation of a Location Parameter", 1964 (the contamination model).
     """
-    array = as_array(logits)
-    check_floating("logits", array)
+    array = in_full_precision("logits", as_array(logits))
     if array.ndim != 2:
         raise ValueError(f"logits must have shape (B, K), got {array.shape}")
     log_prior = jnp.log(check_class_prior(class_prior, array.shape[1], array.dtype))
     e = check_scalar("contamination", contamination, array.dtype, high=1)
-    return _contaminate(array, log_prior, e)
+    return in_dtype_of({"": logits}, _contaminate(array, log_prior, e))
 
 
 def contaminate_modalities(
@@ -81,7 +85,8 @@ def contaminate_modalities(
     names = check_modalities("perturbed", perturbed, arrays)
     e = check_scalar("contamination", contamination, log_prior.dtype, high=1)
     return {
-        name: _contaminate(z, log_prior, e) if name in names else z for name, z in arrays.items()
+        name: in_dtype_of(logits, _contaminate(z, log_prior, e) if name in names else z)
+        for name, z in arrays.items()
     }
 
 
@@ -128,7 +133,8 @@ def contaminated_fusion(
     e = check_scalar("contamination", contamination, log_prior.dtype, high=1)
     t = check_scalar("tempering", tempering, log_prior.dtype, high=1)
     log_ratios = tempered_log_ratios(arrays, log_prior, names, e, t)
-    return jax.nn.log_softmax(sum(log_ratios.values(), start=log_prior))
+    fused = jax.nn.log_softmax(sum(log_ratios.values(), start=log_prior[None]))
+    return in_dtype_of(logits, fused)
 
 
 def tempered_log_ratios(
@@ -140,13 +146,37 @@ def tempered_log_ratios(
 ) -> dict[str, jax.Array]:
     """t_m (log p~_m - log prior), (B, K), of every modality; see `contaminated_fusion`."""
     return {
-        name: t * (_contaminate(z, log_prior, e) - log_prior)
+        name: temper(_contaminate(z, log_prior, e) - log_prior[None], t)
         if name in perturbed
-        else jax.nn.log_softmax(z) - log_prior
+        else log_ratio(z, log_prior)
         for name, z in logits.items()
     }
 
 
 def _contaminate(z: jax.Array, log_prior: jax.Array, e: jax.Array) -> jax.Array:
-    """log((1 - e) softmax(z) + e prior), exact for e = 0 and e = 1."""
-    return jnp.logaddexp(jnp.log1p(-e) + jax.nn.log_softmax(z), jnp.log(e) + log_prior)
+    """log((1 - e) softmax(z) + e prior) of rows (B, K); the prior of a row that says nothing."""
+    log_prior = jnp.broadcast_to(log_prior[None], z.shape)
+    is_nothing = says_nothing(z)
+    log_q = jax.nn.log_softmax(jnp.where(is_nothing, 0, z))
+    return log_mixture(jnp.where(is_nothing, log_prior, log_q), log_prior, e)
+
+
+@jax.custom_jvp
+def log_mixture(log_q: jax.Array, log_prior: jax.Array, e: jax.Array) -> jax.Array:
+    """log((1 - e) q + e prior), exact for e = 0 and e = 1; arrays of one shape, e a scalar."""
+    return jnp.logaddexp(jnp.log1p(-e) + log_q, jnp.log(e) + log_prior)
+
+
+@log_mixture.defjvp
+def _(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> Any:
+    """By weights of q and prior in the mixture: through log e, e = 0 and 1 would give NaN."""
+    log_q, log_prior, e = primals
+    log_mixed = log_mixture(log_q, log_prior, e)
+    # What q = 0 and e = 0 have no weight in is -inf, and stays so.
+    weight_q, weight_prior = (
+        jnp.exp(jnp.where(log_mixed == -jnp.inf, -jnp.inf, jnp.minimum(x - log_mixed, _LARGEST)))
+        for x in (log_q, log_prior)
+    )
+    d_q, d_prior, d_e = tangents
+    moved = (1 - e) * weight_q * d_q + e * weight_prior * d_prior
+    return log_mixed, moved + (weight_prior - weight_q) * d_e

@@ -1,5 +1,6 @@
 """Robust fusion: logits of perturbed modalities recalibrated per sample."""
 
+import functools
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, get_args
 
@@ -11,9 +12,12 @@ from jacfuse_jax._checks import (
     AnyArray,
     check_batch_size,
     check_choice,
+    check_mapping,
     check_modalities,
     check_scalar,
+    in_dtype_of,
 )
+from jacfuse_jax._simplex import complement, fill_excluded
 from jacfuse_jax.fusion.static import check_inputs, fuse_independent
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg.gram import (
@@ -39,6 +43,7 @@ class FusedOutput(NamedTuple):
       log_probs: (B, K), normalised log-probabilities.
       jacobian_norm: (B,), sqrt(sum_m ||J R_m W_m^T||_F^2) over the perturbed modalities m, with J
         at the final prediction: its sensitivity to their features, the matrices R_m held fixed.
+        Known to a few eps of ||J|| sqrt(sum_m ||W_m||_F^2).
       converged: (B,), bool, whether the last iteration moved no probability by more than `atol`.
     """
 
@@ -79,12 +84,15 @@ def robust_fusion(
         spectrum is decomposed first; derivatives in it are NaN where its eigenvalues repeat.
       "eigh", "bartels_stewart": `linalg.solve_generalized`, O(K^3) a sample, differentiable in
         any G. c J^2 and G are then known to rounding only, so that R has an absolute error of about
-        eps c ||J||^2 ||G||: mind small gammas in float32.
+        K eps c ||J||^2 ||G||: mind small gammas in float32.
 
     gamma = 1 is statistical fusion. As gamma -> 0, R_m tends to averaging over classes where p is
     not saturated and G_m is invertible: modality m says nothing any more, and what remains is
     softmax(sum of the other z - (M - 1) log prior). Components of z_m in the null space of G_m,
     which no change of the features can reach, stay as they are.
+
+    A class that z_m excludes by a logit of -inf stays excluded; for the other classes its logit
+    reads as that of the least likely of them.
 
     Where p is saturated, J and with it the recalibration vanish, also when a strong attack has
     saturated p on a wrong class. Unlike in statistical fusion, a constant added to all entries of
@@ -106,8 +114,8 @@ def robust_fusion(
         on CPU, so that they stay in cache, and 2^26 on accelerators.
 
     Returns:
-      `FusedOutput(log_probs (B, K), jacobian_norm (B,), converged (B,))`, the first two in the
-      dtype of the logits.
+      `FusedOutput(log_probs (B, K), jacobian_norm (B,), converged (B,))`, the first in the dtype of
+      the logits, the second in float32 for half precision.
 
     Raises:
       TypeError: an array is not float32 or float64.
@@ -122,6 +130,7 @@ def robust_fusion(
     arrays, log_prior = check_inputs(logits, class_prior)
     dtype = log_prior.dtype
     names = check_modalities("perturbed", perturbed, arrays)
+    check_mapping("grams", grams, "spectrum or (K, K)")
     check_modalities("perturbed", names, grams)
     shape = next(iter(arrays.values())).shape
     check_choice("solver", solver, get_args(Solver))
@@ -130,7 +139,34 @@ def robust_fusion(
     check_batch_size(batch_size)
     if num_iterations < 1:
         raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
-    strength = jnp.where((gamma > 0) & (gamma <= 1), (1 - gamma) / gamma, jnp.nan)
+    out = _fuse(
+        arrays,
+        log_prior,
+        checked,
+        (1 - gamma) / gamma,
+        jnp.asarray(atol, dtype),
+        names,
+        num_iterations,
+        solver,
+        batch_size,
+    )
+    return out._replace(log_probs=in_dtype_of(logits, out.log_probs))
+
+
+# Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
+@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8))
+def _fuse(
+    logits: dict[str, jax.Array],
+    log_prior: jax.Array,
+    grams: list[GramSpectrum | jax.Array],
+    strength: jax.Array,
+    atol: jax.Array,
+    names: tuple[str, ...],
+    num_iterations: int,
+    solver: Solver,
+    batch_size: int | None,
+) -> FusedOutput:
+    """`robust_fusion` of arguments that are checked; Gram matrices in the order of `names`."""
 
     def fuse_sample(sample: dict[str, jax.Array], *grams: GramSpectrum | jax.Array) -> FusedOutput:
         def iterate(log_probs: jax.Array) -> tuple[jax.Array, list[_Recalibration]]:
@@ -138,7 +174,7 @@ def robust_fusion(
             recalibrations = [_recalibration(probs, gram, strength, solver) for gram in grams]
             fused = dict(sample)
             for name, recalibration in zip(names, recalibrations, strict=True):
-                fused[name] = recalibration.apply(sample[name])
+                fused[name] = _recalibrate(recalibration, sample[name])
             return fuse_independent(fused, log_prior), recalibrations
 
         log_probs = fuse_independent(sample, log_prior)
@@ -150,11 +186,15 @@ def robust_fusion(
             )
         final, recalibrations = iterate(log_probs)
         probs = jnp.exp(final)
-        squares = (recalibration.squared_norm(probs) for recalibration in recalibrations)
         change = jnp.abs(probs - jnp.exp(log_probs)).max()
-        return FusedOutput(final, _sqrt(sum(squares, start=jnp.zeros((), dtype))), change <= atol)
+        # Squares of entries of this size would underflow long before it does.
+        scale = jax.lax.stop_gradient((probs * complement(probs)).max())
+        scale = jnp.where(scale > 0, scale, 1)
+        squares = (recalibration.squared_norm(probs, scale) for recalibration in recalibrations)
+        norm = scale * _sqrt(sum(squares, start=jnp.zeros((), log_prior.dtype)))
+        return FusedOutput(final, norm, change <= atol)
 
-    return map_samples(fuse_sample, arrays, *checked, batch_size=batch_size)
+    return map_samples(fuse_sample, logits, *grams, batch_size=batch_size)
 
 
 class _ClosedForm(NamedTuple):
@@ -167,10 +207,12 @@ class _ClosedForm(NamedTuple):
         """R z."""
         return apply_recalibration(self.columns, self.spectrum, logits)
 
-    def squared_norm(self, probs: jax.Array) -> jax.Array:
-        """||J R G^(1/2)||_F^2 = sum_j g_j ||J y_j||^2."""
-        mean = sum_or_product(probs, self.columns)
-        j_columns = probs[:, None] * (self.columns - mean)
+    def squared_norm(self, probs: jax.Array, scale: jax.Array) -> jax.Array:
+        """||J R G^(1/2)||_F^2 = sum_j g_j ||J y_j||^2, J divided by the scale."""
+        # From the likeliest class's entry, to which the mean rounds where its p rounds to one.
+        columns = self.columns - self.columns[probs.argmax()][None]
+        mean = sum_or_product(probs, columns)
+        j_columns = (probs / scale)[:, None] * (columns - mean[None])
         return jnp.sum(self.spectrum.eigenvalues * jnp.sum(j_columns**2, axis=0))
 
 
@@ -184,13 +226,22 @@ class _Matrix(NamedTuple):
         """R z."""
         return jnp.matmul(self.matrix, logits, precision=_HIGHEST)
 
-    def squared_norm(self, probs: jax.Array) -> jax.Array:
-        """||J R G^(1/2)||_F^2 = tr(J R G R^T J)."""
-        j_matrix = jnp.matmul(softmax_jacobian(probs), self.matrix, precision=_HIGHEST)
+    def squared_norm(self, probs: jax.Array, scale: jax.Array) -> jax.Array:
+        """||J R G^(1/2)||_F^2 = tr(J R G R^T J), J divided by the scale."""
+        j_matrix = jnp.matmul(softmax_jacobian(probs) / scale, self.matrix, precision=_HIGHEST)
         return jnp.sum(jnp.matmul(j_matrix, self.gram, precision=_HIGHEST) * j_matrix)
 
 
 _Recalibration = _ClosedForm | _Matrix
+
+
+def _recalibrate(recalibration: _Recalibration, logits: jax.Array) -> jax.Array:
+    """R z, where a class that z excludes stays excluded.
+
+    J and the rest of R do without it, as p = 0; its logit would be multiplied by zeros.
+    """
+    filled, is_excluded = fill_excluded(logits)
+    return jnp.where(is_excluded, -jnp.inf, recalibration.apply(filled))
 
 
 def _recalibration(

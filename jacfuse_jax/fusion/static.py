@@ -1,5 +1,6 @@
 """Fixed rules: the same for every sample, whatever its Jacobian."""
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -12,6 +13,7 @@ from jacfuse_jax._checks import (
     check_logits,
     check_modalities,
     check_scalar,
+    in_dtype_of,
 )
 
 
@@ -31,9 +33,8 @@ def mean_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
       TypeError: logits are not float32 or float64.
       ValueError: shapes disagree.
     """
-    arrays = check_logits(logits)
-    log_probs = jnp.stack([jax.nn.log_softmax(z) for z in arrays.values()])
-    return jax.nn.logsumexp(log_probs, axis=0) - jnp.log(jnp.asarray(len(arrays), log_probs.dtype))
+    log_probs = jnp.stack([jax.nn.log_softmax(z) for z in check_logits(logits).values()])
+    return in_dtype_of(logits, jax.nn.logsumexp(log_probs, axis=0) - math.log(len(log_probs)))
 
 
 def max_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
@@ -55,7 +56,7 @@ def max_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
       Kittler, Hatef, Duin, Matas, "On Combining Classifiers", 1998.
     """
     log_probs = jnp.stack([jax.nn.log_softmax(z) for z in check_logits(logits).values()])
-    return jax.nn.log_softmax(log_probs.max(axis=0))
+    return in_dtype_of(logits, jax.nn.log_softmax(log_probs.max(axis=0)))
 
 
 def product_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
@@ -78,7 +79,7 @@ def product_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
     """
     arrays = check_logits(logits)
     first = next(iter(arrays.values()))
-    return fuse_independent(arrays, jnp.zeros(first.shape[-1], first.dtype))
+    return in_dtype_of(logits, fuse_independent(arrays, jnp.zeros(first.shape[-1], first.dtype)))
 
 
 def statistical_fusion(logits: Mapping[str, AnyArray], class_prior: AnyArray) -> jax.Array:
@@ -98,7 +99,7 @@ def statistical_fusion(logits: Mapping[str, AnyArray], class_prior: AnyArray) ->
       TypeError: logits are not float32 or float64.
       ValueError: shapes disagree, or a prior is not positive.
     """
-    return fuse_independent(*check_inputs(logits, class_prior))
+    return in_dtype_of(logits, fuse_independent(*check_inputs(logits, class_prior)))
 
 
 def scaled_fusion(
@@ -131,11 +132,12 @@ def scaled_fusion(
     arrays, log_prior = check_inputs(logits, class_prior)
     names = check_modalities("perturbed", perturbed, arrays)
     scale = check_scalar("scale", scale, log_prior.dtype, high=1)
-    log_ratios = (
-        (scale if name in names else 1) * (jax.nn.log_softmax(z) - log_prior)
-        for name, z in arrays.items()
-    )
-    return jax.nn.log_softmax(sum(log_ratios, start=log_prior))
+    log_ratios = [log_ratio(z, log_prior) for z in arrays.values()]
+    tempered = [
+        temper(ratio, scale) if name in names else ratio
+        for name, ratio in zip(arrays, log_ratios, strict=True)
+    ]
+    return in_dtype_of(logits, jax.nn.log_softmax(sum(tempered, start=log_prior[None])))
 
 
 def check_inputs(
@@ -150,5 +152,21 @@ def check_inputs(
 def fuse_independent(logits: Mapping[str, jax.Array], log_prior: jax.Array) -> jax.Array:
     """Log softmax(sum_m z_m - (M - 1) log prior) over the last axis."""
     # Normalising each modality first keeps the sum of large logits from losing digits.
-    log_probs = sum(jax.nn.log_softmax(z) for z in logits.values())
-    return jax.nn.log_softmax(log_probs - (len(logits) - 1) * log_prior)
+    terms = [jax.nn.log_softmax(z) for z in logits.values()]
+    log_probs = sum(terms[1:], start=terms[0])
+    return jax.nn.log_softmax(log_probs - (len(logits) - 1) * like_rows(log_prior, log_probs))
+
+
+def log_ratio(z: jax.Array, log_prior: jax.Array) -> jax.Array:
+    """The log-likelihood ratios log softmax(z) - log prior of rows (..., K)."""
+    return jax.nn.log_softmax(z) - like_rows(log_prior, z)
+
+
+def temper(log_ratios: jax.Array, t: jax.Array) -> jax.Array:
+    """Log-ratios times t; zero where t = 0, whatever they are."""
+    return t * jnp.where((t == 0) & ~jnp.isfinite(log_ratios), 0, log_ratios)
+
+
+def like_rows(vector: jax.Array, rows: jax.Array) -> jax.Array:
+    """(K,) with as many axes as rows (..., K)."""
+    return vector.reshape((1,) * (rows.ndim - 1) + vector.shape)

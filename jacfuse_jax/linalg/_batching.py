@@ -67,7 +67,7 @@ def over_batch(kernel: Callable[..., Any]) -> Callable[..., Any]:
             return jnp.pad(x, padding).reshape(num_chunks, size, *x.shape[1:])
 
         chunks = jax.lax.map(lambda xs: whole(*xs), tuple(split(x) for x in arrays))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:batch], chunks)
+        return jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2)[:batch], chunks)
 
     @jax.custom_batching.custom_vmap
     def apply(*arrays: jax.Array) -> Any:
@@ -79,8 +79,8 @@ def over_batch(kernel: Callable[..., Any]) -> Callable[..., Any]:
             x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
             for x, batched in zip(arrays, in_batched, strict=True)
         )
-        out = apply(*(x.reshape(-1, *x.shape[2:]) for x in full))
-        out = jax.tree.map(lambda x: x.reshape(axis_size, -1, *x.shape[1:]), out)
+        out = apply(*(jax.lax.collapse(x, 0, 2) for x in full))
+        out = jax.tree.map(lambda x: x.reshape(axis_size, len(x) // axis_size, *x.shape[1:]), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return apply

@@ -182,7 +182,7 @@ def _transpose(factors: _Factors) -> _Factors:
 def _solve_factored(form: Form, factors: tuple[_Factors, _Factors], c: jax.Array) -> jax.Array:
     """L^-1(C) from the factors of A and B, without refinement; real where C is."""
     q_a, q_b = factors[0].q, factors[1].q
-    rotated = product(product(_adjoint(q_a), c), q_b)
+    rotated = product(product(_adjoint(q_a), c.astype(q_a.dtype)), q_b)
     x = product(product(q_a, _solve_diagonalised(form, factors, rotated)), _adjoint(q_b))
     return x if jnp.iscomplexobj(c) else x.real
 
@@ -191,9 +191,9 @@ def _solve_diagonalised(form: Form, factors: tuple[_Factors, _Factors], c: jax.A
     """The equation with T_A and T_B in the place of A and B."""
     a, b = factors
     if a.t is None or b.t is None:
-        return c / nonzero(divisors(form, a.eigenvalues, b.eigenvalues))
+        return c / nonzero(divisors(form, a.eigenvalues, b.eigenvalues)).astype(c.dtype)
     flat = (
-        jnp.broadcast_to(x, (*c.shape[:-2], *x.shape[-2:])).reshape(-1, *x.shape[-2:])
+        jax.lax.collapse(jnp.broadcast_to(x, (1, *c.shape[:-2], *x.shape[-2:])), 0, c.ndim - 1)
         for x in (a.t, b.t, c)
     )
     return solve_triangular(form, *flat).reshape(c.shape)

@@ -1,5 +1,7 @@
 """Scaling by powers of two, which rounds nothing, and norms that neither overflow nor underflow."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -12,7 +14,13 @@ def power_of_two_scale(x: jax.Array) -> jax.Array:
     return jnp.where(size > 0, jnp.clip(scale, info.tiny, info.max / 4), 1)
 
 
+def complex_dtype(dtype: Any) -> Any:
+    """The complex dtype of the precision of `dtype`."""
+    return jnp.complex128 if jnp.finfo(dtype).bits == 64 else jnp.complex64
+
+
 def frobenius_norm(x: jax.Array) -> jax.Array:
     """||X||_F of matrices (..., m, n)."""
     scale = power_of_two_scale(x)
-    return scale * jnp.sqrt((jnp.abs(x / scale[..., None, None]) ** 2).sum(axis=(-2, -1)))
+    scaled = x / scale[..., None, None].astype(x.dtype)
+    return scale * jnp.sqrt((jnp.abs(scaled) ** 2).sum(axis=(-2, -1)))

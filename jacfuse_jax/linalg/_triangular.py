@@ -57,8 +57,8 @@ def solve_triangular(form: Form, a: jax.Array, b: jax.Array, c: jax.Array) -> ja
         top, left = (num_rows - 1 - step % num_rows) * rows, (step // num_rows) * columns
         a_columns, b_rows = _columns(a, top, rows), _rows(b, left, columns)
         a_block, b_block = _rows(a_columns, top, rows), _columns(b_rows, left, columns)
-        above = jnp.where(jnp.arange(a.shape[1])[:, None] < top, a_columns, 0)
-        right = jnp.where(jnp.arange(b.shape[2]) >= left + columns, b_rows, 0)
+        above = jnp.where(jnp.arange(a.shape[1])[None, :, None] < top, a_columns, 0)
+        right = jnp.where(jnp.arange(b.shape[2])[None, None] >= left + columns, b_rows, 0)
         c, s = state
         rhs = _columns(_rows(c, top, rows), left, columns)
         if s is None:
@@ -110,10 +110,10 @@ def _make_kernel(form: Form):
         m, n, batch = c.shape
         a_diagonal = jnp.diagonal(a).T
         b_diagonal = jnp.diagonal(b).T
-        strict = (jnp.arange(m)[:, None] < jnp.arange(m))[..., None]
+        strict = (jnp.arange(m)[:, None] < jnp.arange(m)[None])[..., None]
         # Anti-diagonal d holds column k in row i = m - 1 - d + k. Padding keeps slices inside.
         a_strict = jnp.pad(jnp.where(strict, a, 0), ((0, 0), (n - 1, n), (0, 0)))
-        strict = (jnp.arange(n)[:, None] < jnp.arange(n))[..., None]
+        strict = (jnp.arange(n)[:, None] < jnp.arange(n)[None])[..., None]
         b_strict = jnp.pad(jnp.where(strict, b, 0), ((m - 1, m), (0, 0), (0, 0)))
         a_padded = jnp.pad(a_diagonal, ((n - 1, n), (0, 0)))
 
@@ -132,12 +132,12 @@ def _make_kernel(form: Form):
             rhs = antidiagonal(c, first)
             if s is None:
                 v = x = rhs / nonzero(a_k + b_diagonal)
-                c = c - a_columns * x
+                c = c - a_columns * x[None]
             else:
                 known = antidiagonal(s, first)
                 x = (rhs - b_diagonal * known) / nonzero(1 + a_k * b_diagonal)
                 v = known + a_k * x
-                s = s + a_columns * x
+                s = s + a_columns * x[None]
             v_of_row = jax.lax.dynamic_slice_in_dim(jnp.pad(v, ((m - 1, m), (0, 0))), d, m)
             b_rows = jax.lax.dynamic_slice_in_dim(b_strict, d, m)
             return c - b_rows * v_of_row[:, None], s
@@ -146,7 +146,7 @@ def _make_kernel(form: Form):
         c, s = jax.lax.fori_loop(0, m + n - 1, step, state)
         # What is left on the right-hand side of entry (i, k) when its turn came is there still.
         divisor = jnp.moveaxis(divisors(form, a_diagonal.T, b_diagonal.T), 0, -1)
-        return (c if s is None else c - b_diagonal * s) / nonzero(divisor)
+        return (c if s is None else c - b_diagonal[None] * s) / nonzero(divisor)
 
     return kernel
 

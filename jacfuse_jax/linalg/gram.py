@@ -167,12 +167,12 @@ def recalibrated_eigenvectors(
     p, q = probs, probs**2
     s = clipped_strengths(spectrum, strength)
     V = spectrum.eigenvectors
-    E = 1 / (1 + q[:, None] * s)
+    E = 1 / (1 + q[:, None] * s[None])
     pq = jnp.stack([p, q])
     e, a = sum_or_product(pq, E)
     u, w = sum_or_product(pq, E * V)
     x, y = rank_two_coefficients(s, e, a, u, w)
-    return E * (V - p[:, None] * x - q[:, None] * y)
+    return E * (V - p[:, None] * x[None] - q[:, None] * y[None])
 
 
 def clipped_strengths(spectrum: GramSpectrum, strength: jax.Array) -> jax.Array:
@@ -187,6 +187,7 @@ def rank_two_coefficients(
 ) -> tuple[jax.Array, jax.Array]:
     """Coefficients x and y of the module's text, in the shape of the sums."""
     # Products with s come first: s a, s e and s w are bounded where e, a and w are of order 1 / s.
+    s = s.reshape((1,) * (a.ndim - 1) + s.shape)
     b, s_e, s_w = s * a, s * e, s * w
     d = a * b + e**2
     return (b * u - e * s_w) / d, -(b * s_w + s_e * u) / d
@@ -208,7 +209,9 @@ def sum_or_product(weights: jax.Array, matrix: jax.Array) -> jax.Array:
     """
     if len(matrix) > _FEW_CLASSES:
         return product(weights, matrix)
-    return jnp.sum(weights[..., None] * matrix, axis=-2)
+    return jnp.sum(
+        weights[..., None] * matrix.reshape((1,) * (weights.ndim - 1) + matrix.shape), axis=-2
+    )
 
 
 def map_samples(

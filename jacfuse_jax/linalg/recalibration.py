@@ -150,7 +150,7 @@ def _expand(spectrum: GramSpectrum, strength: jax.Array) -> _Expansion:
     largest = s.max()
     sigma = s / jnp.where(largest > 0, largest, 1)
     powers = jnp.stack([float(c[i]) * sigma**i for i in range(num_terms)])
-    return _Expansion(s, V, jnp.sqrt(_LARGEST_X / largest), powers, V * powers[:, None])
+    return _Expansion(s, V, jnp.sqrt(_LARGEST_X / largest), powers, V[None] * powers[:, None])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -230,7 +230,7 @@ def _solve_block(
     rest = jnp.where(probs > threshold, 0, probs)
     xi = (rest / threshold) ** 2
     xi_l = jnp.stack([xi**i for i in range(num_terms)], axis=1)
-    weights = jnp.stack([rest, rest**2])[:, :, None] * xi_l
+    weights = jnp.stack([rest, rest**2])[:, :, None] * xi_l[None]
     # A sum by a product, since XLA would compute the weights a second time for a reduction.
     ea = product(product(weights, jnp.ones(num_classes, probs.dtype)), powers)
     uw = product(weights.reshape(2, size, -1), products.reshape(-1, num_classes))
@@ -238,7 +238,7 @@ def _solve_block(
     top, classes = jax.lax.top_k(probs, num_likely)
     # These are so few that sums, whose terms XLA does not store, are faster than products.
     likely = jnp.where(top > threshold, top, 0)[:, :, None]
-    E, rows = 1 / (1 + likely**2 * s), V[classes]
+    E, rows = 1 / (1 + likely**2 * s[None, None]), V[classes]
     pE = likely * E
     sums = [x.sum(axis=1) for x in (pE, likely * pE, pE * rows, likely * pE * rows)]
     (e, a), (u, w) = ea + jnp.stack(sums[:2]), uw + jnp.stack(sums[2:])

@@ -21,6 +21,7 @@ References:
   Watkins, "The QR algorithm revisited", 2008.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_square
 from jacfuse_jax.linalg._batching import over_batch
-from jacfuse_jax.linalg._scaling import power_of_two_scale
+from jacfuse_jax.linalg._scaling import complex_dtype, power_of_two_scale
 
 _slice = jax.lax.dynamic_slice_in_dim
 _update = jax.lax.dynamic_update_slice_in_dim
@@ -84,12 +85,13 @@ def schur_factors(a: jax.Array) -> tuple[jax.Array, jax.Array, SchurInfo]:
     finite = jnp.isfinite(a).all(axis=(-2, -1))
     safe = jnp.where(finite[..., None, None], a, 0)
     scale = power_of_two_scale(safe)[..., None, None]
-    flat = (safe / scale).reshape(-1, n, n)
+    flat = (safe / scale.astype(a.dtype)).reshape(math.prod(batch), n, n)
     t, q, converged, num_sweeps = _schur_of_batch(flat)
-    t, q = t.reshape(a.shape) * scale, q.reshape(a.shape)
+    t, q = t.reshape(a.shape) * scale.astype(t.dtype), q.reshape(a.shape)
     info = SchurInfo(converged.reshape(batch) & finite, num_sweeps.reshape(batch))
-    failed = jnp.where(info.converged, 0, jnp.nan)[..., None, None]
-    return t + failed, q + failed, info
+    failed = ~info.converged[..., None, None]
+    t, q = (jnp.asarray(jnp.where(failed, jnp.nan, x)) for x in (t, q))
+    return t, q, info
 
 
 def _schur_kernel(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -103,10 +105,10 @@ def _schur_kernel(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Ar
     converged, num_sweeps = jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32)
     if n > 2:
         m, converged, num_sweeps = _francis(_reduce_to_hessenberg(m))
-    m = m[:n].astype(jnp.result_type(a.dtype, jnp.complex64))
+    m = m[:n].astype(complex_dtype(a.dtype))
     if n > 1:
         m = _split_blocks(m)
-    upper = _rows(n)[:, :, None] <= jnp.arange(n)[:, None]
+    upper = _rows(n)[:, :, None] <= _rows(n)[None]
     t = jnp.where(upper, m[:, :n], 0)
     return t, m[:, n + 1 :].conj().swapaxes(0, 1), converged, num_sweeps
 
@@ -121,9 +123,9 @@ def _reduce_to_hessenberg(m: jax.Array) -> jax.Array:
     def eliminate(k: jax.Array, m: jax.Array) -> jax.Array:
         column = jnp.where(_rows(size) > k, m[:, k], 0)
         v, beta = _reflector(column, column[k + 1], _rows(size) == k + 1)
-        m = m - v[:, None] * (beta * (v.conj()[:, None] * m).sum(axis=0))
+        m = m - v[:, None] * (beta[None] * (v.conj()[:, None] * m).sum(axis=0))[None]
         h = m[:, :size]
-        h = h - (beta * (h * v).sum(axis=1))[:, None] * v.conj()
+        h = h - (beta[None] * (h * v[None]).sum(axis=1))[:, None] * v.conj()[None]
         return _update(m, h, 0, axis=1)
 
     return jax.lax.fori_loop(0, size - 3, eliminate, m)
@@ -152,13 +154,15 @@ def _francis(m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
         def chase(k: jax.Array, m: jax.Array) -> jax.Array:
             rows = _slice(m, k, 3, axis=0)
-            column = jnp.where(k == top, start, _slice(rows, k - 1, 1, axis=1)[:, 0])
-            column = jnp.where((top <= k) & (k < bottom), column, 0)
+            column = jnp.where((k == top)[None], start, _slice(rows, k - 1, 1, axis=1)[:, 0])
+            column = jnp.where(((top <= k) & (k < bottom))[None], column, 0)
             v, beta = _reflector(column, column[0], _rows(3) == 0)
-            rows = rows - v[:, None] * (beta * (v.conj()[:, None] * rows).sum(axis=0))
+            rows = rows - v[:, None] * (beta[None] * (v.conj()[:, None] * rows).sum(axis=0))[None]
             m = _update(m, rows, k, axis=0)
             columns = _slice(m, k, 3, axis=1)
-            columns = columns - (beta * (columns * v).sum(axis=1))[:, None] * v.conj()
+            columns = (
+                columns - (beta[None] * (columns * v[None]).sum(axis=1))[:, None] * v.conj()[None]
+            )
             return _update(m, columns, k, axis=1)
 
         first, last = jnp.where(active, top, n).min(initial=n), bottom.max(initial=0)
@@ -172,7 +176,9 @@ def _francis(m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
                 default=lambda first, last: (jnp.zeros_like(first), jnp.full_like(last, n - 1)),
             )
         m = jax.lax.fori_loop(first, last, chase, m)
-        return _Sweeps(m, bottom, stalled, state.num_sweeps + active, state.total + 1)
+        return _Sweeps(
+            m, bottom, stalled, state.num_sweeps + active.astype(jnp.int32), state.total + 1
+        )
 
     def unfinished(state: _Sweeps) -> jax.Array:
         return (state.bottom != 0).any() & (state.total <= _SWEEPS_PER_ROW * n)
@@ -190,17 +196,18 @@ def _deflate(
     n = m.shape[0] - 1
     diagonal, below = jnp.abs(_diagonal(m, 0)), jnp.abs(_diagonal(m, -1))
     local = diagonal[:-1] + diagonal[1:]
-    local = jnp.where((local == 0) | (stalled >= _NORMWISE_AFTER), jnp.maximum(local, norm), local)
+    is_normwise = (local == 0) | (stalled >= _NORMWISE_AFTER)[None]
+    local = jnp.where(is_normwise, jnp.maximum(local, norm[None]), local)
     kept = below > jnp.finfo(m.dtype).eps * local
     # Column k keeps its entry in row k + 1 where kept[k]; below that, rounding of the reflectors.
-    row, column = jnp.arange(n + 1)[:, None, None], jnp.arange(m.shape[1])[:, None]
+    row, column = jnp.arange(n + 1)[:, None, None], jnp.arange(m.shape[1])[None, :, None]
     kept_of_column = jnp.pad(kept, ((0, m.shape[1] - n + 1), (0, 0)))
-    is_zero = (row > column + 1) | ((row == column + 1) & ~kept_of_column)
+    is_zero = (row > column + 1) | ((row == column + 1) & ~kept_of_column[None])
     m = jnp.where(is_zero & (column < n), 0, m)
     # A window ends in the last row that hangs together with the two rows above it.
     joined = kept[:-1] & kept[1:]
     bottom = jnp.where(joined, _rows(n)[2:], 0).max(axis=0)
-    top = jnp.where(~kept & (_rows(n)[1:] < bottom), _rows(n)[1:], 0).max(axis=0)
+    top = jnp.where(~kept & (_rows(n)[1:] < bottom[None]), _rows(n)[1:], 0).max(axis=0)
     return m, top, bottom
 
 
@@ -209,25 +216,26 @@ def _first_column(m: jax.Array, top: jax.Array, bottom: jax.Array, stalled: jax.
     diagonal, below, above = _diagonal(m, 0), _diagonal(m, -1), _diagonal(m, 1)
 
     def entry(values: jax.Array, row: jax.Array) -> jax.Array:
-        return jnp.where(_rows(len(values)) == row, values, 0).sum(axis=0)
+        return jnp.where(_rows(len(values)) == row[None], values, 0).sum(axis=0)
 
     last, before_last = entry(diagonal, bottom), entry(diagonal, bottom - 1)
     lower, upper = entry(below, bottom - 1), entry(above, bottom - 1)
     # The exceptional shifts of LAPACK's xLAHQR: eigenvalues of a made-up trailing block.
     exceptional = (stalled > 0) & (stalled % _EXCEPTIONAL_AFTER == 0)
     size = jnp.abs(lower) + jnp.abs(entry(below, bottom - 2))
-    last = last + jnp.where(exceptional, 0.75 * size, 0)
+    shift = size.astype(m.dtype)
+    last = last + jnp.where(exceptional, 0.75 * shift, 0)
     before_last = jnp.where(exceptional, last, before_last)
     lower, upper = (
-        jnp.where(exceptional, size, lower),
-        jnp.where(exceptional, -0.4375 * size, upper),
+        jnp.where(exceptional, shift, lower),
+        jnp.where(exceptional, -0.4375 * shift, upper),
     )
 
     h00, h10, h01 = entry(diagonal, top), entry(below, top), entry(above, top)
     h11, h21 = entry(diagonal, top + 1), entry(below, top + 1)
     r, s = last - h00, before_last - h00
     scale = sum(jnp.abs(x) for x in (r, s, lower, h10, h01))
-    scale = jnp.where(scale > 0, scale, 1)
+    scale = jnp.where(scale > 0, scale, 1).astype(m.dtype)
     return jnp.stack(
         [
             r * (s / scale) - lower * (upper / scale) + h01 * (h10 / scale),
@@ -248,12 +256,12 @@ def _split_blocks(m: jax.Array) -> jax.Array:
     diagonal, b, c = _diagonal(m, 0), _diagonal(m, 1), _diagonal(m, -1)
     p = (diagonal[:-1] - diagonal[1:]) / 2
     scale = jnp.maximum(jnp.abs(p), jnp.maximum(jnp.abs(b), jnp.abs(c)))
-    p, b, c = (x / jnp.where(scale > 0, scale, 1) for x in (p, b, c))
+    p, b, c = (x / jnp.where(scale > 0, scale, 1).astype(x.dtype) for x in (p, b, c))
     root = jnp.sqrt(p * p + b * c)
     x = jnp.where(jnp.abs(p + root) >= jnp.abs(p - root), p + root, p - root)
     norm = jnp.sqrt(jnp.abs(x) ** 2 + jnp.abs(c) ** 2)
     is_block = (c != 0) & (norm > 0)
-    norm = jnp.where(is_block, norm, 1)
+    norm = jnp.where(is_block, norm, 1).astype(x.dtype)
     x, c = jnp.where(is_block, x / norm, 1), jnp.where(is_block, c / norm, 0)
 
     # Rotation k is [[x, -conj(c)], [c, conj(x)]] on rows k and k + 1; a row is in one block only.
@@ -270,9 +278,9 @@ def _split_blocks(m: jax.Array) -> jax.Array:
     left = jnp.pad(h[:, 1:], ((0, 0), (0, 1), (0, 0)))
     right = jnp.pad(h[:, :-1], ((0, 0), (1, 0), (0, 0)))
     h = (
-        h * stay.conj()
-        + left * shifted(c, 0, down=False)
-        + right * shifted(-c.conj(), 0, down=True)
+        h * stay.conj()[None]
+        + left * shifted(c, 0, down=False)[None]
+        + right * shifted(-c.conj(), 0, down=True)[None]
     )
     return jnp.concatenate([h, m[:, n:]], axis=1)
 
@@ -281,14 +289,14 @@ def _reflector(x: jax.Array, first: jax.Array, is_first: jax.Array) -> tuple[jax
     """v, beta with (I - beta v v^H) x a multiple of e_first, x (rows, B); beta = 0 if x = 0."""
     scale = jnp.abs(x).max(axis=0)
     nonzero = scale > 0
-    safe = jnp.where(nonzero, scale, 1)
-    x, first = x / safe, first / safe
+    safe = jnp.where(nonzero, scale, 1).astype(x.dtype)
+    x, first = x / safe[None], first / safe
     norm, size = jnp.sqrt((jnp.abs(x) ** 2).sum(axis=0)), jnp.abs(first)
-    phase = jnp.where(size > 0, first / jnp.where(size > 0, size, 1), 1)
-    v = jnp.where(is_first, x + phase * norm, x)
+    phase = jnp.where(size > 0, first / jnp.where(size > 0, size, 1).astype(x.dtype), 1)
+    v = jnp.where(is_first, x + (phase * norm.astype(x.dtype))[None], x)
     # From v itself, not norm (norm + size): rounding of the phase would make Q drift from unitary.
     v_squared = (jnp.abs(v) ** 2).sum(axis=0)
-    return v, jnp.where(nonzero, 2 / jnp.where(nonzero, v_squared, 1), 0)
+    return v, jnp.where(nonzero, 2 / jnp.where(nonzero, v_squared, 1), 0).astype(x.dtype)
 
 
 def _rows(n: int) -> jax.Array:

@@ -3,6 +3,7 @@
 from typing import Any, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_choice, check_matrices, check_square
@@ -132,7 +133,12 @@ def _solve(
         raise ValueError(
             f"batch axes of {', '.join(names)} must broadcast, got {shapes}"
         ) from error
-    dtype = jnp.result_type(a, b, c)
-    arrays = (array.astype(dtype) for array in (a, b, c))
+    # Of the widest precision, complex where one of them is.
+    dtype = np.result_type(a.dtype, b.dtype, c.dtype)
+    # Batch axes of length one in front: every array has all of them.
+    ndim = max(array.ndim for array in (a, b, c))
+    arrays = (
+        array.astype(dtype).reshape((1,) * (ndim - array.ndim) + array.shape) for array in (a, b, c)
+    )
     x, info = _equations.solve(form, method, *arrays, full_output=full_output)
     return (x, info) if full_output else x

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_floating
+from jacfuse_jax._checks import check_labels, in_full_precision, known_array, pick
 
 NUM_BINS = 15
 _Z_95 = 1.959963984540054  # 97.5% quantile of the standard normal distribution
@@ -69,36 +69,38 @@ def classification_sums(
 
     Args:
       log_probs: (B, K), float32 or float64, normalised.
-      labels: (B,), integer, from 0 to K - 1; a larger one counts as wrong, NaN like the above.
-      mask: (B,), 1 for samples that count, 0 for padding; None counts all.
+      labels: (B,), integer, in 0 ... K - 1. One that is traced and is not makes the sums NaN.
+      mask: (B,), 1 for samples that count, 0 for padding, whose labels may be anything; None counts
+        all.
 
     Returns:
-      The sums, in the dtype of the log-probabilities.
+      The sums, in the dtype of the log-probabilities, float32 for half precision.
 
     Raises:
-      TypeError: log_probs are not float32 or float64.
-      ValueError: shapes disagree.
+      TypeError: log_probs are not floating, or labels not integer.
+      ValueError: shapes disagree, or a label lies outside 0 ... K - 1.
 
     References:
       Brier, "Verification of Forecasts Expressed in Terms of Probability", 1950.
       Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017 (bins).
     """
-    log_probs, labels = jnp.asarray(log_probs), jnp.asarray(labels)
-    check_floating("log_probs", log_probs)
-    weights = jnp.ones(labels.shape) if mask is None else jnp.asarray(mask)
-    if log_probs.ndim != 2 or not log_probs.shape[:1] == labels.shape == weights.shape:
-        raise ValueError(
-            "log_probs, labels and mask must be (B, K), (B,) and (B,), got "
-            f"{log_probs.shape}, {labels.shape} and {weights.shape}"
-        )
-    weights = weights.astype(log_probs.dtype)
+    log_probs = in_full_precision("log_probs", jnp.asarray(log_probs))
+    if log_probs.ndim != 2:
+        raise ValueError(f"log_probs must have shape (B, K), got {log_probs.shape}")
+    num_samples, num_classes = log_probs.shape
+    mask = known_array(np.ones(num_samples) if mask is None else mask, log_probs.dtype)
+    if mask.shape != (num_samples,):
+        raise ValueError(f"mask must have shape ({num_samples},), got {mask.shape}")
+    labels = check_labels("labels", labels, num_samples, num_classes, mask=mask)
+    weights = jnp.asarray(mask)
     valid = ~jnp.isnan(log_probs).any(axis=-1)
     confidence = jnp.where(valid, jnp.exp(log_probs.max(axis=-1)), 1)
-    correct = weights * (valid & (log_probs.argmax(axis=-1) == labels))
-    nll = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
-    one_hot = jax.nn.one_hot(labels, log_probs.shape[-1], dtype=log_probs.dtype)
+    is_correct = valid & (log_probs.argmax(axis=-1).astype(labels.dtype) == labels)
+    correct = weights * jnp.where(labels < num_classes, is_correct.astype(weights.dtype), jnp.nan)
+    nll = -pick(log_probs, labels)
+    one_hot = jax.nn.one_hot(labels, num_classes, dtype=log_probs.dtype)
     brier = jnp.square(jnp.exp(log_probs) - one_hot).sum(axis=-1)
-    brier = jnp.where(jnp.isnan(nll), jnp.nan, brier)  # a label K or above is one-hot nowhere
+    brier = jnp.where(jnp.isnan(nll), jnp.nan, brier)
     # Bins are (low, high], as in Guo et al.; confidence zero cannot occur.
     bins = jnp.clip(jnp.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
 
@@ -164,7 +166,14 @@ def wilson_interval(successes: float, count: float) -> tuple[float, float]:
 
     Returns:
       Lower and upper end, within [0, 1].
+
+    Raises:
+      ValueError: count is not positive, or successes lie outside [0, count].
     """
+    if not 0 < count < float("inf") or successes < 0 or successes > count:  # NaN stays NaN
+        raise ValueError(
+            f"successes must lie in [0, count], count be positive, got {successes} of {count}"
+        )
     p, z2 = successes / count, _Z_95**2
     centre = p + z2 / (2 * count)
     half_width = _Z_95 * np.sqrt(p * (1 - p) / count + z2 / (4 * count**2))

@@ -1,5 +1,6 @@
 """Residual networks for images, spectrograms, and the frames of a video."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -127,18 +128,23 @@ class ResNet(nnx.Module):
                 f"{self.in_channels}), got {x.shape}"
             )
         batch = x.shape[:-3]
-        x = x.reshape(-1, *x.shape[-3:])
-        x = (x - jnp.asarray(self.mean, x.dtype)) / jnp.asarray(self.stddev, x.dtype)
+        x = x.reshape(math.prod(batch), *x.shape[-3:])
+        mean, stddev = (
+            jnp.asarray(channels, x.dtype).reshape(1, 1, 1, self.in_channels)
+            for channels in (self.mean, self.stddev)
+        )
+        x = (x - mean) / stddev
         x = nnx.relu(self.stem(x))
         if self.pools:
             x = _max_pool(x)
         for blocks in self.stages:
             for block in blocks:
                 x = block(x)
-        features = x.mean(axis=(1, 2)).reshape(*batch, -1)
+        features = x.mean(axis=(1, 2)).reshape(*batch, x.shape[-1])
         if len(batch) == 2:
             features = features.mean(axis=1)
-        return UnimodalOutput(logits=self.head(features), features=features)
+        with jax.numpy_dtype_promotion("standard"):  # flax promotes inputs and parameters
+            return UnimodalOutput(logits=self.head(features), features=features)
 
 
 class NormalizedConvolution(nnx.Module):
@@ -192,7 +198,8 @@ class NormalizedConvolution(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (B, H, W, I) to (B, H', W', O)."""
-        return self.norm(self.conv(x))
+        with jax.numpy_dtype_promotion("standard"):  # flax promotes inputs and parameters
+            return self.norm(self.conv(x))
 
 
 class BasicBlock(nnx.Module):

@@ -105,7 +105,9 @@ def _train_step(
         mask = jnp.asarray(batch["mask"], losses.dtype)
         return (mask * losses).sum() / mask.sum()
 
-    optimizer.update(model, nnx.grad(mean_loss)(model))
+    gradient = nnx.grad(mean_loss)(model)
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies step counts and floats
+        optimizer.update(model, gradient)
 
 
 def _restore(

@@ -70,10 +70,10 @@ def attack_classifiers(attack, kernels, inputs, labels, seed, spoil, numbers, st
     TRACES.append(attack)
 
     def log_prob_fn(inputs):
-        radicand = spoil["radicand"] + 0 * inputs["image"].sum(axis=(1, 2))
+        radicand = spoil["radicand"] + 0 * inputs["image"].astype(float).sum(axis=(1, 2))
         nothing = jnp.sqrt(radicand) - jnp.sqrt(spoil["radicand"])
         log_probs = fused_log_probs(kernels, inputs)
-        spoilt = log_probs * spoil["factor"][:, None] + nothing[:, None]
+        spoilt = log_probs.astype(float) * spoil["factor"][:, None] + nothing[:, None]
         return spoilt.astype(log_probs.dtype)
 
     key = () if attack is attacks.fgm else (jax.random.key(seed),)

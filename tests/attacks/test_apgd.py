@@ -125,7 +125,14 @@ class TestEveryNorm:
     def test_follows_the_algorithm_of_the_paper(self, norm):
         network = Network(batch=12, num_classes=2)  # the highest loss is misclassified if any is
         epsilon = 0.5
-        budget = _budget.make_budget(network.inputs, {"image": epsilon}, norm, None)
+        budget = _budget.make_budget(
+            lambda _: jnp.zeros((12, 2)),
+            network.inputs,
+            network.labels,
+            {"image": epsilon},
+            norm,
+            None,
+        )
         start = np.asarray(_budget.random_start(jax.random.key(3), budget, norm)["image"])
         expected = by_the_paper(network, start, epsilon, norm, num_steps=40)
         found = attack_network(apgd, network, epsilon, seed=3, norm=norm, num_steps=40)
@@ -180,7 +187,9 @@ class TestEveryNorm:
         clean = model.inputs["image"]
         np.testing.assert_array_equal(found[0], clean[0])
         named = {name: model.inputs[name] for name in ("audio", "image")}
-        budget = _budget.make_budget(named, {"audio": 0.0, "image": 0.2}, norm, None)
+        log_prob_fn = functools.partial(fused_log_probs, model.kernels)
+        epsilon = {"audio": 0.0, "image": 0.2}
+        budget = _budget.make_budget(log_prob_fn, named, model.labels, epsilon, norm, None)
         start = _budget.random_start(jax.random.key(0), budget, norm)["image"]
         assert any(np.allclose(found[1], x[1]) for x in (start, clean))
         np.testing.assert_allclose(found[2:], expected[2:], atol=1e-12)

@@ -17,7 +17,7 @@ NUM_STEPS = 50
 
 @jax.jit
 def logits_fn(params, x):
-    hidden = jax.nn.relu(x.reshape(len(x), -1) @ params["hidden"] + params["bias"])
+    hidden = jax.nn.relu(x.reshape(len(x), -1) @ params["hidden"] + params["bias"][None])
     return hidden @ params["out"]
 
 
@@ -51,7 +51,9 @@ def classifier():
     def train(params):
         def train_step(carry, _):
             params, state = carry
-            updates, state = optimizer.update(jax.grad(loss_fn)(params), state)
+            gradient = jax.grad(loss_fn)(params)
+            with jax.numpy_dtype_promotion("standard"):  # optax multiplies step counts and floats
+                updates, state = optimizer.update(gradient, state)
             return (optax.apply_updates(params, updates), state), None
 
         carry = (params, optimizer.init(params))
@@ -67,7 +69,8 @@ def classifier():
 def robust_accuracies_by_foolbox(foolbox, classifier, attack, epsilons):
     fn, x, y = classifier
     model = foolbox.JAXModel(fn, bounds=(0, 1))
-    _, _, is_adversarial = attack(model, x, y, epsilons=list(epsilons))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # foolbox
+        _, _, is_adversarial = attack(model, x, y, epsilons=list(epsilons))
     return 1 - np.asarray(is_adversarial).mean(axis=1)
 
 

@@ -189,7 +189,7 @@ def test_misuse():
         key = (jax.random.key(0),) if attack_fn is attacks.pgd else ()
         return attack_fn(log_prob_fn, model.inputs, model.labels, *key, **kwargs)
 
-    with pytest.raises(ValueError, match="norm must be 'linf' or 'l2', got 'l7'"):
+    with pytest.raises(ValueError, match="norm must be one of linf, l2, got 'l7'"):
         attack(attacks.fgm, epsilon={"image": 0.1}, norm="l7")
     with pytest.raises(ValueError, match="epsilon names 'smell', but the modalities are"):
         attack(attacks.fgm, epsilon={"smell": 0.1})

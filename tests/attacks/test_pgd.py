@@ -78,7 +78,7 @@ class TestOptionsOfPgd:
 
         def log_probs(inputs):
             jax.debug.callback(lambda x: visited.append(np.asarray(x)), inputs["image"])
-            z = (inputs["image"] * kernel).sum(axis=(1, 2))
+            z = (inputs["image"] * kernel[None]).sum(axis=(1, 2))
             return jnp.stack([z, 0 * z], axis=1)
 
         labels = np.zeros(BATCH, int)

@@ -150,7 +150,7 @@ def test_pairs_of_peaks_are_the_nested_rectangles_of_the_paper(side):
     upper = side // 2
     expected = np.concatenate([rectangles(upper, side), -rectangles(side - upper, side)])
     # The window has its corner at (2, 1) of a grid of 10 x 12 positions.
-    rows, cols = np.arange(10)[:, None, None] - 2, np.arange(12)[:, None] - 1
+    rows, cols = np.arange(10)[:, None, None] - 2, np.arange(12)[None, :, None] - 1
     inside = (rows >= 0) & (rows < side) & (cols >= 0) & (cols < side)
     pair = np.array(jax.jit(_pair_of_peaks)(rows, cols, side, side, inside))[..., 0]
     np.testing.assert_allclose(pair[2 : 2 + side, 1 : 1 + side], expected / 2**0.5, rtol=1e-12)

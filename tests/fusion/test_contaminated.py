@@ -103,13 +103,15 @@ def test_recalibrated_contaminated_likelihoods_are_fused_like_logits():
     np.testing.assert_allclose(unchanged.log_probs, expected, rtol=1e-12)
 
 
-def test_nan_stays_in_its_sample():
+def test_nan_of_a_trusted_modality_stays_in_its_sample():
     logits, prior = make_problem()
     broken = {name: z.copy() for name, z in logits.items()}
     broken["audio"][2, 1] = np.nan
-    fused = np.asarray(rules.contaminated_fusion(broken, prior, contamination=0.3))
+    fuse = functools.partial(
+        rules.contaminated_fusion, class_prior=prior, contamination=0.3, perturbed=("image",)
+    )
+    fused, intact = np.asarray(fuse(broken)), np.asarray(fuse(logits))
     assert np.isnan(fused[2]).all()
-    intact = np.asarray(rules.contaminated_fusion(logits, prior, contamination=0.3))
     np.testing.assert_array_equal(np.delete(fused, 2, 0), np.delete(intact, 2, 0))
 
 

@@ -151,15 +151,13 @@ class TestMemory:
 
 
 class TestRefuses:
-    @pytest.mark.parametrize("dtype", ["int64", "bfloat16", "float16", "bool"])
+    @pytest.mark.parametrize("dtype", ["int64", "bool"])
     def test_other_dtypes(self, dtype, torch):
         message = rf"logits\['audio'\] must be float32 or float64, got {dtype}; cast it first"
         with pytest.raises(TypeError, match=message):
             fusion.mean_fusion({"audio": torch.ones((2, 3), dtype=getattr(torch, dtype))})
 
     def test_a_scalar(self):
-        with pytest.raises(TypeError, match="must be float32 or float64, got float16"):
-            fusion.mean_fusion({"audio": np.float16(1)})
         with pytest.raises(ValueError, match=r"must have shape \(B, K\), got \(\)"):
             fusion.mean_fusion({"audio": np.float32(1)})
 

@@ -97,11 +97,15 @@ def test_trouble_shows_instead_of_improving_a_figure():
     assert metrics.finalise(masked).brier == pytest.approx(2 * 0.1**2)
 
 
-def test_label_beyond_the_classes_shows():
+@pytest.mark.parametrize("label", [3, -1])
+def test_traced_label_that_is_no_class_shows_but_in_padding(label):
     log_probs = np.log(np.full((2, 3), 1 / 3))
-    result = metrics.finalise(classification_sums(log_probs, np.array([0, 3])))
-    assert result.accuracy == 0.5
-    assert np.isnan([result.nll, result.brier]).all()
+    labels = np.array([0, label])
+    result = metrics.finalise(classification_sums(log_probs, labels))
+    assert np.isnan([result.accuracy, result.ci_low, result.nll, result.brier]).all()
+    result = metrics.finalise(classification_sums(log_probs, labels, np.array([1.0, 0.0])))
+    assert result.accuracy == 1
+    assert np.isfinite(result).all()
 
 
 def test_impossible_label_costs_infinity():
@@ -111,9 +115,13 @@ def test_impossible_label_costs_infinity():
 
 def test_misuse():
     log_probs, labels = random_predictions(10)
-    with pytest.raises(ValueError, match=r"got \(10, 4\), \(9,\) and \(9,\)"):
+    with pytest.raises(ValueError, match=r"labels must have shape \(10,\), .* got \(9,\)"):
         metrics.classification_sums(log_probs, labels[:9])
     with pytest.raises(ValueError, match="no samples were counted"):
         metrics.finalise(classification_sums(log_probs, labels, np.zeros(10)))
+    with pytest.raises(ValueError, match=r"labels must lie in 0 \.\.\. 3, got -1 in row 2"):
+        metrics.classification_sums(log_probs, np.where(np.arange(10) < 2, labels, -1))
+    with pytest.raises(TypeError, match="labels must be integer, got bool"):
+        metrics.classification_sums(log_probs, labels > 0)
     with pytest.raises(TypeError, match="log_probs must be float32 or float64"):
-        metrics.classification_sums(log_probs.astype(np.float16), labels)
+        metrics.classification_sums(log_probs.astype(int), labels)

@@ -158,7 +158,7 @@ def test_features_of_a_video_are_the_mean_of_those_of_its_frames():
     frames = [classify(model)(VIDEO[:, t]).features for t in range(4)]
     np.testing.assert_allclose(output.features, np.mean(frames, axis=0), atol=1e-5)
     assert model.head.bias is not None
-    expected = output.features @ model.head.kernel[...] + model.head.bias[...]
+    expected = output.features @ model.head.kernel[...] + model.head.bias[...][None]
     np.testing.assert_allclose(output.logits, expected, atol=1e-5)
     assert output.logits.shape == (3, 5)
 

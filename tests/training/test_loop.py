@@ -1,4 +1,5 @@
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -31,7 +32,8 @@ class Normalized(nnx.Module):
         self.head = nnx.Linear(36, 2, rngs=nnx.Rngs(0))
 
     def __call__(self, x):
-        features = self.norm(x.reshape(len(x), -1))
+        with jax.numpy_dtype_promotion("standard"):  # flax normalises in the dtype of either
+            features = self.norm(x.reshape(len(x), -1))
         return UnimodalOutput(self.head(features), features)
 
 
@@ -42,7 +44,8 @@ def make_batches(epoch):
 
 
 def squared_error(model, batch):
-    return ((model(batch["inputs"]).logits[:, 0] - batch["label"]) ** 2) * batch["weight"]
+    logits = model(batch["inputs"]).logits[:, 0]
+    return (logits - batch["label"].astype(logits.dtype)) ** 2 * batch["weight"]
 
 
 def make_weighted_batches(epoch):
@@ -69,7 +72,8 @@ def assert_same_parameters(model, other):
 
 def test_learns(tmp_path):
     model = fit(tmp_path, 20)
-    assert np.mean(model(jnp.asarray(INPUTS)).logits.argmax(axis=1) == LABELS) > 0.9
+    logits = np.asarray(model(jnp.asarray(INPUTS)).logits)
+    assert np.mean(logits.argmax(axis=1) == LABELS) > 0.9
 
 
 @pytest.mark.parametrize(
