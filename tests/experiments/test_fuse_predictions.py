@@ -20,7 +20,7 @@ import scipy.special
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from experiments import fuse_predictions
+from experiments import fuse_run
 from jacfuse_jax import calibration, linalg
 from tests import reference
 from tests.experiments.fuse_runs import (
@@ -95,7 +95,7 @@ def output(tmp_path):
 class TestAgreesWithTheOracle:
     @pytest.mark.parametrize("perturbed", ["audio", "audio,video"])
     def test_rows_joined_by_id_in_chunks(self, perturbed, files, output, monkeypatch, capsys):
-        monkeypatch.setattr(fuse_predictions, "_CHUNK_ENTRIES", 7 * NUM_CLASSES)
+        monkeypatch.setattr(fuse_run, "_CHUNK_ENTRIES", 7 * NUM_CLASSES)
         fuse(*files, f"--perturbed={perturbed}", "--contamination=0.3", f"--output={output}")
         grams = {"audio": KERNEL.T @ KERNEL, "video": np.eye(NUM_CLASSES)}
         expected = oracle(
@@ -107,7 +107,7 @@ class TestAgreesWithTheOracle:
         )
         assert_agrees(output, expected)
         with np.load(output) as file:
-            assert_array_equal(file["id"], np.arange(NUM_ROWS) + 100)
+            assert_array_equal(file["ids"], np.arange(NUM_ROWS) + 100)
             metadata = json.loads(str(file["jacfuse_jax"]))
         # Where a modality has no kernel, both the report and the file say so.
         said = "no kernel of video: its Gram matrix is the identity" in capsys.readouterr().out
@@ -189,7 +189,7 @@ class TestAgreesWithTheOracle:
             contamination=contamination,
         )
         eps = 80 * float(np.finfo(np.float32).eps)
-        assert_array_equal(table["id"], np.arange(200))
+        assert_array_equal(table["ids"], np.arange(200))
         assert_allclose(np.exp(table["log_probs"].to_pylist()), probs, rtol=0, atol=eps)
         assert_allclose(table["jacobian_norm"], norms, rtol=0, atol=eps * max(1, norms.max()))
 
@@ -269,7 +269,7 @@ class TestReport:
             "their ids: 140, 141, 142, ...\n"
         )
         with np.load(output) as file:
-            assert_array_equal(file["id"], ids[:NUM_ROWS])
+            assert_array_equal(file["ids"], ids[:NUM_ROWS])
 
 
 class TestChoice:
@@ -347,8 +347,8 @@ class TestChoice:
         logits, ids = AUDIO.copy(), np.arange(NUM_ROWS) + 100
         logits[bad, 0] = np.inf
         np.savez(tmp_path / "audio.npz", logits=logits, ids=ids, labels=LABELS)
-        monkeypatch.setattr(fuse_predictions, "choose", choose)
-        monkeypatch.setattr(fuse_predictions, "_NUM_CHOICE_ROWS", 20)
+        monkeypatch.setattr(fuse_run, "choose", choose)
+        monkeypatch.setattr(fuse_run, "_NUM_CHOICE_ROWS", 20)
         fuse(*files, "--perturbed=audio", "--contamination=auto", f"--output={output}")
         assert (
             "gamma=0.1, contamination=0.3\ncontamination chosen on --input: right only if nothing "
@@ -395,8 +395,8 @@ class TestProcess:
         script = (
             "import sys\n"
             "from absl import flags\n"
-            "from experiments import fuse_predictions, fuse_settings\n"
-            "fuse_predictions._CHUNK_ENTRIES = 2**16\n"
+            "from experiments import fuse_predictions, fuse_run, fuse_settings\n"
+            "fuse_run._CHUNK_ENTRIES = 2**16\n"
             "fuse_settings.define_flags(flags.FLAGS)\n"
             "flags.FLAGS(sys.argv)\n"
             "fuse_predictions.main(sys.argv[:1])\n"

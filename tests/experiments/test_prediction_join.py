@@ -88,8 +88,12 @@ class TestJoin:
     @pytest.mark.parametrize(
         ("audio", "video", "message"),
         [
-            ({}, {"logits": LOGITS[1:]}, "without `ids` inputs must have the same rows"),
-            ({"ids": IDS}, {}, "v.npz has no `ids`, but others have"),
+            ({}, {"logits": LOGITS[1:]}, "without ids inputs must have the same rows"),
+            (
+                {"ids": IDS},
+                {},
+                "inputs share no column of ids: .*a.npz has ids; .*v.npz has none; name",
+            ),
             ({"ids": IDS}, {"ids": IDS + 100}, "no id is in all of .*a.npz, .*v.npz"),
             ({"ids": IDS}, {"ids": IDS.astype(str)}, "ids are int64 in .*a.npz, but large_string"),
             (
