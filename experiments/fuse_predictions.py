@@ -5,11 +5,16 @@ r"""Robust late fusion of what classifiers of any framework predicted.
         --output=fused.parquet
 
 Inputs hold logits and, if need be, ids, labels and the last linear layer: `prediction_files` says
-how. Rows are joined by id. Perturbed modalities are contaminated, log((1 - e) softmax(z) + e prior)
-in the place of their logits, and then recalibrated by `fusion.robust_fusion`; --contamination=0 and
---gamma=1 switch one or the other off. Kernels are centred over classes, so that a constant added to
-all logits of a row changes nothing. `fused_files` says what is written. Where there are labels,
-accuracy and negative log-likelihood are printed, before and after.
+how. Rows are joined by `ids`, by --ids_column, or by the one column that all inputs have of which
+no entry occurs twice; by position where none has any, or with --join=position. What was done is
+said, with what was not used. --inputs_are=probabilities takes the logarithm first; probabilities
+that were rounded to zero count as the smallest number of their dtype.
+
+Perturbed modalities are contaminated, log((1 - e) softmax(z) + e prior) in the place of their
+logits, and then recalibrated by `fusion.robust_fusion`; --contamination=0 and --gamma=1 switch one
+or the other off, and without --perturbed it is statistical fusion. Kernels are centred over
+classes, so that a constant added to all logits of a row changes nothing. `fused_files` says what is
+written. Where there are labels, accuracy and negative log-likelihood are printed, before and after.
 
 What is `auto` is chosen on labelled predictions that nobody perturbed: those of --validation, or,
 where that is not given, the inputs themselves, which makes the figures on them optimistic.
