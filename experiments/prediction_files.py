@@ -13,7 +13,7 @@ meant: rows that belong together are then found by it, if all inputs have it.
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,10 +37,10 @@ from experiments.parquet_files import (
     unpack_lists,
 )
 from experiments.prediction_heads import HEADS
+from experiments.prediction_ids import check_ids, is_distinct, is_integer_or_text
 
 _RESERVED = ("logits", "log_probs", "labels", "class_prior", *HEADS)  # never taken for ids
 _COLUMN_ROWS = 2**16  # of an array in memory at a time
-_NUM_EXAMPLES = 3
 
 
 class Names(NamedTuple):
@@ -129,7 +129,7 @@ def open_predictions(path: Path, *, scratch_fn: ScratchFn, names: Names = _NAMES
         return column
 
     def read_ids(name: str) -> Arrow:
-        return _check_ids(path, name, read(name))
+        return check_ids(path, name, read(name))
 
     ids_name = names.ids or ("ids" if "ids" in opened.names else None)
     labels_name = names.labels or "labels"
@@ -138,7 +138,7 @@ def open_predictions(path: Path, *, scratch_fn: ScratchFn, names: Names = _NAMES
         ids_name = None
     elif ids_name is None:
         candidates = _candidates(path, opened, labels_name)
-    used = {opened.logits_name, ids_name, labels_name, *HEADS, "class_prior"}
+    used = {opened.logits_name, ids_name, labels_name, *opened.heads, "class_prior"}
     return Predictions(
         path=path,
         logits=logits,
@@ -153,17 +153,6 @@ def open_predictions(path: Path, *, scratch_fn: ScratchFn, names: Names = _NAMES
         heads=opened.heads,
         unused=[name for name in opened.names if name not in used],
     )
-
-
-def name_some(ids: Arrow, rows: NDArray[np.int64]) -> str:
-    """The ids of the first of these rows, for messages.
-
-    Args:
-      ids: (N,).
-      rows: (n,), positions.
-    """
-    texts = [repr(ids[row].as_py()) for row in rows[:_NUM_EXAMPLES].tolist()]
-    return ", ".join(texts) + (", ..." if len(rows) > _NUM_EXAMPLES else "")
 
 
 def _open_arrays(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
@@ -201,7 +190,7 @@ def _open_table(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
     logits_name = _logits_name(path, schema.names, names)
     return _Opened(
         names=[*schema.names, *table.partitions],
-        may_be_ids=[field.name for field in schema if _is_integer_or_text(field.type)],
+        may_be_ids=[field.name for field in schema if is_integer_or_text(field.type)],
         index_names=pandas_index(schema),
         logits_name=logits_name,
         logits=unpack_lists(table, logits_name, scratch_fn()),
@@ -220,9 +209,8 @@ def _logits_name(path: Path, present: Sequence[str], names: Names) -> str:
 
 def _lacks(path: Path, name: str, present: Sequence[str], flag: str) -> ConfigError:
     """The error for what is not there."""
-    return ConfigError(
-        f"{path} has no array `{name}`, only {', '.join(present) or 'others'}; {flag} names one"
-    )
+    only = f", only {', '.join(present)}" if present else ""
+    return ConfigError(f"{path} has no array `{name}`{only}; {flag} names one")
 
 
 def _candidates(path: Path, opened: _Opened, labels_name: str) -> list[str]:
@@ -231,7 +219,7 @@ def _candidates(path: Path, opened: _Opened, labels_name: str) -> list[str]:
         name
         for name in opened.may_be_ids
         if name not in (opened.logits_name, labels_name, *_RESERVED)
-        and _is_distinct(opened.read_fn(name))
+        and is_distinct(opened.read_fn(name))
     ]
     if opened.index_names and not names:
         raise ConfigError(
@@ -239,37 +227,6 @@ def _candidates(path: Path, opened: _Opened, labels_name: str) -> list[str]:
             "a row, each once; make it such a column, or give --join=position"
         )
     return names
-
-
-def _is_integer_or_text(column_type: Arrow) -> bool:
-    """Whether entries of this type can be ids."""
-    if pa.types.is_dictionary(column_type):
-        column_type = column_type.value_type
-    return (
-        pa.types.is_integer(column_type)
-        or pa.types.is_string(column_type)
-        or pa.types.is_large_string(column_type)
-        or pa.types.is_string_view(column_type)
-    )
-
-
-def _is_distinct(batches: Iterator[Arrow]) -> bool:
-    """Whether no entry is null or occurs twice. Texts may be long: of each 8 bytes are kept."""
-    kept: list[NDArray[Any]] = []
-    for batch in batches:
-        if batch.null_count:
-            return False
-        if pa.types.is_integer(batch.type):
-            keys = batch.to_numpy(zero_copy_only=False)
-        else:
-            # Of 10 million distinct texts two have the same hash once in 400,000 times.
-            keys = np.fromiter(map(hash, batch.to_pylist()), np.int64, len(batch))
-        if np.unique(keys).size < keys.size:
-            return False
-        kept.append(keys)
-    keys = np.concatenate(kept)
-    keys.sort()
-    return not np.any(keys[1:] == keys[:-1])
 
 
 def _read_array(array: ArrayOnDisk) -> Iterator[Arrow]:
@@ -284,27 +241,6 @@ def _read_array(array: ArrayOnDisk) -> Iterator[Arrow]:
             raise ConfigError(f"{array.name} is {array.dtype}; save int64 or text") from error
         except UnicodeDecodeError as error:
             raise not_whole(array.name, ".npy", error) from error
-
-
-def _check_ids(path: Path, name: str, ids: Arrow) -> Arrow:
-    """Ids as int64 or large_string; raises on other types, nulls and duplicates."""
-    is_integer = pa.types.is_integer(ids.type)
-    try:
-        if pa.types.is_primitive(ids.type) and not is_integer:
-            raise pa.ArrowInvalid("a number or a time that may be rounded")
-        own = ids.cast(pa.int64() if is_integer else pa.large_string()).combine_chunks()
-    except pa.ArrowException as error:
-        raise ConfigError(f"{path}: {name} are {ids.type}; save int64 or text") from error
-    if own.null_count:
-        raise ConfigError(f"{path}: {own.null_count} {name} are null")
-    counts = own.value_counts()
-    repeated = np.flatnonzero(counts.field("counts").to_numpy() > 1)
-    if repeated.size:
-        raise ConfigError(
-            f"{path}: {repeated.size} {name} occur more than once, "
-            f"{name_some(counts.field('values'), repeated)}; give every row its own"
-        )
-    return own
 
 
 def _check_labels(path: Path, name: str, labels: Arrow, num_classes: int) -> NDArray[np.int64]:

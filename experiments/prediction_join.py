@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from experiments.config import ConfigError
 from experiments.parquet_files import Arrow
-from experiments.prediction_files import Predictions, name_some
+from experiments.prediction_files import Predictions
+from experiments.prediction_ids import name_some
 from experiments.prediction_kinds import log_of_probs
 
 

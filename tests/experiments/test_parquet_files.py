@@ -118,6 +118,13 @@ class TestFolder:
             opened(folder)
 
 
+def test_a_column_of_weights_is_no_layer(tmp_path, opened):
+    write_parquet(tmp_path / "audio.parquet", {"logits": LOGITS, "weight": IDS})
+    predictions = opened(tmp_path / "audio.parquet")
+    assert predictions.heads == predictions.candidates == {}
+    assert predictions.unused == ["weight"]
+
+
 def test_rows_are_read_some_at_a_time(folder, tmp_path):
     path = tmp_path / "one.parquet"
     pq.write_table(pa.table({"uid": np.arange(10)}), path, row_group_size=10)
