@@ -14,19 +14,20 @@ import json
 import os
 import tokenize
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from data_pipelines.errors import ZIP_ERRORS
 from experiments.config import ConfigError
 
 ScratchFn = Callable[[], BinaryIO]  # makes a temporary file that has no name
+_FLOATING = ("float16", "bfloat16", "float32", "float64")
 _HEADER_FNS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -34,12 +35,12 @@ _HEADER_FNS = {
 # In turn: not a Python literal; not one of a header's; not even a line of Python.
 _HEADER_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
 _PIECE_BYTES = 2**20  # of an archive in memory at a time
-_SAFETENSORS_DTYPES: dict[str, DTypeLike] = {
-    **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
-    **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
-    **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
-    "BF16": jnp.bfloat16,
-    "BOOL": "?",
+_SAFETENSORS_DTYPES: dict[str, np.dtype[Any]] = {
+    **{f"F{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
+    "BF16": np.dtype(jnp.bfloat16),
+    "BOOL": np.dtype("?"),
 }
 
 
@@ -74,6 +75,18 @@ class ArrayOnDisk(NamedTuple):
         return array.copy() if rows is None else array[rows]
 
 
+class Shaped(NamedTuple):
+    """What a header says of an array.
+
+    Attributes:
+      shape: of the array.
+      dtype: of the entries; None where NumPy has no such type.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any] | None
+
+
 def open_arrays(
     path: Path, names: Sequence[str], *, bare: str, scratch_fn: ScratchFn
 ) -> dict[str, ArrayOnDisk]:
@@ -98,10 +111,52 @@ def open_arrays(
         return _open_npz(path, names, scratch_fn)
     if path.suffix == ".safetensors":
         return _open_safetensors(path, names)
-    raise ConfigError(
-        f"{path}: the ending {path.suffix!r} is unknown; take .npz, .npy, .safetensors, a folder "
-        "of .npy files or, for predictions, .parquet"
-    )
+    raise _unknown_ending(path)
+
+
+def list_arrays(path: Path, *, bare: str) -> dict[str, Shaped]:
+    """What arrays a file or folder has, by their headers alone.
+
+    Args:
+      path: as in `open_arrays`.
+      bare: what the one array of a single .npy is.
+
+    Returns:
+      {name: its shape and dtype}.
+
+    Raises:
+      ConfigError: as in `open_arrays`.
+    """
+    if path.suffix == ".npz" and path.is_file():
+        return _list_npz(path)
+    if path.suffix == ".safetensors" and path.is_file():
+        return {
+            name: Shaped(tuple(entry["shape"]), _SAFETENSORS_DTYPES.get(entry["dtype"]))
+            for name, entry in _safetensors_header(path)[0].items()
+        }
+    if path.is_dir():
+        # Names with a dot are what systems keep beside a file.
+        files = {p.stem: p for p in sorted(path.glob("*.npy")) if not p.name.startswith(".")}
+    elif path.suffix == ".npy":
+        files = {bare: path}
+    else:
+        raise _unknown_ending(path)
+    shaped: dict[str, Shaped] = {}
+    for name, file in files.items():
+        with file.open("rb") as stream:
+            shape, _, dtype = _read_header(stream, file)
+        shaped[name] = Shaped(shape, dtype)
+    return shaped
+
+
+def check_floating(array: ArrayOnDisk) -> None:
+    """Raises ConfigError unless the array is floating.
+
+    Args:
+      array: that is to be computed with.
+    """
+    if array.dtype.name not in _FLOATING:
+        raise ConfigError(f"{array.name} is {array.dtype}, not floating; save it as float32")
 
 
 def not_whole(path: object, format_name: str, error: Exception) -> ConfigError:
@@ -116,17 +171,19 @@ def not_whole(path: object, format_name: str, error: Exception) -> ConfigError:
     return ConfigError(f"{path} is not a whole {format_name} file ({reason}); save it again")
 
 
+def _unknown_ending(path: Path) -> ConfigError:
+    """The error for a file of another format."""
+    return ConfigError(
+        f"{path}: the ending {path.suffix!r} is unknown; take .npz, .npy, .safetensors, a folder "
+        "of .npy files or, for predictions, .parquet"
+    )
+
+
 def _open_npy(source: Path | BinaryIO, name: object) -> ArrayOnDisk:
     """The array of a .npy file."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
-        try:
-            version = np.lib.format.read_magic(file)
-            if version not in _HEADER_FNS:
-                raise ValueError(f"version {version}")
-            shape, is_fortran, dtype = _HEADER_FNS[version](file)
-        except _HEADER_ERRORS as error:
-            raise not_whole(name, ".npy", error) from error
+        shape, is_fortran, dtype = _read_header(file, name)
         offset = file.tell()
         num_bytes = file.seek(0, os.SEEK_END) - offset
     array = ArrayOnDisk(str(name), source, offset, dtype, shape, "F" if is_fortran else "C")
@@ -140,24 +197,59 @@ def _open_npy(source: Path | BinaryIO, name: object) -> ArrayOnDisk:
     return array
 
 
+def _read_header(file: Any, name: object) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it is Fortran's, and dtype that a .npy file begins with."""
+    try:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADER_FNS:
+            raise ValueError(f"version {version}")
+        return _HEADER_FNS[version](file)
+    except _HEADER_ERRORS as error:
+        raise not_whole(name, ".npy", error) from error
+
+
 def _open_npz(path: Path, names: Sequence[str], scratch_fn: ScratchFn) -> dict[str, ArrayOnDisk]:
     """The arrays of an archive."""
     arrays: dict[str, ArrayOnDisk] = {}
-    with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(path.open("rb"))
-        try:
-            archive = stack.enter_context(zipfile.ZipFile(stream))
-        except ZIP_ERRORS as error:
-            raise not_whole(path, ".npz", error) from error
-        members = archive.namelist()
-        _check_members(path, members)
-        for name in set(names) & {member.removesuffix(".npy") for member in members}:
+    with _open_archive(path) as archive:
+        for name in set(names) & {member.removesuffix(".npy") for member in archive.namelist()}:
             file = scratch_fn()
             for piece in _unpack(path, archive, f"{name}.npy"):
                 file.write(piece)
             file.seek(0)
             arrays[name] = _open_npy(file, f"{path}: {name}")
     return arrays
+
+
+def _list_npz(path: Path) -> dict[str, Shaped]:
+    """The arrays of an archive, of each of which only the beginning is unpacked."""
+    shaped: dict[str, Shaped] = {}
+    with _open_archive(path) as archive:
+        members = [member for member in archive.namelist() if member.endswith(".npy")]
+        if not members:
+            raise not_whole(path, ".npz", ValueError("no .npy in it"))
+        for member in members:
+            name = member.removesuffix(".npy")
+            try:
+                with archive.open(member) as packed:
+                    shape, _, dtype = _read_header(packed, f"{path}: {name}")
+            except ZIP_ERRORS as error:
+                raise not_whole(path, ".npz", error) from error
+            shaped[name] = Shaped(shape, dtype)
+    return shaped
+
+
+@contextlib.contextmanager
+def _open_archive(path: Path) -> Generator[zipfile.ZipFile]:
+    """The archive, its members' names checked."""
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(path.open("rb"))
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(stream))
+        except ZIP_ERRORS as error:
+            raise not_whole(path, ".npz", error) from error
+        _check_members(path, archive.namelist())
+        yield archive
 
 
 def _check_members(path: Path, members: Sequence[str]) -> None:
@@ -182,15 +274,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile, member: str) -> Iterator[bytes
 
 def _open_safetensors(path: Path, names: Sequence[str]) -> dict[str, ArrayOnDisk]:
     """The arrays of a .safetensors file."""
-    try:
-        with safe_open(path, "numpy"):  # checks that the header and the length of the file agree
-            pass
-    except SafetensorError as error:
-        raise not_whole(path, ".safetensors", error) from error
-    with path.open("rb") as file:
-        header_length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_length))
-        first = file.tell()
+    header, first = _safetensors_header(path)
     arrays: dict[str, ArrayOnDisk] = {}
     for name in set(names) & set(header):
         entry = header[name]
@@ -200,11 +284,25 @@ def _open_safetensors(path: Path, names: Sequence[str]) -> dict[str, ArrayOnDisk
             f"{path}: {name}",
             path,
             first + entry["data_offsets"][0],
-            np.dtype(_SAFETENSORS_DTYPES[entry["dtype"]]),
+            _SAFETENSORS_DTYPES[entry["dtype"]],
             tuple(entry["shape"]),
         )
         _size(arrays[name])
     return arrays
+
+
+def _safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a .safetensors file says of its arrays, and where their bytes begin."""
+    try:
+        with safe_open(path, "numpy"):  # checks that the header and the length of the file agree
+            pass
+    except SafetensorError as error:
+        raise not_whole(path, ".safetensors", error) from error
+    with path.open("rb") as file:
+        header_length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_length))
+        header.pop("__metadata__", None)
+        return header, file.tell()
 
 
 def _size(array: ArrayOnDisk) -> int:

@@ -8,8 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from experiments.files import write_atomically
 
 # Flags that say where and with what means, not what is computed.
@@ -132,6 +130,8 @@ def check_workdir(config: Config, data: str | None = None) -> None:
 
 def write_config(config: Config, data: str, *, wall_time_s: float | None) -> None:
     """Writes config.json: flags, data, versions, device and, when done, seconds since the start."""
+    import jax  # only here: --help need not wait for it
+
     content = {
         "flags": _flags(config),
         "data": data,

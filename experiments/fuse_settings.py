@@ -1,4 +1,4 @@
-"""The flags of `experiments.fuse_predictions`."""
+"""The flags of `experiments.fuse_predictions`, without what takes long to import."""
 
 import dataclasses
 import math
@@ -9,7 +9,9 @@ import numpy as np
 from absl import flags
 
 from experiments.config import ConfigError, choices
-from experiments.fused_files import FORMATS
+
+OUTPUT_ENDINGS = (".parquet", ".csv", ".npz")  # those of `fused_files.FORMATS`
+INPUT_KINDS = ("logits", "probabilities", "log_probabilities")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,11 @@ class FuseConfig:
     contamination: float
     class_prior: str
     output: Path
+    join: str | None
+    ids_column: str | None
+    labels_column: str | None
+    logits_column: str | None
+    inputs_are: str | None
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -38,10 +45,36 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         ("gamma", "0.1", "In (0, 1], or auto; 1 recalibrates nothing."),
         ("contamination", "0", "In [0, 1], or auto; 0 contaminates nothing."),
         ("class_prior", "uniform", "uniform, labels, or a file of frequencies or counts."),
-        ("output", None, f"File to write; its ending is one of {', '.join(FORMATS)}."),
+        ("output", None, f"File to write; its ending is one of {', '.join(OUTPUT_ENDINGS)}."),
     ):
         flags.DEFINE_string(name, default, text, flag_values=flag_values)
-    flags.DEFINE_list("perturbed", [], "Modalities believed perturbed.", flag_values=flag_values)
+    flags.DEFINE_list(
+        "perturbed",
+        [],
+        "Modalities believed perturbed; not given, nothing is, which is statistical fusion.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum(
+        "join",
+        None,
+        ["position"],
+        "position: rows are joined in the order in which they are, whatever ids there are.",
+        flag_values=flag_values,
+    )
+    flags.DEFINE_enum(
+        "inputs_are",
+        None,
+        INPUT_KINDS,
+        "What the logits of all inputs are; probabilities are taken the logarithm of.",
+        flag_values=flag_values,
+    )
+    for name in ("ids", "labels", "logits"):
+        flags.DEFINE_string(
+            f"{name}_column",
+            None,
+            f"Array or column in the place of `{name}`, of --input and --validation.",
+            flag_values=flag_values,
+        )
 
 
 def config_from_flags(flag_values: flags.FlagValues) -> FuseConfig:
@@ -52,7 +85,24 @@ def config_from_flags(flag_values: flags.FlagValues) -> FuseConfig:
     kernel, validation = (
         _paths(name, flag_values[name].value) for name in ("kernel", "validation")
     )
-    perturbed = choices("perturbed", flag_values.perturbed, list(inputs))
+    gamma = _number("gamma", flag_values.gamma, float(np.finfo(np.float32).tiny), "(0, 1]")
+    contamination = _number("contamination", flag_values.contamination, 0, "[0, 1]")
+    perturbed: tuple[str, ...] = ()
+    if flag_values["perturbed"].present:
+        perturbed = choices("perturbed", flag_values.perturbed, list(inputs))
+    else:
+        for name, number, neutral in (("gamma", gamma, 1), ("contamination", contamination, 0)):
+            if flag_values[name].present and number != neutral:
+                raise ConfigError(
+                    f"--{name}={flag_values[name].value} needs --perturbed; name modalities, or "
+                    "leave both out, which is statistical fusion"
+                )
+        gamma, contamination = 1, 0
+    if flag_values.join == "position" and flag_values.ids_column:
+        raise ConfigError(
+            f"--ids_column={flag_values.ids_column} would not be used with --join=position; leave "
+            "one out"
+        )
     for name, path in kernel.items():
         if name not in perturbed:
             raise ConfigError(
@@ -64,8 +114,10 @@ def config_from_flags(flag_values: flags.FlagValues) -> FuseConfig:
     if not flag_values.output:
         raise ConfigError("--output is missing")
     output = Path(flag_values.output).expanduser()
-    if output.suffix not in FORMATS or output.is_dir():
-        raise ConfigError(f"--output={output} must be a file that ends in {', '.join(FORMATS)}")
+    if output.suffix not in OUTPUT_ENDINGS or output.is_dir():
+        raise ConfigError(
+            f"--output={output} must be a file that ends in {', '.join(OUTPUT_ENDINGS)}"
+        )
     class_prior = Path(flag_values.class_prior).expanduser()
     if flag_values.class_prior not in ("uniform", "labels") and not class_prior.exists():
         raise ConfigError(
@@ -74,15 +126,22 @@ def config_from_flags(flag_values: flags.FlagValues) -> FuseConfig:
     for path in (*inputs.values(), *kernel.values(), *validation.values(), class_prior):
         if output.resolve() == path.resolve():
             raise ConfigError(f"--output={output} would replace an input; choose another name")
+        if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(f"--output={output} would lie in the input {path}; choose another")
     return FuseConfig(
         input=inputs,
         kernel=kernel,
         validation=validation,
         perturbed=perturbed,
-        gamma=_number("gamma", flag_values.gamma, float(np.finfo(np.float32).tiny), "(0, 1]"),
-        contamination=_number("contamination", flag_values.contamination, 0, "[0, 1]"),
+        gamma=gamma,
+        contamination=contamination,
         class_prior=flag_values.class_prior,
         output=output,
+        join=flag_values.join,
+        ids_column=flag_values.ids_column or None,
+        labels_column=flag_values.labels_column or None,
+        logits_column=flag_values.logits_column or None,
+        inputs_are=flag_values.inputs_are,
     )
 
 

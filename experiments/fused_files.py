@@ -1,8 +1,8 @@
 """Fused predictions in files, written some rows at a time.
 
-A row has `id`; `prediction`, its most probable class; `jacobian_norm`, see `fusion.FusedOutput`;
+A row has `ids`; `prediction`, its most probable class; `jacobian_norm`, see `fusion.FusedOutput`;
 and `log_probs`, K of them. A row whose log-probabilities are not numbers has prediction -1. What
-made the file is JSON, under the name `jacfuse_jax`.
+made the file is JSON, under the name `jacfuse_jax`. .parquet and .npz can be fused again.
 
     .parquet  log_probs are a column of lists; the JSON is in the metadata of the schema
     .csv      log_probs_0, ... are columns; the JSON is in a file of its own, <name>.csv.json
@@ -26,7 +26,7 @@ from pyarrow import csv
 
 from experiments.config import ConfigError
 from experiments.files import write_atomically
-from experiments.prediction_files import Arrow
+from experiments.parquet_files import Arrow
 
 METADATA = "jacfuse_jax"
 _MAX_ID_BYTES = 2**28  # of texts in .npz
@@ -36,13 +36,13 @@ class FusedRows(NamedTuple):
     """Some rows of the result.
 
     Attributes:
-      id: (n,), of Arrow.
+      ids: (n,), of Arrow.
       prediction: (n,), int32.
       jacobian_norm: (n,), floating.
       log_probs: (n, K), floating.
     """
 
-    id: Arrow
+    ids: Arrow
     prediction: NDArray[np.int32]
     jacobian_norm: NDArray[Any]
     log_probs: NDArray[Any]
@@ -135,7 +135,7 @@ def _write_npz(path: Path, ids: Arrow, batches: Iterator[FusedRows], text: str) 
         predictions, norms = zip(*columns, strict=True)
         id_array = ids.to_numpy(zero_copy_only=False)
         for name, array in (
-            ("id", id_array.astype(str) if id_array.dtype.hasobject else id_array),
+            ("ids", id_array.astype(str) if id_array.dtype.hasobject else id_array),
             ("prediction", np.concatenate(predictions)),
             ("jacobian_norm", np.concatenate(norms)),
             (METADATA, np.array(text)),

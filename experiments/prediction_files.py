@@ -1,37 +1,65 @@
 """What classifiers of any framework predicted, in files.
 
-A file or folder holds `logits` (N, K) and may hold `ids` (N,), `labels` (N,) and the last linear
-layer: `kernel` (H, K), torch's `weight` (K, H), or the Gram matrix itself, `gram` (K, K). Formats
-are those of `array_files`, a single .npy being the logits, and Parquet: `logits` is a column of
-lists there, and is unpacked to a temporary file. A name in the singular is refused, since rows
-without `ids` would be joined by position.
+A file or folder holds `logits` (N, K), or `log_probs` as `fused_files` writes them, and may hold
+`ids` (N,), `labels` (N,) and the last linear layer: `kernel` (H, K), torch's `weight` (K, H), or
+the Gram matrix itself, `gram` (K, K). Formats are those of `array_files`, a single .npy being the
+logits, and those of `parquet_files`: logits are a column of lists there, and are unpacked to a
+temporary file.
+
+Where there are no `ids`, any other column of integers or texts of which none occurs twice may be
+meant: rows that belong together are then found by it, if all inputs have it.
 """
 
-from collections.abc import Container, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from experiments.array_files import ArrayOnDisk, ScratchFn, not_whole, open_arrays
+from experiments.array_files import (
+    ArrayOnDisk,
+    ScratchFn,
+    check_floating,
+    list_arrays,
+    not_whole,
+    open_arrays,
+)
 from experiments.config import ConfigError
-from jacfuse_jax import linalg
+from experiments.parquet_files import (
+    Arrow,
+    is_table,
+    open_table,
+    pandas_index,
+    read_column,
+    unpack_lists,
+)
+from experiments.prediction_heads import HEADS
+from experiments.prediction_ids import check_ids, is_distinct, is_integer_or_text
 
-Arrow = Any  # arrays of pyarrow, which has no types
-HEADS = ("kernel", "weight", "gram")
-_FLOATING = ("float16", "bfloat16", "float32", "float64")
-_COLUMNS = ("ids", "labels")
-_SINGULAR = ("id", "label")
-# The last where a name in the schema is damaged.
-_PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
-_BATCH_ROWS = 1024  # of a Parquet file in memory at a time
-_BUFFER_BYTES = 2**22
-_NUM_EXAMPLES = 3
-_GRAM_ROUNDING = 1e-2  # of the largest eigenvalue, where the product was formed in bfloat16
+_RESERVED = ("logits", "log_probs", "labels", "class_prior", *HEADS)  # never taken for ids
+_COLUMN_ROWS = 2**16  # of an array in memory at a time
+
+
+class Names(NamedTuple):
+    """What arrays and columns are called; None: as the module says.
+
+    Attributes:
+      logits: of the logits.
+      ids: of the ids.
+      labels: of the labels.
+      by_position: whether ids are not looked for.
+    """
+
+    logits: str | None = None
+    ids: str | None = None
+    labels: str | None = None
+    by_position: bool = False
+
+
+_NAMES = Names()
 
 
 class Predictions(NamedTuple):
@@ -40,257 +68,192 @@ class Predictions(NamedTuple):
     Attributes:
       path: of the file or folder.
       logits: (N, K), floating.
-      ids: (N,), int64 or large_string, each once; None where there are none.
+      ids: (N,), int64 or large_string, each once; None where none are named.
+      ids_name: of their column.
+      candidates: {column: reads it as ids}; empty where there are ids.
       labels: (N,), from 0 to K - 1; None where there are none.
       heads: those of `HEADS` that the file holds.
+      unused: what else it holds, candidates included.
     """
 
     path: Path
     logits: ArrayOnDisk
     ids: Arrow | None
+    ids_name: str | None
+    candidates: dict[str, Callable[[], Arrow]]
     labels: NDArray[np.int64] | None
     heads: dict[str, ArrayOnDisk]
+    unused: list[str]
 
 
-def open_predictions(path: Path, *, scratch_fn: ScratchFn) -> Predictions:
+class _Opened(NamedTuple):
+    """A file of either kind: names, logits and heads in it, and what reads its columns."""
+
+    names: list[str]
+    may_be_ids: list[str]
+    index_names: list[str]
+    logits_name: str
+    logits: ArrayOnDisk
+    heads: dict[str, ArrayOnDisk]
+    read_fn: Callable[[str], Iterator[Arrow]]
+
+
+def open_predictions(path: Path, *, scratch_fn: ScratchFn, names: Names = _NAMES) -> Predictions:
     """Opens what a classifier predicted; logits stay on disk.
 
     Args:
       path: of the file or folder.
       scratch_fn: makes temporary files for what cannot be read in place.
+      names: of what it holds.
 
     Raises:
       ConfigError: there is no such file, it is damaged, or what it holds does not fit together.
     """
-    if path.suffix == ".parquet" and path.is_file():
-        logits, ids, labels = _open_parquet(path, scratch_fn)
-        arrays: dict[str, ArrayOnDisk] = {}
-    else:
-        names = ("logits", *_COLUMNS, *_SINGULAR, *HEADS)
-        arrays = open_arrays(path, names, bare="logits", scratch_fn=scratch_fn)
-        if "logits" not in arrays:
-            raise ConfigError(f"{path} holds no array `logits`")
-        _check_plural(path, arrays)
-        logits = arrays["logits"]
-        ids, labels = (_column(arrays[name]) if name in arrays else None for name in _COLUMNS)
+    opened = (_open_table if is_table(path) else _open_arrays)(path, names, scratch_fn)
+    logits = opened.logits
     if len(logits.shape) != 2 or logits.shape[1] < 2:
         raise ConfigError(f"{logits.name} has shape {logits.shape}, not (N, K) of K >= 2 classes")
-    _check_floating(logits)
+    check_floating(logits)
     num_rows, num_classes = logits.shape
-    for name, column in (("ids", ids), ("labels", labels)):
-        if column is not None and len(column) != num_rows:
+    if names.labels is None and "label" in opened.names:
+        raise ConfigError(
+            f"{path} holds `label`; name it `labels`, give --labels_column=label, or leave it out"
+        )
+    if names.ids and names.ids not in opened.names:
+        raise _lacks(path, names.ids, opened.names, "--ids_column")
+
+    def read(name: str) -> Arrow:
+        column = pa.chunked_array(list(opened.read_fn(name)))
+        if len(column) != num_rows:
             raise ConfigError(f"{path}: {num_rows} rows of logits, but {len(column)} {name}")
+        return column
+
+    def read_ids(name: str) -> Arrow:
+        return check_ids(path, name, read(name))
+
+    ids_name = names.ids or ("ids" if "ids" in opened.names else None)
+    labels_name = names.labels or "labels"
+    candidates: list[str] = []
+    if names.by_position:
+        ids_name = None
+    elif ids_name is None:
+        candidates = _candidates(path, opened, labels_name)
+    used = {opened.logits_name, ids_name, labels_name, *opened.heads, "class_prior"}
     return Predictions(
-        path,
-        logits,
-        None if ids is None else _check_ids(path, ids),
-        None if labels is None else _check_labels(path, labels, num_classes),
-        {name: arrays[name] for name in HEADS if name in arrays},
+        path=path,
+        logits=logits,
+        ids=None if ids_name is None else read_ids(ids_name),
+        ids_name=ids_name,
+        candidates={name: functools.partial(read_ids, name) for name in candidates},
+        labels=(
+            _check_labels(path, labels_name, read(labels_name), num_classes)
+            if labels_name in opened.names
+            else None
+        ),
+        heads=opened.heads,
+        unused=[name for name in opened.names if name not in used],
     )
 
 
-def head_spectrum(
-    heads: Mapping[str, ArrayOnDisk], num_classes: int, dtype: np.dtype[Any]
-) -> linalg.GramSpectrum:
-    """The spectrum of C G C, the Gram matrix of a last linear layer, C = I - 1 1^T / K.
+def _open_arrays(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
+    """A file or folder of arrays."""
+    bare = names.logits or "logits"
+    shaped = list_arrays(path, bare=bare)
+    open_fn = functools.partial(open_arrays, path, bare=bare, scratch_fn=scratch_fn)
+    logits_name = _logits_name(path, list(shaped), names)
+    arrays = open_fn([logits_name, *HEADS])
+    logits = arrays[logits_name]
+    may_be_ids = [
+        name
+        for name, (shape, dtype) in shaped.items()
+        # Texts may have been saved as Python objects, which is then said.
+        if shape == logits.shape[:1] and dtype is not None and dtype.kind in "iuUSO"
+    ]
+    return _Opened(
+        names=list(shaped),
+        may_be_ids=may_be_ids,
+        index_names=[],
+        logits_name=logits_name,
+        logits=logits,
+        heads={name: arrays[name] for name in HEADS if name in arrays},
+        read_fn=lambda name: _read_array(open_fn([name])[name]),
+    )
 
-    Centred over classes it leaves a constant as it is that is added to a row of logits: they may be
-    log-probabilities as well.
 
-    Args:
-      heads: one layer, under its name in `HEADS`; none stands for a kernel that is the identity.
-      num_classes: K.
-      dtype: that is computed in.
+def _open_table(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
+    """Parquet."""
+    table = open_table(path)
+    schema = table.schema
+    for name in (names.logits or "logits", names.ids or "ids", names.labels or "labels"):
+        if name in table.partitions:
+            raise ConfigError(f"{path}: only folders' names tell {name}; save it as a column")
+    logits_name = _logits_name(path, schema.names, names)
+    return _Opened(
+        names=[*schema.names, *table.partitions],
+        may_be_ids=[field.name for field in schema if is_integer_or_text(field.type)],
+        index_names=pandas_index(schema),
+        logits_name=logits_name,
+        logits=unpack_lists(table, logits_name, scratch_fn()),
+        heads={},
+        read_fn=functools.partial(read_column, table),
+    )
 
-    Returns:
-      Arrays (K,) and (K, K).
 
-    Raises:
-      ConfigError: there are two layers, or the one does not fit, or is too large for the dtype.
-    """
-    if len(heads) > 1:
-        raise ConfigError(f"{', '.join(head.name for head in heads.values())}: keep one of them")
-    if not heads:
-        return linalg.spectrum_from_kernel(_centre(np.eye(num_classes)))
-    [(name, head)] = heads.items()
-    _check_floating(head)
-    transposed = head._replace(shape=head.shape[::-1]) if name == "weight" else head
-    if len(head.shape) != 2 or transposed.shape[1] != num_classes:
+def _logits_name(path: Path, present: Sequence[str], names: Names) -> str:
+    """Which array the logits are."""
+    for name in [names.logits] if names.logits else ["logits", "log_probs"]:
+        if name in present:
+            return name
+    raise _lacks(path, names.logits or "logits", present, "--logits_column")
+
+
+def _lacks(path: Path, name: str, present: Sequence[str], flag: str) -> ConfigError:
+    """The error for what is not there."""
+    only = f", only {', '.join(present)}" if present else ""
+    return ConfigError(f"{path} has no array `{name}`{only}; {flag} names one")
+
+
+def _candidates(path: Path, opened: _Opened, labels_name: str) -> list[str]:
+    """The columns that may be ids; raises where there is an index, but no such column."""
+    names = [
+        name
+        for name in opened.may_be_ids
+        if name not in (opened.logits_name, labels_name, *_RESERVED)
+        and is_distinct(opened.read_fn(name))
+    ]
+    if opened.index_names and not names:
         raise ConfigError(
-            f"{head.name} has shape {head.shape}, but K = {num_classes}; a `kernel` is (H, K), a "
-            "`weight`, as torch has it, (K, H), a `gram` (K, K)"
+            f"{path}: the pandas index {', '.join(opened.index_names)} is not one integer or text "
+            "a row, each once; make it such a column, or give --join=position"
         )
-    matrix = head.read().astype(np.float64)
-    if not np.isfinite(matrix).all():
-        raise ConfigError(f"{head.name} is not finite")
-    _check_size(head.name, matrix, dtype, is_gram=name == "gram")
-    if name != "gram":
-        return linalg.spectrum_from_kernel(_centre(matrix.T if name == "weight" else matrix))
-    is_square = matrix.shape[0] == num_classes
-    if not is_square or np.abs(matrix - matrix.T).max() > 1e-3 * np.abs(matrix).max():
-        raise ConfigError(f"{head.name} must be (K, K) and symmetric, got shape {matrix.shape}")
-    gram = _centre(_centre(matrix).T)
-    eigenvalues = np.linalg.eigvalsh(gram)
-    if eigenvalues[0] < -_GRAM_ROUNDING * np.abs(eigenvalues).max():
-        raise ConfigError(
-            f"{head.name} has the eigenvalue {eigenvalues[0]:.3g}, where none may be negative; "
-            "save W^T W, or better the `kernel` W"
-        )
-    return linalg.gram_spectrum(gram)
+    return names
 
 
-def name_some(ids: Arrow, rows: NDArray[np.int64]) -> str:
-    """The ids of the first of these rows, for messages.
-
-    Args:
-      ids: (N,).
-      rows: (n,), positions.
-    """
-    texts = [repr(ids[row].as_py()) for row in rows[:_NUM_EXAMPLES].tolist()]
-    return ", ".join(texts) + (", ..." if len(rows) > _NUM_EXAMPLES else "")
-
-
-def _centre(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """W C, of which no row has a mean."""
-    return kernel - kernel.mean(axis=1, keepdims=True)
-
-
-def _check_size(
-    name: str, matrix: NDArray[np.float64], dtype: np.dtype[Any], *, is_gram: bool
-) -> None:
-    """Raises where norms of Jacobians could leave the range of the dtype."""
-    largest = np.abs(matrix).max()
-    with np.errstate(over="ignore"):
-        trace = len(matrix) * largest if is_gram else np.sum(matrix**2)  # a bound for `gram`
-    if trace >= _max_trace(dtype):
-        double = trace < _max_trace(np.float64)
-        raise ConfigError(
-            f"{name} has entries up to {largest:.3g}, too large to compute with in {dtype}; scale "
-            "it down" + (", or save float64 logits and set JAX_ENABLE_X64=1" if double else "")
-        )
-
-
-def _max_trace(dtype: DTypeLike) -> float:
-    """That a Gram matrix may have; leaves room for products and for sums over modalities."""
-    return float(np.finfo(dtype).max * np.finfo(dtype).eps)
-
-
-def _check_plural(path: Path, names: Container[str]) -> None:
-    """Raises on a name that would be overlooked."""
-    for singular, plural in zip(_SINGULAR, _COLUMNS, strict=True):
-        if singular in names:
-            raise ConfigError(f"{path} holds `{singular}`; name it `{plural}`, or leave it out")
-
-
-def _check_floating(array: ArrayOnDisk) -> None:
-    """Raises unless the array is floating."""
-    if array.dtype.name not in _FLOATING:
-        raise ConfigError(f"{array.name} is {array.dtype}, not floating; save it as float32")
-
-
-def _column(array: ArrayOnDisk) -> Arrow:
-    """A column in memory."""
+def _read_array(array: ArrayOnDisk) -> Iterator[Arrow]:
+    """A column, some rows at a time."""
     if len(array.shape) != 1:
         raise ConfigError(f"{array.name} must have shape (N,), got {array.shape}")
-    column = array.read()
-    try:
-        return pa.chunked_array([column.astype(column.dtype.newbyteorder("="))])
-    except pa.ArrowException as error:
-        raise ConfigError(f"{array.name} is {array.dtype}; save int64 or text") from error
-    except UnicodeDecodeError as error:
-        raise not_whole(array.name, ".npy", error) from error
+    for start in range(0, array.shape[0], _COLUMN_ROWS):
+        column = array.read(np.arange(start, min(start + _COLUMN_ROWS, array.shape[0])))
+        try:
+            yield pa.array(column.astype(column.dtype.newbyteorder("=")))
+        except pa.ArrowException as error:
+            raise ConfigError(f"{array.name} is {array.dtype}; save int64 or text") from error
+        except UnicodeDecodeError as error:
+            raise not_whole(array.name, ".npy", error) from error
 
 
-def _check_ids(path: Path, ids: Arrow) -> Arrow:
-    """Ids as int64 or large_string; raises on other types, nulls and duplicates."""
-    is_integer = pa.types.is_integer(ids.type)
-    try:
-        if pa.types.is_primitive(ids.type) and not is_integer:
-            raise pa.ArrowInvalid("a number or a time that may be rounded")
-        own = ids.cast(pa.int64() if is_integer else pa.large_string()).combine_chunks()
-    except pa.ArrowException as error:
-        raise ConfigError(f"{path}: ids are {ids.type}; save int64 or text") from error
-    if own.null_count:
-        raise ConfigError(f"{path}: {own.null_count} ids are null")
-    counts = own.value_counts()
-    repeated = np.flatnonzero(counts.field("counts").to_numpy() > 1)
-    if repeated.size:
-        raise ConfigError(
-            f"{path}: {repeated.size} ids occur more than once, "
-            f"{name_some(counts.field('values'), repeated)}; give every row its own"
-        )
-    return own
-
-
-def _check_labels(path: Path, labels: Arrow, num_classes: int) -> NDArray[np.int64]:
+def _check_labels(path: Path, name: str, labels: Arrow, num_classes: int) -> NDArray[np.int64]:
     """Labels as integers; raises on other types, nulls and classes that do not exist."""
     if not pa.types.is_integer(labels.type) or labels.null_count:
         raise ConfigError(
-            f"{path}: labels are {labels.type}, {labels.null_count} of them null; save an integer "
+            f"{path}: {name} are {labels.type}, {labels.null_count} of them null; save an integer "
             "a row"
         )
     array = labels.to_numpy().astype(np.int64)
     if array.min() < 0 or array.max() >= num_classes:
         raise ConfigError(
-            f"{path}: labels run from {array.min()} to {array.max()}, classes from 0 to "
+            f"{path}: {name} run from {array.min()} to {array.max()}, classes from 0 to "
             f"{num_classes - 1}"
         )
     return array
-
-
-def _open_parquet(path: Path, scratch_fn: ScratchFn) -> tuple[ArrayOnDisk, Arrow, Arrow]:
-    """Logits, ids and labels of a Parquet file."""
-    try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            _check_plural(path, schema.names)
-            for name in ("logits", *_COLUMNS):
-                if schema.names.count(name) > 1:
-                    raise ConfigError(f"{path} has more than one column `{name}`; keep one")
-            found = [name for name in _COLUMNS if name in schema.names]
-            table = file.read(columns=found)
-            table.validate(full=True)
-    except _PARQUET_ERRORS as error:
-        raise not_whole(path, "Parquet", error) from error
-    if "logits" not in schema.names:
-        raise ConfigError(f"{path} has no column `logits`, only {', '.join(schema.names)}")
-    logits = _unpack_logits(path, schema.field("logits").type, scratch_fn())
-    ids, labels = (table[name] if name in found else None for name in _COLUMNS)
-    return logits, ids, labels
-
-
-def _unpack_logits(path: Path, column_type: Arrow, file: BinaryIO) -> ArrayOnDisk:
-    """Copies the lists of a Parquet file, one a row, to a file of numbers alone."""
-    name = f"{path}: logits"
-    is_list = (
-        pa.types.is_list(column_type)
-        or pa.types.is_large_list(column_type)
-        or pa.types.is_fixed_size_list(column_type)
-    )
-    if not is_list or not pa.types.is_floating(column_type.value_type):
-        raise ConfigError(f"{name} is a column of {column_type}; save a list of float32 a row")
-    dtype = np.dtype(column_type.value_type.to_pandas_dtype())
-    lengths: set[Any] = set()
-    num_rows = 0
-    for column in _read_logits(path):
-        lengths.update(pc.call_function("list_value_length", [column]).unique().to_pylist())
-        values = column.flatten()
-        if len(lengths) > 1 or None in lengths or values.null_count:
-            raise ConfigError(f"{name} has rows that are null, hold a null or differ in length")
-        file.write(values.to_numpy(zero_copy_only=False).tobytes())
-        num_rows += len(column)
-    if not any(lengths):
-        raise ConfigError(f"{name} is empty")
-    file.flush()
-    return ArrayOnDisk(name, file, 0, dtype, (num_rows, *lengths))
-
-
-def _read_logits(path: Path) -> Iterator[Any]:
-    """The column of a Parquet file, some rows at a time, however large its row groups are."""
-    try:
-        # By default the reader takes a row group whole.
-        with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=["logits"]):
-                yield batch.column(0)
-    except _PARQUET_ERRORS as error:
-        raise not_whole(path, "Parquet", error) from error

@@ -10,7 +10,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from experiments.config import ConfigError
-from experiments.prediction_files import Arrow, Predictions, name_some
+from experiments.parquet_files import Arrow
+from experiments.prediction_files import Predictions
+from experiments.prediction_ids import name_some
+from experiments.prediction_kinds import log_of_probs
 
 
 class Joined(NamedTuple):
@@ -18,17 +21,21 @@ class Joined(NamedTuple):
 
     Attributes:
       inputs: {modality: what its classifier predicted}.
-      ids: (N,), int64 or large_string.
+      ids_name: the column that rows were joined by; None: their position.
+      ids: (N,), int64 or large_string; where rows were joined by position, that.
       rows: {modality: (N,)}, where they are in each input.
       labels: (N,); None where no input has any.
       left_out: a line for every input that has other rows, too.
+      are_probs: whether logits are the logarithms of what inputs hold.
     """
 
     inputs: Mapping[str, Predictions]
+    ids_name: str | None
     ids: Arrow
     rows: dict[str, NDArray[np.int64]]
     labels: NDArray[np.int64] | None
     left_out: list[str]
+    are_probs: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -42,15 +49,18 @@ class Joined(NamedTuple):
           rows: (n,), positions among the shared rows.
           dtype: of the result; what it cannot hold is infinite.
         """
+        logits = {name: p.logits.read(self.rows[name][rows]) for name, p in self.inputs.items()}
+        if self.are_probs:
+            logits = {name: log_of_probs(z) for name, z in logits.items()}
         with np.errstate(over="ignore"):
-            return {
-                name: predictions.logits.read(self.rows[name][rows]).astype(dtype)
-                for name, predictions in self.inputs.items()
-            }
+            return {name: z.astype(dtype) for name, z in logits.items()}
 
 
 def join(predictions: Mapping[str, Predictions]) -> Joined:
-    """Finds the rows that all inputs have: by id, or by position where none has ids.
+    """Finds the rows that all inputs have.
+
+    They have a column of ids if each has one that was named, or if just one of the candidates is in
+    all of them. Where no input has either, rows are joined by position.
 
     Args:
       predictions: {modality: what its classifier predicted}, at least one.
@@ -59,25 +69,43 @@ def join(predictions: Mapping[str, Predictions]) -> Joined:
       The rows.
 
     Raises:
-      ConfigError: numbers of classes differ, only some inputs have ids, no row is shared, lengths
-        differ without ids, or inputs disagree about a label.
+      ConfigError: numbers of classes differ, some inputs have ids but not all have one column, no
+        row is shared, lengths differ without ids, or inputs disagree about a label.
     """
     shapes = {str(p.path): p.logits.shape for p in predictions.values()}
     if len({num_classes for _, num_classes in shapes.values()}) > 1:
         raise ConfigError(f"inputs must have the same classes, got logits of shapes {shapes}")
-    ids = {name: p.ids for name, p in predictions.items() if p.ids is not None}
-    if not ids:
+    ids_name = _ids_name(predictions)
+    if ids_name is None:
         if len(set(shapes.values())) > 1:
-            raise ConfigError(f"without `ids` inputs must have the same rows, got shapes {shapes}")
+            raise ConfigError(f"without ids inputs must have the same rows, got shapes {shapes}")
         every = np.arange(next(iter(predictions.values())).logits.shape[0])
         shared, rows = pa.array(every), dict.fromkeys(predictions, every)
     else:
-        for name in predictions:
-            if name not in ids:
-                raise ConfigError(f"{predictions[name].path} has no `ids`, but others have")
+        ids = {
+            name: p.candidates[ids_name]() if p.ids is None else p.ids
+            for name, p in predictions.items()
+        }
+        predictions = {name: p._replace(ids=ids[name]) for name, p in predictions.items()}
         shared, rows = _join_by_id(predictions, ids)
     labels = _labels(predictions, shared, rows)
-    return Joined(predictions, shared, rows, labels, _left_out(predictions, rows))
+    return Joined(predictions, ids_name, shared, rows, labels, _left_out(predictions, rows))
+
+
+def _ids_name(predictions: Mapping[str, Predictions]) -> str | None:
+    """The column of ids; None where no input has any."""
+    named = {
+        p.path: list(p.candidates) if p.ids_name is None else [p.ids_name]
+        for p in predictions.values()
+    }
+    if not any(named.values()):
+        return None
+    shared = set.intersection(*map(set, named.values()))
+    if len(shared) == 1:
+        return shared.pop()
+    listed = "; ".join(f"{path} has {', '.join(own) or 'none'}" for path, own in named.items())
+    reason = "more than one column may be ids" if shared else "inputs share no column of ids"
+    raise ConfigError(f"{reason}: {listed}; name one by --ids_column, or give --join=position")
 
 
 def _join_by_id(
@@ -108,16 +136,16 @@ def _labels(
 ) -> NDArray[np.int64] | None:
     """The labels of shared rows, from any input that has them; raises where two disagree."""
     first: tuple[Path, NDArray[np.int64]] | None = None
-    for name, (path, _, _, own, _) in predictions.items():
-        if own is None:
+    for name, p in predictions.items():
+        if p.labels is None:
             continue
-        labels = own[rows[name]]
+        labels = p.labels[rows[name]]
         if first is None:
-            first = path, labels
+            first = p.path, labels
         differing = np.flatnonzero(labels != first[1])
         if differing.size:
             raise ConfigError(
-                f"{first[0]} and {path} disagree about {differing.size} of {len(labels)} labels, "
+                f"{first[0]} and {p.path} disagree about {differing.size} of {len(labels)} labels, "
                 f"of id {name_some(ids, differing)}"
             )
     return None if first is None else first[1]
@@ -128,11 +156,11 @@ def _left_out(
 ) -> list[str]:
     """A line for every input with rows that another one lacks."""
     lines: list[str] = []
-    for name, (path, _, ids, _, _) in predictions.items():
-        if ids is not None and len(ids) > len(rows[name]):
-            left_out = np.delete(np.arange(len(ids)), rows[name])
+    for name, p in predictions.items():
+        if p.ids is not None and len(p.ids) > len(rows[name]):
+            left_out = np.delete(np.arange(len(p.ids)), rows[name])
             lines.append(
-                f"{path}: {left_out.size} of {len(ids)} rows are left out, since another input "
-                f"lacks their ids: {name_some(ids, left_out)}"
+                f"{p.path}: {left_out.size} of {len(p.ids)} rows are left out, since another input "
+                f"lacks their ids: {name_some(p.ids, left_out)}"
             )
     return lines

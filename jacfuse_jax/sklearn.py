@@ -176,7 +176,8 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         check_consistent_length(next(iter(arrays.values())), y)
         check_classification_targets(y)
         self.estimators_ = self._trained(arrays, y)
-        self.classes_ = next(iter(self.estimators_.values())).classes_
+        first, classifier = next(iter(self.estimators_.items()))
+        self.classes_ = _classes(first, classifier)
         for name, classifier in self.estimators_.items():
             _check_classes(name, classifier, self.classes_)
             _check_decision(name, classifier)
@@ -337,7 +338,8 @@ def _is_mapping(X: Any) -> bool:
 def _fit_copy(classifier: Any, X: Any, y: NDArray[Any]) -> Any:
     """A trained copy of the classifier."""
     copy: Any = clone(classifier)
-    return copy.fit(X, y)
+    copy.fit(X, y)
+    return copy
 
 
 def _logits(name: str, classifier: Any, X: Any) -> NDArray[np.float64]:
@@ -349,7 +351,7 @@ def _logits(name: str, classifier: Any, X: Any) -> NDArray[np.float64]:
         logits = np.asarray(classifier.decision_function(X), np.float64)
         if logits.ndim == 1:
             logits = np.stack([np.zeros_like(logits), logits], axis=1)
-    num_classes = len(classifier.classes_)
+    num_classes = len(_classes(name, classifier))
     if logits.shape[1:] != (num_classes,):
         raise ValueError(
             f"the classifier of {name!r} must give logits of shape (N, {num_classes}), one column "
@@ -365,7 +367,8 @@ def _logits(name: str, classifier: Any, X: Any) -> NDArray[np.float64]:
 
 def _head(classifier: Any) -> Any:
     """The last step of a pipeline, or the classifier itself."""
-    return classifier.steps[-1][1] if hasattr(classifier, "steps") else classifier
+    steps = getattr(classifier, "steps", None)  # of a classifier it may be a number
+    return steps[-1][1] if isinstance(steps, list) else classifier
 
 
 def _gram(classifier: Any, num_classes: int, temperature: float) -> GramSpectrum:
@@ -385,7 +388,8 @@ def _kernel(classifier: Any, num_classes: int) -> NDArray[np.float64]:
     coef = np.atleast_2d(coef.toarray() if issparse(coef) else coef)
     if num_classes == 2 and len(coef) == 1:
         coef = np.concatenate([np.zeros_like(coef), coef])
-    return coef.T if len(coef) == num_classes else np.eye(num_classes)
+    is_linear = coef.ndim == 2 and len(coef) == num_classes
+    return coef.T if is_linear else np.eye(num_classes)
 
 
 def _class_prior(
@@ -410,11 +414,25 @@ def _class_prior(
     return prior
 
 
+def _classes(name: str, classifier: Any) -> NDArray[Any]:
+    """The classes (K,) of a classifier, which may hold a list; raises unless they are sorted."""
+    if not hasattr(classifier, "classes_"):
+        raise ValueError(f"the classifier of {name!r} has no attribute classes_, its labels sorted")
+    classes = np.asarray(classifier.classes_)
+    if classes.ndim != 1 or not np.array_equal(np.unique(classes), classes):
+        raise ValueError(
+            f"the classifier of {name!r} has classes_ {classes.tolist()}: they must be sorted, "
+            "each once, as the columns of its predictions are"
+        )
+    return classes
+
+
 def _check_classes(name: str, classifier: Any, classes: NDArray[Any]) -> None:
     """Raises unless the classifier knows exactly these classes."""
-    if not np.array_equal(classifier.classes_, classes):
+    own = _classes(name, classifier)
+    if not np.array_equal(own, classes):
         raise ValueError(
-            f"the classifier of {name!r} was fitted with classes {classifier.classes_.tolist()}, "
+            f"the classifier of {name!r} was fitted with classes {own.tolist()}, "
             f"another one with {classes.tolist()}: all must be alike, also in every fold"
         )
 
@@ -424,7 +442,7 @@ def _check_decision(name: str, classifier: Any) -> None:
     if (
         not hasattr(classifier, "predict_proba")
         and getattr(_head(classifier), "decision_function_shape", None) == "ovo"
-        and len(classifier.classes_) > 2
+        and len(_classes(name, classifier)) > 2
     ):
         raise ValueError(
             f"the classifier of {name!r} has decision_function_shape='ovo', a column for each pair "

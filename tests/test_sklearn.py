@@ -9,7 +9,7 @@ import pytest
 import scipy.optimize
 import scipy.sparse
 import scipy.special
-from sklearn.base import clone
+from sklearn.base import BaseEstimator, clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -516,6 +516,49 @@ def test_labels_of_any_kind(train, fused, fitted, inputs):
     model = RobustLateFusion(classifiers, columns=HALVES, **PLAIN).fit(X, names[y])
     np.testing.assert_array_equal(model.classes_, np.sort(names))
     np.testing.assert_array_equal(model.predict(inputs), names[fused.predict(inputs)])
+
+
+class OfAnotherLibrary(BaseEstimator):
+    """A classifier that behaves like scikit-learn's only where it must."""
+
+    steps = 100  # of training
+
+    def __init__(self, make_classes: Any = list):
+        self.make_classes = make_classes
+
+    def fit(self, X, y):
+        self.model_ = GaussianNB().fit(X, y)
+        self.classes_ = self.make_classes(self.model_.classes_)
+
+    def predict_proba(self, X):
+        return self.model_.predict_proba(X).tolist()
+
+
+@pytest.mark.parametrize("make_classes", [list, tuple, pd.Index])
+def test_classes_of_any_kind(train, inputs, make_classes):
+    X, y = train
+    names = np.array([f"class {digit}" for digit in range(10)])
+    params: dict[str, Any] = {"gamma": 0.1, "cv": 2}
+    expected = RobustLateFusion({"all": GaussianNB()}, **params).fit(X, names[y])
+    model = RobustLateFusion({"all": OfAnotherLibrary(make_classes)}, **params).fit(X, names[y])
+    np.testing.assert_array_equal(model.predict(inputs), expected.predict(inputs))
+    np.testing.assert_array_equal(model.predict_proba(inputs), expected.predict_proba(inputs))
+    other = linear().fit(X, y)
+    with pytest.raises(ValueError, match=r"'other' was fitted with classes \[0, 1, .*, another"):
+        model.set_params(estimators={**model.estimators_, "other": other}, cv="prefit").fit(X, y)
+
+
+@pytest.mark.parametrize("make_classes", [lambda c: c[::-1], lambda c: [*c, c[-1]]])
+def test_classes_in_no_order_are_refused(train, make_classes):
+    with pytest.raises(ValueError, match=r"'all' has classes_ \[.*\]: they must be sorted, "):
+        RobustLateFusion({"all": OfAnotherLibrary(make_classes)}, **PLAIN).fit(*train)
+
+
+def test_a_classifier_without_classes_is_refused(train):
+    classifier = GaussianNB().fit(*train)
+    del classifier.classes_
+    with pytest.raises(ValueError, match="'all' has no attribute classes_, its labels sorted"):
+        RobustLateFusion({"all": classifier}, cv="prefit", **PLAIN).fit(*train)
 
 
 def test_samples_do_not_depend_on_their_batch(fused, digits, train, fitted):

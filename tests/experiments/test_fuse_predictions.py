@@ -1,5 +1,6 @@
 """The binary that fuses predictions from files, against a NumPy oracle of the fusion."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
@@ -20,7 +22,8 @@ import scipy.special
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from experiments import fuse_predictions
+from experiments import fuse_run
+from experiments.fuse_settings import FuseConfig
 from jacfuse_jax import calibration, linalg
 from tests import reference
 from tests.experiments.fuse_runs import (
@@ -31,6 +34,7 @@ from tests.experiments.fuse_runs import (
     NUM_ROWS,
     RNG,
     VIDEO,
+    error_of,
     fuse,
     start,
     write_inputs,
@@ -95,7 +99,7 @@ def output(tmp_path):
 class TestAgreesWithTheOracle:
     @pytest.mark.parametrize("perturbed", ["audio", "audio,video"])
     def test_rows_joined_by_id_in_chunks(self, perturbed, files, output, monkeypatch, capsys):
-        monkeypatch.setattr(fuse_predictions, "_CHUNK_ENTRIES", 7 * NUM_CLASSES)
+        monkeypatch.setattr(fuse_run, "_CHUNK_ENTRIES", 7 * NUM_CLASSES)
         fuse(*files, f"--perturbed={perturbed}", "--contamination=0.3", f"--output={output}")
         grams = {"audio": KERNEL.T @ KERNEL, "video": np.eye(NUM_CLASSES)}
         expected = oracle(
@@ -107,7 +111,7 @@ class TestAgreesWithTheOracle:
         )
         assert_agrees(output, expected)
         with np.load(output) as file:
-            assert_array_equal(file["id"], np.arange(NUM_ROWS) + 100)
+            assert_array_equal(file["ids"], np.arange(NUM_ROWS) + 100)
             metadata = json.loads(str(file["jacfuse_jax"]))
         # Where a modality has no kernel, both the report and the file say so.
         said = "no kernel of video: its Gram matrix is the identity" in capsys.readouterr().out
@@ -189,7 +193,7 @@ class TestAgreesWithTheOracle:
             contamination=contamination,
         )
         eps = 80 * float(np.finfo(np.float32).eps)
-        assert_array_equal(table["id"], np.arange(200))
+        assert_array_equal(table["ids"], np.arange(200))
         assert_allclose(np.exp(table["log_probs"].to_pylist()), probs, rtol=0, atol=eps)
         assert_allclose(table["jacobian_norm"], norms, rtol=0, atol=eps * max(1, norms.max()))
 
@@ -269,7 +273,119 @@ class TestReport:
             "their ids: 140, 141, 142, ...\n"
         )
         with np.load(output) as file:
-            assert_array_equal(file["id"], ids[:NUM_ROWS])
+            assert_array_equal(file["ids"], ids[:NUM_ROWS])
+
+
+class TestJoin:
+    @pytest.fixture
+    def shuffled(self, tmp_path):
+        """Flags of two data frames that are one only by a column `video_id`."""
+        order = RNG.permutation(NUM_ROWS)
+        frame = pd.DataFrame({"video_id": [f"v{i:03}" for i in range(NUM_ROWS)]})
+        frame["split"] = "test"
+        frame.assign(logits=list(AUDIO), labels=LABELS).to_parquet(tmp_path / "a.parquet")
+        video = frame.assign(logits=list(VIDEO)).iloc[order].reset_index(drop=True)
+        video.to_parquet(tmp_path / "v.parquet")
+        return f"--input=audio={tmp_path}/a.parquet", f"--input=video={tmp_path}/v.parquet", order
+
+    def test_by_a_column_of_another_name(self, shuffled, output, tmp_path, capsys):
+        fuse(*shuffled[:2], f"--output={output}")
+        printed = capsys.readouterr()
+        assert f"{NUM_ROWS} rows, joined by video_id; statistical fusion, since not" in printed.out
+        assert f"{tmp_path}/a.parquet: not used: split\n" in printed.err
+        assert f"{tmp_path}/v.parquet: not used: split\n" in printed.err
+        with np.load(output) as file:
+            probs = reference.statistical_fusion({"audio": AUDIO, "video": VIDEO}, UNIFORM)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+            assert_array_equal(file["jacobian_norm"], 0)
+            assert file["ids"].tolist() == [f"v{i:03}" for i in range(NUM_ROWS)]
+            metadata = json.loads(str(file["jacfuse_jax"]))
+        assert metadata["joined_by"] == "video_id"
+        assert metadata["perturbed"] == []
+
+    def test_by_position_if_told_to(self, shuffled, output, tmp_path, capsys):
+        *inputs, order = shuffled
+        fuse(*inputs, "--join=position", f"--output={output}")
+        printed = capsys.readouterr()
+        assert f"{NUM_ROWS} rows, joined by position; " in printed.out
+        assert f"{tmp_path}/a.parquet: not used: video_id, split\n" in printed.err
+        with np.load(output) as file:
+            probs = reference.statistical_fusion({"audio": AUDIO, "video": VIDEO[order]}, UNIFORM)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+            assert_array_equal(file["ids"], np.arange(NUM_ROWS))
+
+    def test_by_position_is_said(self, tmp_path, output, capsys):
+        for name, logits in (("audio", AUDIO), ("video", VIDEO)):
+            np.save(tmp_path / f"{name}.npy", logits)
+        inputs = [f"--input={name}={tmp_path}/{name}.npy" for name in ("audio", "video")]
+        fuse(*inputs, f"--output={output}")
+        assert capsys.readouterr().err.startswith(
+            "no input has a column of ids: rows are joined by position\n"
+        )
+
+    @pytest.mark.parametrize("ending", ["parquet", "npz"])
+    def test_output_can_be_fused_again(self, ending, files, tmp_path, output):
+        twice = tmp_path / f"twice.{ending}"
+        fuse(*files, f"--output={twice}")
+        fuse(f"--input=both={twice}", files[1], f"--output={output}")
+        logits = {"both": np.log(reference.statistical_fusion({"a": AUDIO, "v": VIDEO}, UNIFORM))}
+        with np.load(output) as file:
+            probs = reference.statistical_fusion({**logits, "video": VIDEO}, UNIFORM)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+            assert_array_equal(file["ids"], np.arange(NUM_ROWS) + 100)
+
+
+class TestNames:
+    def test_of_columns(self, files, tmp_path, output, capsys):
+        columns: dict[str, Any] = {
+            "scores": AUDIO,
+            "key": np.arange(NUM_ROWS),
+            "target": LABELS,
+            "ids": LABELS,
+        }
+        np.savez(tmp_path / "audio.npz", logits=AUDIO[:, 1:], **columns)
+        np.savez(tmp_path / "clean.npz", **columns)
+        flags = ["--logits_column=scores", "--ids_column=key", "--labels_column=target"]
+        arguments = [f"--validation=audio={tmp_path}/clean.npz", "--class_prior=labels"]
+        fuse(files[0], *arguments, *flags, f"--output={output}")
+        assert f"{tmp_path}/audio.npz: not used: logits, ids\n" in capsys.readouterr().err
+        prior = np.bincount(LABELS) / NUM_ROWS
+        with np.load(output) as file:
+            metadata = json.loads(str(file["jacfuse_jax"]))
+            probs = scipy.special.softmax(AUDIO.astype(float), axis=1)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+        assert_allclose(metadata["class_prior"], prior, rtol=1e-6)
+        assert metadata["joined_by"] == "key"
+        np.savez(tmp_path / "audio.npz", scores=AUDIO)
+        message = error_of(files[0], *flags[::2], f"--output={output}")
+        assert message == "--labels_column=target is in no input"
+
+
+class TestProbabilities:
+    @pytest.mark.parametrize("floating", [np.float32, np.float64])
+    def test_give_what_their_logits_give(self, floating, files, tmp_path, output, capsys):
+        ids = np.arange(NUM_ROWS) + 100
+        for name, logits in (("audio", AUDIO), ("video", VIDEO)):
+            probs = scipy.special.softmax(logits.astype(floating), axis=1)
+            np.savez(tmp_path / f"{name}.npz", logits=probs, ids=ids, kernel=KERNEL)
+        arguments = (files[0], f"--input=video={tmp_path}/video.npz", "--perturbed=audio")
+        fuse(*arguments, "--inputs_are=probabilities", f"--output={output}")
+        assert "look like" not in capsys.readouterr().err
+        kernel = KERNEL.astype(np.float64)
+        expected = oracle(
+            {"audio": AUDIO, "video": VIDEO}, {"audio": kernel.T @ kernel}, UNIFORM, gamma=0.1
+        )
+        assert_agrees(output, expected)
+        fuse(*arguments, f"--output={output}")
+        said = capsys.readouterr().err
+        for name in ("audio", "video"):
+            assert f"warning: {tmp_path}/{name}.npz: logits look like probabilities: all" in said
+        fuse(*arguments, "--inputs_are=logits", f"--output={output}")
+        assert "look like" not in capsys.readouterr().err
+
+    def test_must_be_such(self, files, output):
+        message = error_of(*files, "--inputs_are=probabilities", f"--output={output}")
+        assert message.startswith("--inputs_are=probabilities: in row 0 of ")
 
 
 class TestChoice:
@@ -347,12 +463,17 @@ class TestChoice:
         logits, ids = AUDIO.copy(), np.arange(NUM_ROWS) + 100
         logits[bad, 0] = np.inf
         np.savez(tmp_path / "audio.npz", logits=logits, ids=ids, labels=LABELS)
-        monkeypatch.setattr(fuse_predictions, "choose", choose)
-        monkeypatch.setattr(fuse_predictions, "_NUM_CHOICE_ROWS", 20)
+        monkeypatch.setattr(fuse_run, "choose", choose)
+        monkeypatch.setattr(fuse_run, "_NUM_CHOICE_ROWS", 20)
         fuse(*files, "--perturbed=audio", "--contamination=auto", f"--output={output}")
+        printed = capsys.readouterr()
         assert (
             "gamma=0.1, contamination=0.3\ncontamination chosen on --input: right only if nothing "
-            "is perturbed there, and figures are optimistic then\n" in capsys.readouterr().out
+            "is perturbed there, and figures are optimistic then\n" in printed.out
+        )
+        assert printed.err.startswith(
+            "--contamination=auto leaves out, of 40 rows of --input: 20 not among 20 drawn at "
+            "random, 1 with logits that are not finite\n"
         )
 
 
@@ -395,8 +516,8 @@ class TestProcess:
         script = (
             "import sys\n"
             "from absl import flags\n"
-            "from experiments import fuse_predictions, fuse_settings\n"
-            "fuse_predictions._CHUNK_ENTRIES = 2**16\n"
+            "from experiments import fuse_predictions, fuse_run, fuse_settings\n"
+            "fuse_run._CHUNK_ENTRIES = 2**16\n"
             "fuse_settings.define_flags(flags.FLAGS)\n"
             "flags.FLAGS(sys.argv)\n"
             "fuse_predictions.main(sys.argv[:1])\n"
@@ -452,3 +573,37 @@ class TestProcess:
         _, stderr = process.communicate()
         assert process.returncode == 1
         assert stderr == "error: --perturbed: unknown 'smell'; choose from audio,video\n"
+
+    @pytest.mark.parametrize(
+        ("argument", "message"),
+        [
+            ("--imput=a=a.npz", "Unknown command line flag 'imput'. Did you mean: input"),
+            pytest.param("--gamma", "Missing value for flag --gamma", marks=pytest.mark.slow),
+            pytest.param(
+                "--join=ids", "flag --join=ids: value should be one of", marks=pytest.mark.slow
+            ),
+        ],
+    )
+    def test_errors_of_the_command_line_too(self, argument, message):
+        process = start(argument)
+        _, stderr = process.communicate()
+        assert process.returncode == 1
+        assert stderr.startswith(f"error: {message}")
+        assert stderr.endswith(" (--help lists all flags)\n")
+        assert stderr.count("\n") == 1
+
+    def test_help_lists_the_flags_and_loads_nothing(self):
+        script = (
+            "import runpy, sys\n"
+            "sys.argv = ['fuse_predictions', '--help']\n"
+            "try:\n"
+            "    runpy.run_module('experiments.fuse_predictions', None, '__main__', True)\n"
+            "finally:\n"
+            "    print({'jax', 'pyarrow', 'jacfuse_jax'} & set(sys.modules))\n"
+        )
+        process = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        listed = re.findall(r"^  --(\w+):", process.stdout, flags=re.MULTILINE)
+        assert sorted(listed) == sorted(field.name for field in dataclasses.fields(FuseConfig))
+        assert process.stdout.endswith("set()\n")

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import fuse_predictions
+from experiments.fuse_settings import OUTPUT_ENDINGS
+from experiments.fused_files import FORMATS
 from tests.experiments.fuse_runs import AUDIO, KERNEL, LABELS, error_of, write_inputs
 
 
@@ -113,6 +115,19 @@ class TestErrors:
             ("--class_prior={}/no.npy", "--class_prior={}/no.npy is neither uniform nor labels"),
             ("--class_prior=unifrom", "--class_prior=unifrom is neither uniform nor labels nor a"),
             ("--class_prior={}/audio.npz", "--class_prior={}/audio.npz holds no array `class_pr"),
+            (
+                "--join=position --ids_column=uid",
+                "--ids_column=uid would not be used with --join=position; leave one out",
+            ),
+            (
+                "--ids_column=uid",
+                "{}/audio.npz has no array `uid`, only logits, ids, ",
+            ),
+            (
+                "--logits_column=logit",
+                "{}/audio.npz has no array `logit`, only logits, i",
+            ),
+            ("--labels_column=target", "--labels_column=target is in no input"),
             ("--output=", "--output is missing"),
             ("--output={}", "--output={} must be a file that ends in .parquet, .csv, .npz"),
             ("--output={}/fused.txt", "--output={}/fused.txt must be a file that ends in .parquet"),
@@ -130,6 +145,23 @@ class TestErrors:
             message.replace("{}", str(tmp_path))
         )
         assert not (tmp_path / "fused.npz").exists()
+
+    @pytest.mark.parametrize("flag", ["--gamma=0.1", "--gamma=auto", "--contamination=0.3"])
+    def test_flags_that_nothing_perturbed_has_a_use_for(self, flag, files, output):
+        message = error_of(*files, flag, f"--output={output}")
+        assert message.startswith(f"{flag} needs --perturbed; name modalities, or leave both out")
+
+    def test_output_among_its_inputs(self, tmp_path):
+        (tmp_path / "audio").mkdir()
+        np.save(tmp_path / "audio" / "logits.npy", AUDIO)
+        output = tmp_path / "audio" / "fused.parquet"
+        message = error_of(f"--input=audio={tmp_path}/audio", f"--output={output}")
+        assert (
+            message == f"--output={output} would lie in the input {tmp_path}/audio; choose another"
+        )
+
+    def test_every_format_of_the_output_has_a_writer(self):
+        assert tuple(FORMATS) == OUTPUT_ENDINGS
 
     @pytest.mark.parametrize("flag", ["--class_prior=", "--kernel=audio=", "--validation=audio="])
     @pytest.mark.parametrize(

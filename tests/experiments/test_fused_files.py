@@ -63,10 +63,10 @@ class TestWriteFused:
     def test_holds_what_was_written(self, ids, path, dtype):
         write_fused(path, pa.array(ids), self.batches(ids, dtype=dtype), METADATA)
         columns, metadata = READERS[path.suffix](path)
-        assert sorted(columns) == ["id", "jacobian_norm", "log_probs", "prediction"]
+        assert sorted(columns) == ["ids", "jacobian_norm", "log_probs", "prediction"]
         if path.suffix == ".csv" and ids is not IDS:
-            columns["id"] = [str(x) for x in columns["id"]]  # a table of texts has no types
-        assert columns["id"] == ids.tolist()
+            columns["ids"] = [str(x) for x in columns["ids"]]  # a table of texts has no types
+        assert columns["ids"] == ids.tolist()
         assert columns["prediction"] == LABELS.tolist()
         assert_array_equal(np.array(columns["jacobian_norm"], dtype), LOGITS[:, 0])
         expected = LOGITS.copy()

@@ -15,7 +15,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from experiments.array_files import open_arrays
 from experiments.config import ConfigError
-from experiments.prediction_files import HEADS, head_spectrum, open_predictions
+from experiments.prediction_files import Names, open_predictions
+from experiments.prediction_heads import HEADS, head_spectrum
 from tests.experiments.prediction_formats import WRITERS, write_parquet
 
 RNG = np.random.default_rng(0)
@@ -38,10 +39,10 @@ def scratch_fn(tmp_path):
 def write(tmp_path, scratch_fn):
     """Writes arrays in a format and opens them."""
 
-    def write_and_open(kind, name="audio", /, **arrays):
+    def write_and_open(kind, name="audio", /, names=None, **arrays):
         path = tmp_path / f"{name}.{kind}"
         WRITERS[kind](path, arrays)
-        return open_predictions(path, scratch_fn=scratch_fn)
+        return open_predictions(path, scratch_fn=scratch_fn, names=names or Names())
 
     return write_and_open
 
@@ -64,14 +65,40 @@ class TestEveryFormat:
         assert_array_equal(predictions.logits.read(rows), LOGITS[rows])
         assert predictions.ids is predictions.labels is None
 
-    @pytest.mark.parametrize("name", ["id", "label"])
-    @pytest.mark.parametrize("plural", [True, False])
-    def test_names_a_column_in_the_singular(self, kind, name, plural, write):
-        columns = {name: IDS, f"{name}s": IDS}
-        if not plural:
-            del columns[f"{name}s"]
-        with pytest.raises(ConfigError, match=f"audio.{kind} holds `{name}`; name it `{name}s`, "):
+    @pytest.mark.parametrize("columns", [{"label": LABELS}, {"label": LABELS, "labels": LABELS}])
+    def test_names_labels_in_the_singular(self, kind, columns, write):
+        with pytest.raises(ConfigError, match=f"audio.{kind} holds `label`; name it `labels`, "):
             write(kind, logits=LOGITS, **columns)
+
+    def test_names_ids_otherwise(self, kind, write):
+        columns = {"ID": IDS, "labels": LABELS, "label": LABELS, "speaker": IDS // 2, "class": IDS}
+        names = Names(ids="class", labels="label")
+        predictions = write(kind, logits=LOGITS, **columns, names=names)
+        assert predictions.ids_name == "class"
+        assert_array_equal(predictions.ids.to_numpy(), IDS)
+        assert_array_equal(predictions.labels, LABELS)
+        assert sorted(predictions.unused) == ["ID", "labels", "speaker"]
+
+    def test_may_have_candidates_for_ids(self, kind, write):
+        columns = {
+            "labels": np.arange(4),
+            "class_prior": np.arange(4),
+            "uid": np.array([3, -1, -2, 0]),
+            "repeats": np.array([3, 1, 1, 0]),
+            "offset": np.arange(4) / 3,
+            "is_speech": np.array([True, False, True, False]),
+            "features": LOGITS[:4],
+        }
+        predictions = write(kind, logits=LOGITS[:4], **columns)
+        assert predictions.ids is predictions.ids_name is None
+        assert list(predictions.candidates) == ["uid"]
+        assert predictions.candidates["uid"]().to_pylist() == [3, -1, -2, 0]
+        unused = ["features", "is_speech", "offset", "repeats", "uid"]
+        assert sorted(predictions.unused) == unused
+        names = Names(by_position=True)
+        assert write(kind, "b", logits=LOGITS[:4], **columns, names=names).candidates == {}
+        # What is called ids is meant.
+        assert write(kind, "c", logits=LOGITS[:4], ids=IDS[:4], **columns).candidates == {}
 
     @pytest.mark.parametrize(
         ("kind", "floating"),
