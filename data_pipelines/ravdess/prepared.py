@@ -29,7 +29,7 @@ def prepare(
         None downloads them, about 13 GB.
       config: sizes; in one `data_dir`, different ones need different names.
       num_workers: processes that decode; None is one for each CPU that this process may use.
-      progress: shows progress bars.
+      progress: shows progress bars where standard error is a terminal.
 
     Raises:
       DataError: `num_workers` is below 1; archives are missing, damaged or foreign, or cannot be
