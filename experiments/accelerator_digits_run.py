@@ -16,6 +16,7 @@ from flax import nnx
 
 from data_pipelines import digits
 from data_pipelines.batching import iterate_batches
+from experiments import needs
 from experiments.files import write_atomically
 from jacfuse_jax import attacks, fusion, training
 from jacfuse_jax.linalg import spectrum_from_kernel
@@ -126,6 +127,7 @@ def run(workdir: str, num_test: int, num_steps: int) -> None:
       num_test: as for `measure`.
       num_steps: as for `measure`.
     """
+    needs.check(needs.PROCESS_BYTES, {Path(workdir): 2**20}, remedy="free some")
     text = json.dumps(measure(num_test, num_steps), indent=2) + "\n"
     write_atomically(Path(workdir) / "digits.json", text)
     print(text, end="")

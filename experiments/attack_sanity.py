@@ -1,10 +1,11 @@
 r"""Checks the attacks on the predictions of one run: is its robustness real, or do attacks fail?
 
 Takes the flags of `experiments.robust_fusion`; in the --workdir of such a run it uses the
-classifiers that are there, whatever flags they do not depend on. For every perturbed modality it attacks the first
---num_attack test rows of the modality's own classifier and of the fused prediction of every rule in
---methods. Writes attack_sanity.csv; a check that fails is a finding, not an error. With fewer than
-200 rows a single one is more than the half point that most checks allow.
+classifiers that are there, whatever flags they do not depend on. For every perturbed modality it
+attacks the first --num_attack test rows of the modality's own classifier and of the fused
+prediction of every rule in --methods. Writes attack_sanity.csv; a check that fails is a finding,
+not an error. With fewer than 200 rows a single one is more than the half point that most checks
+allow.
 
     python -m experiments.attack_sanity --dataset=digits --workdir=runs/sanity \
         --num_attack=200 --methods=statistical,robust --gammas=0.1

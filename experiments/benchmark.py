@@ -21,7 +21,7 @@ loops, `jnp.linalg.eig` and what calls it on 16 at most: the column `num_measure
 Times are then scaled to the batch, memory is not. The row of a method that fails says why.
 """
 
-from absl import flags
+from absl import app, flags
 
 from experiments import benchmark_settings, launch
 
@@ -38,4 +38,4 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
 if __name__ == "__main__":
     benchmark_settings.define_flags(flags.FLAGS)
     flags.adopt_module_key_flags(benchmark_settings)  # those that --help lists
-    launch.launch(main)
+    app.run(main, flags_parser=launch.parse_flags)

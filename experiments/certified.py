@@ -1,13 +1,14 @@
 r"""What cannot be overturned: accuracy that is certified against any corruption of one modality.
 
 Takes the flags of `experiments.robust_fusion`; in the --workdir of such a run it uses the
-classifiers that are there, whatever flags they do not depend on. For every modality in --perturbed, contaminated fusion with
-every --contaminations and cascades with every --confidences: accuracy on clean test rows, and the
-share of rows that are right whatever that modality says. A star marks what validation data choose:
-the highest certified accuracy of those that lose at most --max_clean_loss against statistical
-fusion. Beside it radii, in the 2-norm of the input, within which nothing changes the class of the
-first --num_attack rows, of statistical and robust fusion too, and what PGD achieves at multiples of
-them: see `experiments.radii`. Writes certified.csv, radii.csv and figures/certified.png.
+classifiers that are there, whatever flags they do not depend on. For every modality in --perturbed,
+contaminated fusion with every --contaminations and cascades with every --confidences: accuracy on
+clean test rows, and the share of rows that are right whatever that modality says. A star marks what
+validation data choose: the highest certified accuracy of those that lose at most --max_clean_loss
+against statistical fusion. Beside it radii, in the 2-norm of the input, within which nothing
+changes the class of the first --num_attack rows, of statistical and robust fusion too, and what PGD
+achieves at multiples of them: see `experiments.radii`. Writes certified.csv, radii.csv and
+figures/certified.png.
 
     python -m experiments.certified --dataset=digits --workdir=runs/certified
 

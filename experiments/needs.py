@@ -54,7 +54,7 @@ def num_test_rows(dataset: str) -> int:
     return _DATA[dataset].num_rows[2]
 
 
-def check_run(config: Config, num_step_rows: int) -> None:
+def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> None:
     """Says what a run of `experiments.robust_fusion` takes, and refuses what does not fit.
 
     Upper figures for whole data sets: fewer clips take less, and so does a run that carries on.
@@ -62,6 +62,7 @@ def check_run(config: Config, num_step_rows: int) -> None:
     Args:
       config: its settings.
       num_step_rows: rows of single modalities in the files of one seed.
+      computes_on_host: the memory of batches is that of the host, not of an accelerator.
 
     Raises:
       ConfigError: more than is free.
@@ -74,7 +75,7 @@ def check_run(config: Config, num_step_rows: int) -> None:
     memory = (
         PROCESS_BYTES
         + data.row_bytes * (num_train + num_validation + num_test)
-        + 2 * config.batch_size * data.sample_bytes  # one program runs while another is compiled
+        + computes_on_host * 2 * config.batch_size * data.sample_bytes  # two programs run at once
         + 4 * grams * num_modalities * num_test
     )
     num_regimes = 1 + sum(name in REGIME_OF for name in config.methods)
@@ -117,15 +118,17 @@ def check(memory: float, folders: Mapping[Path, float], *, remedy: str) -> None:
         raise ConfigError(
             f"about {_size(memory)} of memory are needed and {_size(available)} are free; {remedy}"
         )
+    on_disk: dict[int, float] = {}  # folders may share one
     for folder, count in folders.items():
         there = next(
             path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
         )
-        free = shutil.disk_usage(there).free
-        if count > free:
+        disk, free = there.stat().st_dev, shutil.disk_usage(there).free
+        on_disk[disk] = on_disk.get(disk, 0) + count
+        if on_disk[disk] > free:
             raise ConfigError(
-                f"{folder}: about {_size(count)} are needed and {_size(free)} are free; make room,"
-                " or name another folder"
+                f"{folder}: about {_size(on_disk[disk])} are needed on its disk and {_size(free)}"
+                " are free; make room, or name another folder"
             )
 
 

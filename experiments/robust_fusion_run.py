@@ -56,7 +56,11 @@ def load(config: Config, *, classifiers_only: bool = False) -> datasets.Multimod
       ConfigError: the working directory belongs to another run, or a flag does not fit the data.
     """
     check_workdir(config, classifiers_only=classifiers_only)
-    needs.check_run(config, 0 if classifiers_only else _num_step_rows(config))
+    needs.check_run(
+        config,
+        0 if classifiers_only else _num_step_rows(config),
+        computes_on_host=jax.default_backend() == "cpu",
+    )
     dataset = datasets.load(
         config.dataset,
         data_dir=Path(config.data_dir),

@@ -36,4 +36,4 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"4\.5 GiB of memory .* 4\.0 GiB are free; lower"):
         needs.check(4.5 * GIB, {}, remedy="lower --batch_size")
     with pytest.raises(ConfigError, match=r"/run: about 11\.0 GiB .* 10\.0 GiB are free; make"):
-        needs.check(0, {tmp_path / "run": 11 * GIB}, remedy="")
+        needs.check(0, {tmp_path / "data": 5 * GIB, tmp_path / "run": 6 * GIB}, remedy="")
