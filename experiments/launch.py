@@ -43,7 +43,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             f"error: --{error.flagname} is no flag of this program{hint} (--help lists all flags)"
         )
     except flags.Error as error:
-        problem = "; ".join(str(error).splitlines()).removeprefix("flag ")
+        problem = "; ".join(line.removeprefix("flag ") for line in str(error).splitlines())
         sys.exit(f"error: {problem} (--help lists all flags)")
 
 
