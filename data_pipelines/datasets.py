@@ -8,19 +8,12 @@ from numpy.typing import NDArray
 
 from data_pipelines import av_mnist, digits, ravdess, vggsound
 from data_pipelines.av_mnist import AvMnistConfig
+from data_pipelines.catalogue import MODALITIES
 from data_pipelines.errors import DataError
 from data_pipelines.preparing import make_builder
 from data_pipelines.ravdess import Ravdess, RavdessConfig
 from data_pipelines.stored import StoredColumn, StoredSplit
 from data_pipelines.vggsound import VggSound, VggSoundConfig
-
-MODALITIES: dict[str, tuple[str, ...]] = {
-    "digits": ("upper", "lower"),
-    "av_mnist": ("image", "audio"),
-    "ravdess": ("video", "audio"),
-    "vggsound": ("video", "audio"),
-}
-"""Names of the modalities of every data set; known without its data."""
 
 Splits: TypeAlias = dict[str, dict[str, Any]]
 Parts: TypeAlias = dict[str, tuple[StoredSplit, NDArray[np.intp]]]
@@ -74,7 +67,7 @@ def load(
       max_missing: share of the clips of "vggsound" that may be missing or damaged, 0 to 1.
       num_workers: processes that decode clips of "ravdess" and "vggsound"; None is one for each CPU
         that this process may use.
-      progress: shows progress bars.
+      progress: shows progress bars where standard error is a terminal.
       av_mnist_config: sizes, seed and raw files of "av_mnist".
       ravdess_config: sizes of "ravdess".
       vggsound_config: sizes of "vggsound".

@@ -1,8 +1,8 @@
 """Makes a data set on disk with its tensorflow-datasets builder, once and whole."""
 
-import fcntl
 import io
 import shutil
+import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from filelock import FileLock
 from tensorflow_datasets.core.download import downloader
 
 from data_pipelines.errors import DataError
@@ -54,13 +55,13 @@ def prepare_builder(
       data_dir: where prepared data sets, and in `downloads/{data set}` downloads, are kept; made if
         missing.
       manual_dir: folder with the raw files; None downloads them.
-      progress: shows progress bars.
+      progress: shows progress bars where standard error is a terminal.
 
     Raises:
       DataError: `manual_dir` is missing; `data_dir` cannot be written to, or holds something else
         in the place of the data set; what the builder raises about raw files.
     """
-    tfds.display_progress_bar(progress)
+    tfds.display_progress_bar(progress and sys.stderr.isatty())
     folder = Path(builder.data_dir)
     if builder.is_prepared() and not decoded_dir(builder).exists():
         return
@@ -68,12 +69,12 @@ def prepare_builder(
     downloads = Path(data_dir) / "downloads" / builder.name
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = (folder.parent.parent / "lock").open("w")
+        # The system releases it however the process ends.
+        claim = FileLock(folder.parent.parent / "lock").acquire()
     except OSError as error:
         reason = error.strerror
         raise DataError(f"--data_dir={data_dir}: {reason}; name a folder to write to") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it however the process ends
+    with claim:
         if folder.exists() and not builder.is_prepared():
             raise DataError(f"{folder}: not a prepared data set; remove the folder")
         if not folder.exists():

@@ -56,7 +56,7 @@ class StoredSplit:
         Args:
           features: their names.
           rows: (N,) in 0 .. len(self) - 1.
-          progress: shows a progress bar.
+          progress: shows a progress bar where standard error is a terminal.
 
         Returns:
           {feature: N values}.
@@ -67,7 +67,9 @@ class StoredSplit:
         wanted = {name: self.features[name] for name in features}
         parse_fn = cast(Any, tfds.features.FeaturesDict(wanted)).deserialize_example_np
         columns: dict[str, list[Any]] = {name: [] for name in features}
-        with tqdm(total=len(rows), desc=f"Reading {self._split}", disable=not progress) as bar:
+        with tqdm(
+            total=len(rows), desc=f"Reading {self._split}", disable=None if progress else True
+        ) as bar:
             for start in range(0, len(rows), _CHUNK_ROWS):
                 chunk = rows[start : start + _CHUNK_ROWS].tolist()
                 with reading(self._folder, f"split {self._split}"):

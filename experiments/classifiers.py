@@ -35,7 +35,6 @@ _LENETS: dict[tuple[str, str], dict[str, Any]] = {
     ("av_mnist", "image"): {"channels": (16, 32), "kernel_size": 3, "patch_size": 4},
     ("av_mnist", "audio"): {"channels": (16, 32), "kernel_size": 3, "patch_size": 8},
 }
-DEFAULT_NUM_EPOCHS = {"digits": 30, "av_mnist": 4, "ravdess": 40, "vggsound": 15}
 
 
 class Classifier(NamedTuple):
@@ -181,6 +180,7 @@ def _make_batches(
             desc=f"train {modality}, epoch {epoch + 1}/{num_epochs}",
             total=num_batches(len(arrays["label"]), batch_size),
             leave=epoch + 1 == num_epochs,
+            disable=None,
         )
 
     return make_batches

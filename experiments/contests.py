@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from experiments.config import Config
-from experiments.methods import GRIDS, RECALIBRATED, Method
-from experiments.targets import ATTACKS, OWN, Step, Target, applies
+from experiments.methods import RECALIBRATED, Method
+from experiments.names import ATTACKS, GRIDS
+from experiments.targets import OWN, Step, Target, applies
 from experiments.threat_models import Scenario
 
 SEVERITIES = (1, 2, 3, 4, 5)

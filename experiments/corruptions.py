@@ -5,13 +5,9 @@ from typing import Any
 import jax
 from numpy.typing import NDArray
 
+from experiments.names import ANY_CORRUPTIONS, AUDIO_CORRUPTIONS, IMAGE_CORRUPTIONS
 from jacfuse_jax import corruptions
 
-_ANY = ("gaussian_noise", "missing", "bias", "missing_modality", "mismatched_pair")
-_IMAGE = (*("shot_noise", "impulse_noise", "gaussian_blur", "occlusion", "contrast", "brightness"),)
-# Not gain and clipping: entries of the spectrograms are levels, of which gain is a bias.
-_AUDIO = ("white_noise", "pink_noise", "time_mask", "frequency_mask")
-NAMES = (*_ANY, *_IMAGE, *_AUDIO)
 # Spectrograms are (B, frequency, time, 1).
 _AXES = {"pink_noise": 2, "time_mask": 2, "frequency_mask": 1}
 _WITHOUT_KEY = ("gaussian_blur", "contrast", "brightness")
@@ -26,10 +22,12 @@ def applies(name: str, modality: str) -> bool:
     """Whether the corruption is one of this modality: of spectrograms for "audio", else of images.
 
     Args:
-      name: of `NAMES`.
+      name: of `names.CORRUPTIONS`.
       modality: of a data set.
     """
-    return name in _ANY or name in (_AUDIO if modality == "audio" else _IMAGE)
+    return name in ANY_CORRUPTIONS or name in (
+        AUDIO_CORRUPTIONS if modality == "audio" else IMAGE_CORRUPTIONS
+    )
 
 
 def corrupt(
@@ -44,7 +42,7 @@ def corrupt(
     """Applies a corruption.
 
     Args:
-      name: of `NAMES`; static.
+      name: of `names.CORRUPTIONS`; static.
       key: of the random ones.
       x: (B, H, W, C).
       strength: value of the parameter that grades it, traced or not.

@@ -16,16 +16,15 @@ from tqdm.auto import tqdm
 
 from experiments.config import Config
 from experiments.contests import SEVERITIES, Contest, Contests, steps_of, target_of
-from experiments.methods import GRIDS, Evidence, Method, Observed
+from experiments.methods import Evidence, Method, Observed
 from experiments.models import Rows
+from experiments.names import ATTACKS, GRIDS, LINF_ATTACKS
 from experiments.predictions import is_correct, predict_all, worst_case
 from experiments.steps import read_step
-from experiments.targets import ATTACKS, LINF_ATTACKS, OWN, STRENGTHS, Target, applies
+from experiments.targets import OWN, Target, applies
 from experiments.threat_models import Scenario
 from jacfuse_jax import metrics
 
-DEFAULT_PERTURBATIONS = ("clean", "gaussian_noise", "missing", "pgd", "apgd")
-PERTURBATIONS = ("clean", *STRENGTHS)
 ENSEMBLE = "ensemble"
 WORST_ATTACK = "worst_attack"
 _BOOTSTRAP_SEED = 0
@@ -116,7 +115,7 @@ def evaluate(
     results: list[Row] = []
     outcomes: Outcomes = {}
     attacked_rows = rows.first(config.num_attack)
-    for scenario in tqdm(scenarios, desc="measure"):
+    for scenario in tqdm(scenarios, desc="measure", disable=None):
         contest = contests[scenario.believed]
         worst: dict[int, list[_Outcome]] = {severity: [] for severity in SEVERITIES}
         for perturbation in (*config.perturbations, WORST_ATTACK):

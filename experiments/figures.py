@@ -10,7 +10,8 @@ import numpy as np
 
 from experiments.evaluation import ENSEMBLE, Row
 from experiments.files import write_atomically
-from experiments.methods import GRIDS, METHODS, Method
+from experiments.methods import Method
+from experiments.names import GRIDS, METHODS
 from experiments.summary import Summary, by_scenario, hypervolumes, method_of
 
 _CLEAN_RANGE = 5.0  # points of clean accuracy below the best method that the trade-off shows

@@ -34,6 +34,7 @@ from absl import app, flags, logging
 
 from experiments import fuse_settings
 from experiments.config import ConfigError
+from experiments.launch import parse_flags
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -52,14 +53,6 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; what is wrong with it ends in one line, as other errors do."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f"error: {'; '.join(str(error).splitlines())} (--help lists all flags)")
 
 
 if __name__ == "__main__":

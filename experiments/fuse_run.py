@@ -228,7 +228,7 @@ def _fuse_chunks(rule: Rule, joined: Joined, dtype: Any, found: list[Found]) -> 
     """The fused rows, some at a time; adds what they are to `found`."""
     num_rows = len(joined.ids)
     size = min(num_rows, max(1, _CHUNK_ENTRIES // joined.num_classes))
-    with tqdm(total=num_rows, unit="row", unit_scale=True) as progress:
+    with tqdm(total=num_rows, unit="row", unit_scale=True, disable=None) as progress:
         for start in range(0, num_rows, size):
             # The last rows again fill the last chunk, so that one program serves all.
             rows = np.minimum(np.arange(start, start + size), num_rows - 1)

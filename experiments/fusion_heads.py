@@ -160,6 +160,7 @@ def _make_batches(
             desc=f"train {name}, epoch {epoch + 1}/{NUM_EPOCHS}",
             total=num_passes * num_batches(len(labels), batch_size),
             leave=epoch + 1 == NUM_EPOCHS,
+            disable=None,
         )
         for batch in progress:
             take_rows = itemgetter(batch.pop("row"))

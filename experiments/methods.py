@@ -7,34 +7,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.names import GRIDS, HEADS, REGIME_OF
 from experiments.threat_models import DETECT
 from jacfuse_jax import detection, fusion
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum, recalibrate, solve_generalized
 
-# Rules with parameters, and the parameters that they have.
-GRIDS: dict[str, tuple[str, ...]] = {
-    "scaled": ("scale",),
-    "fixed_robust": ("gamma",),
-    "robust": ("gamma",),
-    "contaminated": ("contamination", "tempering"),
-    "contaminated_robust": ("contamination", "gamma"),
-    "cascade": ("confidence", "tempering"),
-}
-# Statistical fusion of classifiers that were trained to be robust, by regime of training.
-REGIME_OF = {
-    "noise_training": "noise",
-    "adversarial_training": "pgd",
-    "jacobian_training": "jacobian",
-}
-HEADS = ("concatenation", "gated")
-DEFAULT_METHODS = ("unimodal", "mean", "statistical", "scaled", "robust")
-METHODS = (
-    *("unimodal", "mean", "max", "product", "statistical", "temperature"),
-    *GRIDS,
-    *HEADS,
-    *REGIME_OF,
-)
 # Rules whose recalibration an attacker may replace by something easier to differentiate.
 RECALIBRATED = ("robust", "contaminated_robust")
 Surrogate = Literal["", "stop_gradient", "iterated"]

@@ -20,7 +20,7 @@ from jacfuse_jax import attacks, fusion, jacobians, linalg
 _HIGHEST = jax.lax.Precision.HIGHEST
 _GAMMA = 0.1
 _STRENGTH = (1 - _GAMMA) / _GAMMA
-_MAX_MATRIX_BYTES = 2**30
+MAX_MATRIX_BYTES = 2**30
 # SciPy loops; GPUs take one matrix after the other in `jnp.linalg.eig`, or leave it to the host.
 _MAX_SLOW_SAMPLES = 16
 _NUM_INPUTS = _NUM_HIDDEN = 64
@@ -67,7 +67,7 @@ class Method(NamedTuple):
             return min(batch_size, _MAX_SLOW_SAMPLES)
         batch_size = min(batch_size, self.max_samples or batch_size)
         sample_bytes = self.num_matrices * num_classes**2 * np.dtype(dtype).itemsize
-        return min(batch_size, max(1, _MAX_MATRIX_BYTES // max(1, sample_bytes)))
+        return min(batch_size, max(1, MAX_MATRIX_BYTES // max(1, sample_bytes)))
 
 
 class Operation(NamedTuple):

@@ -11,9 +11,10 @@ import numpy as np
 from data_pipelines.batching import iterate_batches
 from experiments import corruptions
 from experiments.classifiers import input_grams
-from experiments.methods import REGIME_OF, Observed, Parameters, predict
+from experiments.methods import Observed, Parameters, predict
 from experiments.models import Models, Rows, observe
-from experiments.targets import L0_ATTACKS, L2_ATTACKS, STRENGTHS, Branch, Step, branch_of
+from experiments.names import L0_ATTACKS, L2_ATTACKS, REGIME_OF
+from experiments.targets import STRENGTHS, Branch, Step, branch_of
 from jacfuse_jax import attacks
 from jacfuse_jax.models import UnimodalOutput
 

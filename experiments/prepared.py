@@ -14,8 +14,9 @@ from data_pipelines.stored import summarise
 from experiments.classifiers import Classifier, input_grams, predict, train_classifiers
 from experiments.config import Config, ConfigError
 from experiments.fusion_heads import train_head
-from experiments.methods import HEADS, REGIME_OF, Evidence
+from experiments.methods import Evidence
 from experiments.models import Models, Outputs, Rows
+from experiments.names import HEADS, REGIME_OF
 from jacfuse_jax import calibration, detection, fusion
 from jacfuse_jax.linalg import spectrum_from_kernel
 

@@ -7,8 +7,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from experiments.contests import Contest, target_of
-from experiments.methods import GRIDS, Evidence, Method
+from experiments.methods import Evidence, Method
 from experiments.models import Rows
+from experiments.names import GRIDS
 from experiments.perturbations import PerturbFn
 from experiments.predictions import is_correct, predict_all, worst_case
 from experiments.steps import read_step, run_steps

@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from data_pipelines import datasets
-from data_pipelines.ravdess import NUM_FOLDS
-from experiments.classifiers import DEFAULT_NUM_EPOCHS
+from data_pipelines.catalogue import MODALITIES, NUM_FOLDS
 from experiments.config import Config, ConfigError, choices
-from experiments.evaluation import DEFAULT_PERTURBATIONS, PERTURBATIONS
-from experiments.methods import DEFAULT_METHODS, METHODS
+from experiments.names import (
+    ATTACKS,
+    DEFAULT_METHODS,
+    DEFAULT_NUM_EPOCHS,
+    DEFAULT_PERTURBATIONS,
+    METHODS,
+    PERTURBATIONS,
+)
 from experiments.suites import SUITES
-from experiments.targets import ATTACKS
 from experiments.threat_models import THREAT_MODELS
 
 _SUITE = flags.DEFINE_enum(
@@ -22,7 +25,7 @@ _SUITE = flags.DEFINE_enum(
     sorted(SUITES),
     "Values for all flags that are not given, see suites.py; numbers of rows for av_mnist alone.",
 )
-_DATASET = flags.DEFINE_enum("dataset", "digits", sorted(datasets.MODALITIES), "Data set.")
+_DATASET = flags.DEFINE_enum("dataset", "digits", sorted(MODALITIES), "Data set.")
 _MANUAL_DIR = flags.DEFINE_string(
     "manual_dir", None, "Folder with the raw files; they are downloaded where it is not given."
 )
@@ -144,7 +147,7 @@ def config_from_flags() -> Config:
         )
     if not 0 <= _MAX_MISSING.value <= 1:
         raise ConfigError(f"--max_missing={_MAX_MISSING.value} is not in [0, 1]")
-    modalities, chosen = datasets.MODALITIES[_DATASET.value], _PERTURBED.value
+    modalities, chosen = MODALITIES[_DATASET.value], _PERTURBED.value
     num_epochs = _NUM_EPOCHS.value
     if num_epochs is None:
         num_epochs = DEFAULT_NUM_EPOCHS[_DATASET.value]

@@ -16,8 +16,9 @@ from experiments.config import ConfigError
 from experiments.files import write_atomically
 from experiments.methods import Observed
 from experiments.models import Rows
+from experiments.names import ATTACKS
 from experiments.perturbations import PerturbFn
-from experiments.targets import ATTACKS, Branch, Step, branch_of
+from experiments.targets import Branch, Step, branch_of
 
 # One step compiles, or waits for files, while another computes.
 _NUM_WORKERS = 2
@@ -49,7 +50,7 @@ def run_steps(
     programs = {key: tuple(dict.fromkeys(branches)) for key, branches in programs.items()}
     missing = [step for step in steps if not _path(folder, step).exists()]
     attacked_rows = rows.first(num_attack)
-    with tqdm(total=len(steps), initial=len(steps) - len(missing)) as progress:
+    with tqdm(total=len(steps), initial=len(steps) - len(missing), disable=None) as progress:
 
         def run(step: Step) -> None:
             chosen = attacked_rows if step.perturbation in ATTACKS else rows
@@ -104,4 +105,4 @@ def _path(folder: Path, step: Step) -> Path:
     parts = [step.perturbation, str(step.severity)]
     if step.target is not None:
         parts.append(step.target.name)
-    return folder / "+".join(step.attacked) / f"{' '.join(parts)}.npz"
+    return folder / "+".join(step.attacked) / f"{'_'.join(parts)}.npz"

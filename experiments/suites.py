@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from experiments.methods import METHODS
-from experiments.targets import STRENGTHS
+from experiments.names import METHODS, PERTURBATIONS
 from experiments.threat_models import THREAT_MODELS
 
 SUITES: dict[str, dict[str, Any]] = {
@@ -41,7 +40,7 @@ SUITES: dict[str, dict[str, Any]] = {
     },
     "full": {
         "methods": METHODS,
-        "perturbations": ["clean", *STRENGTHS],
+        "perturbations": PERTURBATIONS,
         "threat_models": THREAT_MODELS,
         "gammas": ["0.5", "0.3", "0.1", "0.03", "0.01", "0.001", "0.0001"],
         "scales": ["0.5", "0.35", "0.25", "0.2", "0.15", "0.1", "0.05"],

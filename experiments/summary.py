@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.contests import SEVERITIES
-from experiments.corruptions import NAMES as CORRUPTIONS
 from experiments.evaluation import ENSEMBLE, WORST_ATTACK, Outcomes, Row
-from experiments.methods import GRIDS, Method, Parameters
-from experiments.targets import LINF_ATTACKS, OWN, STRENGTHS
+from experiments.methods import Method, Parameters
+from experiments.names import CORRUPTIONS, GRIDS, LINF_ATTACKS
+from experiments.targets import OWN, STRENGTHS
 from jacfuse_jax import metrics
 
 _BOOTSTRAP_SEED = 0

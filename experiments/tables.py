@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from experiments.corruptions import NAMES as CORRUPTIONS
 from experiments.evaluation import ENSEMBLE, WORST_ATTACK, Row
-from experiments.methods import GRIDS
+from experiments.names import ATTACKS, CORRUPTIONS, GRIDS
 from experiments.summary import Comparison, Summary, by_scenario, method_of
-from experiments.targets import ATTACKS, STRENGTHS
+from experiments.targets import STRENGTHS
 
 _MAX_CORRUPTION_COLUMNS = 3
 

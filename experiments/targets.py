@@ -3,21 +3,14 @@
 from typing import NamedTuple
 
 from experiments import corruptions
-from experiments.methods import REGIME_OF, Method, Surrogate
+from experiments.methods import Method, Surrogate
+from experiments.names import ATTACKS, CORRUPTIONS, L0_ATTACKS, L2_ATTACKS, LINF_ATTACKS, REGIME_OF
 from jacfuse_jax.corruptions import SEVERITIES
 
-LINF_ATTACKS = (
-    *("fgm", "pgd", "apgd", "apgd_ce", "apgd_dlr", "apgd_targeted"),
-    *("square", "random_search", "hop_skip_jump"),
-)
-"""Attacks that share their budgets, so that the worst of them is one figure."""
-L2_ATTACKS = ("pgd_l2", "apgd_l2")
-L0_ATTACKS = ("adversarial_missing",)
-ATTACKS = (*LINF_ATTACKS, *L2_ATTACKS, *L0_ATTACKS)
 # The parameter at severities 1 to 5: of corruptions as graded by the library; of attacks the radius
 # in units of the input (range about one), or the share of entries that read their training mean.
 STRENGTHS: dict[str, tuple[float, ...]] = {
-    **{name: SEVERITIES[name].values for name in corruptions.NAMES},
+    **{name: SEVERITIES[name].values for name in CORRUPTIONS},
     **dict.fromkeys(LINF_ATTACKS, (0.01, 0.03, 0.1, 0.2, 0.4)),
     **dict.fromkeys(L2_ATTACKS, (0.25, 0.5, 1.0, 2.0, 4.0)),
     **dict.fromkeys(L0_ATTACKS, (0.01, 0.02, 0.05, 0.1, 0.2)),
@@ -41,12 +34,12 @@ class Target(NamedTuple):
     def name(self) -> str:
         """All of it, for a file name."""
         parameters = self.method.parameters._asdict().items()
-        parts = [self.method.rule, *(f"{k}={v:.12g}" for k, v in parameters if v is not None)]
+        parts = [self.method.rule, *(f"{k}_{v:.12g}" for k, v in parameters if v is not None)]
         if self.believed:
-            parts.append(f"believed={'+'.join(self.believed)}")
+            parts.append(f"believed_{'+'.join(self.believed)}")
         if self.surrogate:
             parts.append(self.surrogate)
-        return " ".join(parts).replace(":", " ")
+        return "_".join(parts).replace(":", "_")
 
 
 OWN = Target(Method("unimodal"))

@@ -29,7 +29,7 @@ def prepare(
       data_dir: where prepared data sets and downloads are kept; made if missing.
       manual_dir: folder with the raw files in `mnist/` and `fsdd/`; None downloads them.
       config: sizes, seed and raw files; in one `data_dir`, different ones need different names.
-      progress: shows progress bars.
+      progress: shows progress bars where standard error is a terminal.
 
     Raises:
       DataError: raw files are missing, damaged or foreign, or cannot be downloaded; `data_dir`
@@ -54,7 +54,7 @@ def read_split(
       split: "train", "validation" or "test".
       num_examples: N, at most the size of the split; None reads all.
       config: as for `prepare`.
-      progress: shows a progress bar.
+      progress: shows a progress bar where standard error is a terminal.
 
     Returns:
       "image": (N, 28, 28, 1) float32; "audio": (N, 112, 112, 1) float32 in [0, 1]; "label": (N,)
@@ -70,7 +70,8 @@ def read_split(
         source = builder.as_data_source(split, decoders={"audio": tfds.decode.SkipDecoding()})
         positions = range(len(source) if num_examples is None else num_examples)
         rows: list[dict[str, Any]] = [
-            source[i] for i in tqdm(positions, desc=f"Reading {split}", disable=not progress)
+            source[i]
+            for i in tqdm(positions, desc=f"Reading {split}", disable=None if progress else True)
         ]
     return {
         "image": np.stack([row["image"] for row in rows]),

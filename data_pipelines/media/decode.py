@@ -42,7 +42,7 @@ def decode_all(
       decode_fn: a function of a module, which worker processes import.
       folder: made if missing; no other process may decode into it at the same time.
       num_workers: processes; 1 decodes in this one.
-      progress: shows a progress bar.
+      progress: shows a progress bar where standard error is a terminal.
       description: of the progress bar.
 
     Returns:
@@ -76,7 +76,7 @@ def decode_all(
         desc=description,
         total=len(jobs),
         initial=len(jobs) - len(missing),
-        disable=not progress,
+        disable=None if progress else True,
     )
     try:
         with warnings.catch_warnings():

@@ -1,8 +1,8 @@
-"""Finds the clips in the published zip archives, and reads one of them, in memory."""
+"""Finds the clips in the published zip archives."""
 
 import dataclasses
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -22,8 +22,9 @@ URLS = {
 
 _AUDIO, *_VIDEOS = URLS
 _REMEDY = "fetch the archive again from its public home"
-# Members are read whole. Published ones have a few megabytes; small archives can promise any size.
-_MAX_BYTES = 2**28
+MAX_BYTES = 2**28
+"""Of a file, which is read whole. Published ones have a few megabytes; small archives can promise
+any size."""
 
 
 class ArchiveError(DataError):
@@ -39,12 +40,13 @@ class ArchiveError(DataError):
 
 
 class Member(NamedTuple):
-    """A file in a zip archive.
+    """A file in a zip archive, or in the folder where they were unpacked.
 
     Attributes:
-      archive: path of the archive.
+      archive: path of the archive or folder.
       name: of the file in it.
-      crc: CRC-32 of the file's content, as the archive states it.
+      crc: CRC-32 of the file's content, as the archive states it; of an unpacked file, of its size
+        and the time when it was changed.
     """
 
     archive: Path
@@ -82,8 +84,8 @@ def manual_paths(manual_dir: Path) -> dict[str, Path]:
     if missing:
         raise DataError(
             f"--manual_dir={manual_dir}: {len(missing)} of {len(URLS)} archives are missing:"
-            f" {list_some(missing)}; get them from {HOMEPAGE}, or leave out --manual_dir"
-            " to download them"
+            f" {list_some(missing)}; get them from {HOMEPAGE}, unpack all of them there and leave"
+            " none, or leave out --manual_dir to download them"
         )
     return {name: manual_dir / name for name in URLS}
 
@@ -109,6 +111,31 @@ def find_clips(paths: Mapping[str, Path]) -> list[Clip]:
     video: dict[ClipName, Member] = {}
     for actor, name in enumerate(_VIDEOS, 1):
         video |= _members(paths[name], modality=1, suffix=".mp4", actor=actor)
+    return pair_clips(
+        audio, video, paths[_AUDIO].parent, lambda actors: _archives_of(paths, actors)
+    )
+
+
+def pair_clips(
+    audio: Mapping[ClipName, Member],
+    video: Mapping[ClipName, Member],
+    folder: Path,
+    archives_of: Callable[[Iterable[int]], list[Path]],
+) -> list[Clip]:
+    """Pairs video and sound.
+
+    Args:
+      audio: {name: file}, all of modality 3.
+      video: {name: file}, all of modality 1.
+      folder: what messages name.
+      archives_of: maps actors to the archives of their files.
+
+    Returns:
+      The clips, sorted by name. At least one of every actor.
+
+    Raises:
+      ArchiveError: a video has no sound or a sound has no video; an actor has no clips.
+    """
     sounds = {dataclasses.replace(name, modality=1): name for name in audio}
     for kind, other, unpaired in (
         ("video", "sound", video.keys() - sounds.keys()),
@@ -117,22 +144,22 @@ def find_clips(paths: Mapping[str, Path]) -> list[Clip]:
         if unpaired:
             names = [str(name)[3:] for name in sorted(unpaired)]
             raise ArchiveError(
-                f"{paths[_AUDIO].parent}: {len(names)} clips have {kind} and no {other}:"
+                f"{folder}: {len(names)} clips have {kind} and no {other}:"
                 f" {list_some(names)} (without modality); {_REMEDY}",
-                _archives_of(paths, {name.actor for name in unpaired}),
+                archives_of({name.actor for name in unpaired}),
             )
     absent = set(range(1, NUM_ACTORS + 1)) - {name.actor for name in audio}
     if absent:
         actors = [f"{actor:02d}" for actor in sorted(absent)]
+        suspects = archives_of(absent)
         raise ArchiveError(
-            f"{paths[_AUDIO]}: no clips of actors {list_some(actors)}; {_REMEDY}",
-            _archives_of(paths, absent),
+            f"{[*suspects, folder][0]}: no clips of actors {list_some(actors)}; {_REMEDY}", suspects
         )
     return [Clip(sounds[name], video[name], audio[sounds[name]]) for name in sorted(video)]
 
 
 def read_member(member: Member) -> bytes:
-    """Reads one file of an archive; its CRC-32 is checked.
+    """Reads one file; the CRC-32 of one in an archive is checked.
 
     Args:
       member: the file.
@@ -141,8 +168,15 @@ def read_member(member: Member) -> bytes:
       Its content.
 
     Raises:
-      MediaError: the archive is damaged there.
+      MediaError: the archive is damaged there, or the file cannot be read.
     """
+    if member.archive.is_dir():
+        try:
+            return (member.archive / member.name).read_bytes()
+        except OSError as error:
+            raise MediaError(
+                f"{member.archive}: {member.name} cannot be read ({error.strerror})"
+            ) from None
     try:
         with zipfile.ZipFile(member.archive) as archive:
             return archive.read(member.name)
@@ -201,9 +235,9 @@ def _members(
                 f"{where}: the actor in its name is not that of its folder or archive; {_REMEDY}",
                 [path],
             )
-        if info.file_size > _MAX_BYTES:
+        if info.file_size > MAX_BYTES:
             raise ArchiveError(
-                f"{where}: {info.file_size} bytes, expected at most {_MAX_BYTES}; {_REMEDY}", [path]
+                f"{where}: {info.file_size} bytes, expected at most {MAX_BYTES}; {_REMEDY}", [path]
             )
         if name in found:
             raise ArchiveError(f"{where}: the clip comes twice; {_REMEDY}", [path])

@@ -22,6 +22,7 @@ from data_pipelines.ravdess.archives import (
 )
 from data_pipelines.ravdess.clips import AUDIO_SHAPE, decode_clip
 from data_pipelines.ravdess.names import EMOTIONS
+from data_pipelines.ravdess.unpacked import find_unpacked, is_unpacked
 
 _CITATION = """@article{livingstone2018ravdess,
   title={The Ryerson Audio-Visual Database of Emotional Speech and Song (RAVDESS): A dynamic,
@@ -61,7 +62,7 @@ class Ravdess(tfds.core.GeneratorBasedBuilder):
     BUILDER_CONFIGS: ClassVar[list[RavdessConfig]] = [DEFAULT_CONFIG]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Optional: Audio_Speech_Actors_01-24.zip and Video_Speech_Actor_01.zip to _24.zip of Zenodo"
-        " record 1188976. Without them they are downloaded."
+        " record 1188976, or what is in them. Without them they are downloaded."
     )
 
     def __init__(self, *, num_workers: int = 1, progress: bool = True, **keywords: Any) -> None:
@@ -106,7 +107,10 @@ class Ravdess(tfds.core.GeneratorBasedBuilder):
         except AssertionError:  # there is no such folder
             clips = self._decode_downloads(dl_manager)
         else:
-            clips = self._decode(manual_paths(manual_dir))
+            unpacked = is_unpacked(manual_dir)
+            clips = self._decode(
+                find_unpacked(manual_dir) if unpacked else find_clips(manual_paths(manual_dir))
+            )
         return {"full": self._generate_examples(clips)}
 
     def _generate_examples(
@@ -128,13 +132,12 @@ class Ravdess(tfds.core.GeneratorBasedBuilder):
     def _config(self) -> RavdessConfig:
         return cast(RavdessConfig, self.builder_config)
 
-    def _decode(self, paths: dict[str, Path]) -> list[tuple[str, Clip]]:
+    def _decode(self, found: Sequence[Clip]) -> list[tuple[str, Clip]]:
         """Decodes all clips; returns them with their keys for `read_decoded`."""
         # So that what was decoded from other archives, or to other sizes, is not taken for these.
         sizes = f"{self._config.num_frames}x{self._config.frame_size}"
         clips = {
-            f"{clip.name}.{clip.video.crc:08x}.{clip.audio.crc:08x}.{sizes}": clip
-            for clip in find_clips(paths)
+            f"{clip.name}.{clip.video.crc:08x}.{clip.audio.crc:08x}.{sizes}": clip for clip in found
         }
         failures = decode_all(
             clips,
@@ -170,7 +173,7 @@ class Ravdess(tfds.core.GeneratorBasedBuilder):
         """Downloads what has not been downloaded yet, and keeps no archive found to be wrong."""
         paths = download(dl_manager, URLS)
         try:
-            return self._decode(paths)
+            return self._decode(find_clips(paths))
         except ArchiveError as error:
             problem = str(error)
             for name, path in paths.items():

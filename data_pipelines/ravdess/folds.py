@@ -1,9 +1,8 @@
 """Six folds in which no actor is in two splits and every actor is tested once."""
 
+from data_pipelines.catalogue import NUM_FOLDS
 from data_pipelines.errors import DataError
 from data_pipelines.ravdess.names import NUM_ACTORS
-
-NUM_FOLDS = 6
 
 _FOLD_SIZE = NUM_ACTORS // NUM_FOLDS
 

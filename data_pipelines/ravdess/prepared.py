@@ -25,10 +25,11 @@ def prepare(
 
     Args:
       data_dir: where prepared data sets and downloads are kept; made if missing.
-      manual_dir: folder with the 25 archives as published; None downloads them, about 13 GB.
+      manual_dir: folder with the 25 archives as published, or with Actor_01 to Actor_24 unpacked;
+        None downloads them, about 13 GB.
       config: sizes; in one `data_dir`, different ones need different names.
       num_workers: processes that decode; None is one for each CPU that this process may use.
-      progress: shows progress bars.
+      progress: shows progress bars where standard error is a terminal.
 
     Raises:
       DataError: `num_workers` is below 1; archives are missing, damaged or foreign, or cannot be

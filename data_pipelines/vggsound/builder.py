@@ -168,6 +168,8 @@ class VggSound(tfds.core.ShardBasedBuilder):
         self, split: str, clips: Sequence[tuple[str, Clip]]
     ) -> Iterator[Example]:
         folder = decoded_dir(self)
-        for key, clip in tqdm(clips, desc=f"Writing {split}", disable=not self._progress):
+        for key, clip in tqdm(
+            clips, desc=f"Writing {split}", disable=None if self._progress else True
+        ):
             row = {"label": clip.label, "youtube_id": clip.youtube_id, "start": clip.start}
             yield clip.name, {**read_decoded(folder, key), **row}

@@ -40,7 +40,9 @@ class Clip(NamedTuple):
 
 
 def read_clips(path: Path) -> list[Clip]:
-    """Reads the list of clips: rows of YouTube id, start, label, split; no header.
+    """Reads the list of clips: rows of YouTube id, start, label, split.
+
+    It is published without a header; one is left out, and so is a byte order mark.
 
     Args:
       path: the CSV file.
@@ -53,9 +55,11 @@ def read_clips(path: Path) -> list[Clip]:
     """
     clips: dict[str, Clip] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             for row in reader:
+                if reader.line_num == 1 and _is_header(row):
+                    continue
                 clip = _clip(f"{path}, line {reader.line_num}", row)
                 if clip.name in clips:
                     raise DataError(
@@ -111,6 +115,15 @@ def split_clips(clips: Iterable[Clip]) -> dict[str, list[Clip]]:
 def _digest(text: str) -> bytes:
     """Returns SHA-256: an order that has nothing to do with what is in a clip."""
     return hashlib.sha256(text.encode()).digest()
+
+
+def _is_header(row: Sequence[str]) -> bool:
+    """Tells names of columns from a clip of which one column is wrong."""
+    if len(row) != len(Clip._fields):
+        return False
+    youtube_id, start, _, split = row
+    is_clip = _YOUTUBE_ID.fullmatch(youtube_id) or re.search("[0-9]", start)
+    return not is_clip and split not in ("train", "test")
 
 
 def _clip(where: str, row: Sequence[str]) -> Clip:

@@ -1,14 +1,24 @@
 """Clips that are not there or not whole: normal for videos that their owners may take down."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from absl import logging
 
 from data_pipelines.errors import DataError
 from data_pipelines.vggsound.clips import Clip
 
 LISTING = "missing_clips.txt"
 """Name of the text file that lists them."""
+
+_NAMES = "{id}_{start:06d}.mp4, or {id}_{start}_{end}.mp4 in milliseconds"
+_FILE_NAME = re.compile(
+    r"(?P<id>[A-Za-z0-9_-]{11})_(?:(?P<start>[0-9]{6})|(?P<ms>[0-9]+)_(?P<end_ms>[0-9]+))\.mp4",
+    re.IGNORECASE,
+)
+_LENGTH_MS = 10_000
 
 
 class ClipFile(NamedTuple):
@@ -32,36 +42,49 @@ def find_clips(
 
     Args:
       splits: {split: clips}.
-      folder: which holds `{id}_{start:06d}.mp4`.
+      folder: which holds `{id}_{start:06d}.mp4`, or `{id}_{start}_{end}.mp4` in milliseconds, ten
+        seconds apart; .MP4 will do. Files of other names are left alone, with a warning where clips
+        are missing.
 
     Returns:
       {name: file} of the clips that are there, and {name: what is wrong} of all others.
 
     Raises:
-      DataError: the folder cannot be read.
+      DataError: the folder cannot be read, two files are of one clip, or there are files but none
+        has the name of any clip.
     """
     try:
         # One look at the folder takes less time than one at each of the clips that are not there.
-        names = {path.name for path in folder.iterdir()}
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise DataError(
             f"{folder}: {error.strerror}; --manual_dir names the folder that holds vggsound.csv"
             " and clips/"
         ) from None
+    found = _by_clip(folder, names)
     files: dict[str, ClipFile] = {}
     problems: dict[str, str] = {}
     for clips in splits.values():
         for clip in clips:
-            path = folder / f"{clip.name}.mp4"
-            if path.name not in names:
-                problems[clip.name] = f"{path.name}: no such file"
+            if clip.name not in found:
+                problems[clip.name] = f"{clip.name}.mp4: no such file"
                 continue
+            path = folder / found[clip.name]
             try:
                 stat = path.stat()
             except OSError as error:
                 problems[clip.name] = f"{path.name}: cannot be read ({error.strerror})"
             else:
                 files[clip.name] = ClipFile(path, stat.st_size, stat.st_mtime_ns)
+    others = [name for name in names if name not in found.values()]
+    if problems and others:
+        report = (
+            f"{folder}: {len(others)} files, such as {others[0]!r}, are not named as clips are:"
+            f" {_NAMES}"
+        )
+        if not found:
+            raise DataError(f"{report}; rename them")
+        logging.warning("%s", report)
     return files, problems
 
 
@@ -116,3 +139,24 @@ def report_missing(
                 f"vggsound.csv: no training clip of class {label!r} can be used; fetch one, or take"
                 " the class out of the file"
             )
+
+
+def _by_clip(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Returns {name of a clip, whether it is listed or not: name of its file}."""
+    found: dict[str, str] = {}
+    for name in names:
+        match = _FILE_NAME.fullmatch(name)
+        if match is None:
+            continue
+        if match["start"] is None:
+            start, milliseconds = divmod(int(match["ms"]), 1000)
+            # Names in seconds, or of a piece of a clip, are something else.
+            if milliseconds or int(match["end_ms"]) != 1000 * start + _LENGTH_MS:
+                continue
+        else:
+            start = int(match["start"])
+        clip = f"{match['id']}_{start:06d}"
+        if clip in found:
+            raise DataError(f"{folder}: {found[clip]} and {name} are the same clip; remove one")
+        found[clip] = name
+    return found

@@ -35,7 +35,7 @@ def prepare(
       config: sizes; in one `data_dir`, different ones need different names.
       num_workers: processes that decode clips; None is one for each CPU that this process may use.
       max_missing: share of the clips that may be missing or damaged, 0 to 1.
-      progress: shows progress bars.
+      progress: shows progress bars where standard error is a terminal.
 
     Raises:
       DataError: an argument is out of range, the list of clips cannot be used, there are too few

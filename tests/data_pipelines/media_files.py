@@ -93,6 +93,41 @@ def mp4_bytes(**content: Any) -> bytes:
         return path.read_bytes()
 
 
+def cut_by_copying(
+    content: bytes, start_s: float, *, from_key_frame: bool = True, container_format: str = "mp4"
+) -> bytes:
+    """An MP4 that begins to be shown at `start_s`, of the same packets: its edit lists say where.
+
+    Args:
+      content: an MP4.
+      start_s: what is shown first, at least half a packet within the clip.
+      from_key_frame: leaves packets out that precede the last key frame before `start_s`, as
+        `ffmpeg -ss 3.3 -i in.mp4 -c copy out.mp4` does; otherwise all are kept.
+      container_format: FFmpeg's name of it.
+
+    Returns:
+      The MP4, its index in front.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cut"
+        with (
+            av.open(io.BytesIO(content), "r") as source,
+            av.open(
+                str(path), "w", format=container_format, options={"movflags": "faststart"}
+            ) as result,
+        ):
+            copies: Any = [result.add_stream_from_template(stream) for stream in source.streams]
+            if from_key_frame:
+                source.seek(round(start_s * 1e6))  # in microseconds
+            for packet in source.demux():
+                if packet.pts is not None and packet.dts is not None:
+                    offset = round(start_s / packet.time_base)
+                    packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+                    packet.stream = copies[packet.stream.index]
+                    result.mux(packet)
+        return path.read_bytes()
+
+
 def emptied(content: bytes) -> bytes:
     """An MP4 of one track whose tables of sizes and of times say that it has no samples."""
     for table, offset in ((b"stsz", 12), (b"stts", 8)):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from data_pipelines.errors import MediaError
 from data_pipelines.media.audio import log_mel, read_audio_track, read_wav
 from tests.data_pipelines.media_files import (
+    cut_by_copying,
     emptied,
     grey_frames,
     mp4_bytes,
@@ -194,12 +195,53 @@ def test_uncompressed_tracks_are_kept_sample_by_sample() -> None:
     np.testing.assert_array_equal(_track(_mov(sound)), sound)
 
 
+def test_uncompressed_tracks_may_have_an_edit_list() -> None:
+    sound = tone(440, 32_000, 16_000)
+    content = cut_by_copying(_mov(sound), 1.5, from_key_frame=False, container_format="mov")
+    np.testing.assert_array_equal(_track(content), sound[24_000:])
+    with pytest.raises(MediaError, match="^clip: truncated"):
+        _track(content[:-100])
+
+
 def test_a_track_is_refused_wherever_it_is_cut() -> None:
     content = mp4_bytes(waveform=tone(400, 10_667, 16_000), faststart=True)
     assert len(_track(content)) >= 10_667
     for length in [*range(0, len(content) - 1, len(content) // 25), len(content) - 1]:
         with pytest.raises(MediaError, match=r"^clip: "):
             _track(content[:length])
+
+
+SKIPPED_S = [0.5, 1, 2, 3]
+
+
+def _rising(duration_s: int) -> NDArray[np.float32]:
+    """A tone whose frequency is 500 Hz times the number of the second, from 1 on."""
+    return np.concatenate([tone(500 * (i + 1), 16_000, 16_000) for i in range(duration_s)])
+
+
+@pytest.mark.parametrize("skipped_s", SKIPPED_S)
+def test_sound_that_an_edit_list_skips_is_not_missed(skipped_s: float) -> None:
+    content = cut_by_copying(mp4_bytes(waveform=_rising(5)), skipped_s, from_key_frame=False)
+    assert b"elst" in content
+    actual = _track(content)
+    expected = _rising(5)[round(16_000 * skipped_s) :]
+    assert 0 <= len(actual) - len(expected) < 2 * 1024  # AAC ends with silence, in blocks
+    for start in range(0, len(expected) - 4000, 4000):
+        pitches = [
+            np.abs(np.fft.rfft(sound[start + 400 : start + 3600])).argmax()
+            for sound in (actual, expected)
+        ]
+        assert pitches[0] == pitches[1]
+
+
+@pytest.mark.parametrize("share", [0.6, 0.9, 0.98])
+@pytest.mark.parametrize("skipped_s", SKIPPED_S)
+def test_a_track_with_an_edit_list_is_refused_where_it_is_truncated(
+    skipped_s: float, share: float
+) -> None:
+    content = cut_by_copying(mp4_bytes(waveform=_rising(5)), skipped_s, from_key_frame=False)
+    with pytest.raises(MediaError, match="^clip: truncated"):
+        _track(content[: int(share * len(content))])
 
 
 def _mel_bands(num_mels: int, num_fft: int, rate_hz: int) -> NDArray[np.float64]:

@@ -107,9 +107,12 @@ def test_other_errors_end_the_call(num_workers: int, tmp_path: Path) -> None:
 
 
 def test_a_progress_bar_counts_what_is_there_already(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keywords: dict[str, Any] = {"num_workers": 1, "description": "Decoding clips"}
+    decode_all({"first": 1}, double, tmp_path, progress=True, **keywords)
+    assert not capfd.readouterr().err  # no terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     for number, progress in ((5, True), (20, True), (20, False)):
         jobs = dict(list(VALUES.items())[:number])
         decode_all(jobs, double, tmp_path, progress=progress, **keywords)

@@ -11,8 +11,16 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import MediaError
+from data_pipelines.media.container import count_packets
 from data_pipelines.media.video import read_frames
-from tests.data_pipelines.media_files import emptied, grey_frames, mp4_bytes, tone, write_mp4
+from tests.data_pipelines.media_files import (
+    cut_by_copying,
+    emptied,
+    grey_frames,
+    mp4_bytes,
+    tone,
+    write_mp4,
+)
 
 LEVELS = range(10, 250, 12)  # of twenty frames; what codecs lose is less than half a step
 
@@ -132,6 +140,39 @@ def test_a_clip_is_refused_wherever_it_is_cut(codec: str) -> None:
     for length in [*range(0, len(content) - 1, len(content) // 25), len(content) - 1]:
         with pytest.raises(MediaError, match=r"^clip: "):
             read_frames(io.BytesIO(content[:length]), "clip", num_frames=2, size=8)
+
+
+STARTS = [0.5, 1, 2.9]
+
+
+@pytest.mark.parametrize("start_s", STARTS)
+@pytest.mark.parametrize("from_key_frame", [True, False])
+@pytest.mark.parametrize("key_frame_distance", [12, 30, 250])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_clip_cut_by_copying_shows_what_its_edit_list_says(
+    codec: str, key_frame_distance: int, from_key_frame: bool, start_s: float
+) -> None:
+    # Three seconds of which each tenth has a level of its own.
+    levels = [10 + 8 * (i // 3) for i in range(90)]
+    options = {"g": str(key_frame_distance), "bf": "2"}
+    whole = mp4_bytes(frames=grey_frames(levels), codec=codec, options=options)
+    content = cut_by_copying(whole, start_s, from_key_frame=from_key_frame)
+    assert b"elst" in content
+    expected = levels[round(30 * start_s) :]
+    assert count_packets(io.BytesIO(content), "clip", "video") == len(expected)
+    np.testing.assert_allclose(_levels(content, len(expected)), expected, rtol=0, atol=3.9)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.9, 0.98])
+@pytest.mark.parametrize("start_s", STARTS)
+def test_a_clip_with_an_edit_list_is_refused_where_it_is_truncated(
+    start_s: float, share: float
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 48, 64, 3), np.uint8)
+    whole = mp4_bytes(frames=noise, codec="libx264", options={"g": "12"})
+    content = cut_by_copying(whole, start_s, from_key_frame=False)
+    with pytest.raises(MediaError, match=r"^clip: truncated"):
+        read_frames(io.BytesIO(content[: int(share * len(content))]), "clip", num_frames=2, size=8)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

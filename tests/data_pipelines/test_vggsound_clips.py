@@ -8,6 +8,7 @@ import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.vggsound.clips import Clip, read_clips, split_clips
+from data_pipelines.vggsound.missing import find_clips
 
 _ROWS = """---g-f_I2yQ,1,people marching,test
 --0PQM4-hqg,30,waterfall burbling,train
@@ -34,6 +35,14 @@ def test_rows_are_read_as_published(ending: str, tmp_path: Path) -> None:
     assert [clip.name for clip in clips[::3]] == ["---g-f_I2yQ_000001", "--9O4XZOge4_123456"]
 
 
+@pytest.mark.parametrize(
+    "start",
+    ["\ufeff", "# YouTube ID,start seconds,label,train/test split\n", "\ufeffid,t,y,part\n"],
+)
+def test_a_byte_order_mark_and_a_header_are_left_out(start: str, tmp_path: Path) -> None:
+    assert read_clips(_write(tmp_path, start + _ROWS)) == read_clips(_write(tmp_path, _ROWS))
+
+
 _GOOD = "--0PQM4-hqg,30,thunder,train\n"
 
 
@@ -45,12 +54,14 @@ _GOOD = "--0PQM4-hqg,30,thunder,train\n"
         (_GOOD + "--0PQM4-hqg,31,thunder,train,1\n", "line 2: 5 columns"),
         (_GOOD + "\n", "line 2: 0 columns"),
         (_GOOD + "--0PQM4-hqg,female speech, woman,speaking,train\n", "line 2: 5 columns"),
-        ("youtube_id,start,label,split\n", "line 1: 'youtube_id' is not a YouTube id: 11 "),
+        ("youtube_id,start,label,split\n", r"vggsound\.csv: no rows"),
+        (_GOOD + "youtube_id,start,label,split\n", "line 2: 'youtube_id' is not a YouTube id: 11"),
+        ("youtube_id,30,thunder,train\n", "line 1: 'youtube_id' is not a YouTube id"),
+        ("dQw4w9WgXcQ,start,label,split\n", "line 1: start 'start' is not a whole number"),
         ("../../../abc,0,thunder,train\n", r"'\.\./\.\./\.\./abc' is not a YouTube id"),
         ("..,0,thunder,train\n", "is not a YouTube id"),
         ("abc/defghij,0,thunder,train\n", "is not a YouTube id"),
         ("abcdéfghijk,0,thunder,train\n", "is not a YouTube id"),
-        ("\ufeff--0PQM4-hqg,30,thunder,train\n", "is not a YouTube id"),
         ("--0PQM4-hqg,1.5,thunder,train\n", r"line 1: start '1\.5' is not a whole number"),
         ("--0PQM4-hqg,-1,thunder,train\n", "start '-1' is not a whole number"),
         ("--0PQM4-hqg,,thunder,train\n", "start '' is not a whole number"),
@@ -144,3 +155,50 @@ def test_the_only_video_of_a_class_is_for_training() -> None:
         "validation": set(),
         "test": set(),
     }
+
+
+_LISTED = [
+    Clip("---g-f_I2yQ", 1, "marching", "test"),
+    Clip("--0PQM4-hqg", 30, "waterfall", "train"),
+    Clip("abc_1234567", 0, "thunder", "train"),
+]
+
+
+def _folder(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).write_bytes(b"a clip")
+    return folder
+
+
+def test_clips_are_found_under_each_of_their_ordinary_names(tmp_path: Path) -> None:
+    names = ["---g-f_I2yQ_1000_11000.mp4", "--0PQM4-hqg_000030.MP4", "abc_1234567_0_10000.Mp4"]
+    files, problems = find_clips({"all": _LISTED}, _folder(tmp_path, *names, "._.mp4", "list.txt"))
+    assert not problems
+    assert [files[clip.name].path.name for clip in _LISTED] == names
+
+
+def test_files_of_other_names_are_told_where_clips_are_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # In seconds, of another length, not from a whole second, without zeros in front.
+    names = ["abc_1234567_0_10.mp4", "--0PQM4-hqg_30000_35000.mp4", "---g-f_I2yQ_1.mp4"]
+    folder = _folder(tmp_path, *names, "---g-f_I2yQ_1500_11500.mp4")
+    with pytest.raises(
+        DataError,
+        match=r"4 files, such as '---g-f_I2yQ_1\.mp4', are not named as clips are: \{id\}"
+        r"_\{start:06d\}\.mp4, or \{id\}_\{start\}_\{end\}\.mp4 in milliseconds; rename them",
+    ):
+        find_clips({"all": _LISTED}, folder)
+    with caplog.at_level("WARNING", logger="absl"):
+        files, problems = find_clips({"all": _LISTED}, _folder(folder, "abc_1234567_000000.mp4"))
+    assert list(files) == ["abc_1234567_000000"]
+    assert next(iter(problems.values())) == "---g-f_I2yQ_000001.mp4: no such file"
+    assert "4 files, such as" in caplog.text
+
+
+def test_two_files_of_one_clip_are_refused(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, "--0PQM4-hqg_000030.mp4", "--0PQM4-hqg_30000_40000.mp4")
+    with pytest.raises(
+        DataError, match=r"hqg_000030\.mp4 and \S*40000\.mp4 are the same clip; rem"
+    ):
+        find_clips({"all": _LISTED}, folder)

@@ -2,8 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import attack_sanity
-from experiments.methods import HEADS, METHODS, REGIME_OF, Method, Parameters, predict
+from experiments import attack_sanity, attack_sanity_run
+from experiments.methods import Method, Parameters, predict
+from experiments.names import HEADS, METHODS, REGIME_OF
 from experiments.sanity_checks import Subject, check_attacks, check_gradients
 from tests.experiments import runs, tiny
 
@@ -113,9 +114,9 @@ class TestPredictionUnderAttack:
     def test_is_that_of_the_method(self, rule):
         method = Method(rule, self.ALL)
         regime = REGIME_OF.get(rule, "standard")
-        log_prob_fn = attack_sanity._make_log_prob_fn(self.MODELS, regime, "image", method)
+        log_prob_fn = attack_sanity_run._make_log_prob_fn(self.MODELS, regime, "image", method)
         trusted = {"audio": self.ROWS.outputs[regime]["audio"]}
-        inputs = {"image": self.ROWS.inputs["image"], **attack_sanity._flatten(trusted)}
+        inputs = {"image": self.ROWS.inputs["image"], **attack_sanity_run._flatten(trusted)}
         expected = predict(
             rule,
             tiny.observe_all(self.ROWS),

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.corruptions import NAMES, applies, corrupt
+from experiments.corruptions import applies, corrupt
+from experiments.names import CORRUPTIONS
 from jacfuse_jax.corruptions import SEVERITIES
 
 KEY = jax.random.key(0)
@@ -19,19 +20,19 @@ def damaged(name, severity):
 
 
 def test_all_of_the_library_but_those_of_amplitudes():
-    assert set(NAMES) == set(SEVERITIES) - {"gain", "clipping"}
+    assert set(CORRUPTIONS) == set(SEVERITIES) - {"gain", "clipping"}
 
 
 def test_every_corruption_applies_to_some_modality_and_general_ones_to_all():
     modalities = ("image", "audio", "upper")
-    applied = {name: [m for m in modalities if applies(name, m)] for name in NAMES}
+    applied = {name: [m for m in modalities if applies(name, m)] for name in CORRUPTIONS}
     assert applied["missing"] == list(modalities)
     assert applied["occlusion"] == ["image", "upper"]
     assert applied["time_mask"] == ["audio"]
     assert all(applied.values())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CORRUPTIONS)
 def test_each_takes_what_it_is_given(name):
     # What it then does is tested beside the library's.
     fn = functools.partial(corrupt, name, valid_range=(0.0, 1.0), fill_value=FILL)

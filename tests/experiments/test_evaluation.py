@@ -6,19 +6,11 @@ import pytest
 
 from experiments.contests import Contest, list_steps, targets_of
 from experiments.evaluation import ENSEMBLE, WORST_ATTACK, evaluate
-from experiments.methods import (
-    HEADS,
-    METHODS,
-    RECALIBRATED,
-    REGIME_OF,
-    Method,
-    Observed,
-    Parameters,
-    expand_methods,
-)
+from experiments.methods import RECALIBRATED, Method, Observed, Parameters, expand_methods
+from experiments.names import HEADS, LINF_ATTACKS, METHODS, REGIME_OF
 from experiments.predictions import predict_all, worst_case
 from experiments.steps import read_step, run_steps
-from experiments.targets import LINF_ATTACKS, OWN, Target, applies
+from experiments.targets import OWN, Target, applies
 from experiments.threat_models import DETECT, THREAT_MODELS, make_scenarios
 from tests.experiments import tiny
 

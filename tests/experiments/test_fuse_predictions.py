@@ -556,8 +556,9 @@ class TestProcess:
             "--perturbed=audio",
             f"--output={output}",
         )
-        partial = tmp_path / ".fused.partial.parquet"
-        while not (partial.exists() and partial.stat().st_size > 100_000):
+        while not any(
+            path.stat().st_size > 100_000 for path in tmp_path.glob(".fused.*.partial.parquet")
+        ):
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.01)
         process.send_signal(sent)

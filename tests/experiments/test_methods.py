@@ -5,11 +5,7 @@ import pytest
 import scipy.special
 
 from experiments.methods import (
-    GRIDS,
-    HEADS,
-    METHODS,
     RECALIBRATED,
-    REGIME_OF,
     Evidence,
     Method,
     Observed,
@@ -18,6 +14,7 @@ from experiments.methods import (
     expand_methods,
     predict,
 )
+from experiments.names import GRIDS, HEADS, METHODS, REGIME_OF
 from experiments.threat_models import DETECT
 from jacfuse_jax import detection, fusion
 from jacfuse_jax.linalg import spectrum_from_kernel

@@ -4,16 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.methods import (
-    GRIDS,
-    Evidence,
-    Method,
-    Observed,
-    Parameters,
-    expand_methods,
-    predict,
-)
+from experiments.methods import Evidence, Method, Observed, Parameters, expand_methods, predict
 from experiments.models import Rows
+from experiments.names import GRIDS
 from experiments.selection import select
 from experiments.targets import OWN, Target
 from experiments.threat_models import DETECT

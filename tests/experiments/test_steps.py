@@ -1,5 +1,7 @@
 import gc
 import re
+import subprocess
+import sys
 import threading
 import time
 
@@ -64,7 +66,7 @@ def run(perturb_fn, folder, steps=STEPS):
 
 def path_of(step, folder):
     parts = [step.perturbation, step.severity, *([step.target.name] if step.target else [])]
-    return folder / step.attacked[0] / f"{' '.join(map(str, parts))}.npz"
+    return folder / step.attacked[0] / f"{'_'.join(map(str, parts))}.npz"
 
 
 def assert_kept(folder):
@@ -114,17 +116,19 @@ def test_a_file_that_was_removed_is_made_again_and_no_other(step, tmp_path):
 
 
 def test_what_a_killed_run_left_half_written_is_never_read(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
     leftovers = []
     for step in STEPS:
         path = path_of(step, tmp_path)
         path.parent.mkdir(exist_ok=True)
-        leftovers.append(path.with_name(f".{path.stem}.partial.npz"))
+        leftovers.append(path.with_name(f".{path.stem}.{killed.pid}.1.partial.npz"))
         leftovers[-1].write_bytes(b"PK")
     perturb_fn = PerturbFn()
     run(perturb_fn, tmp_path)
     assert len(perturb_fn.calls) == len(STEPS)
     assert_kept(tmp_path)
-    assert not any(path.exists() for path in leftovers)  # written over and renamed
+    assert not any(path.exists() for path in leftovers)
 
 
 def test_parameters_that_are_nearly_equal_have_files_of_their_own(tmp_path):
@@ -140,7 +144,7 @@ def test_parameters_that_are_nearly_equal_have_files_of_their_own(tmp_path):
 
 
 def test_a_step_that_was_never_carried_out_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="fgm 1 unimodal"):
+    with pytest.raises(ConfigError, match="fgm_1_unimodal"):
         read_step(STEPS[1], tmp_path)
 
 
@@ -172,7 +176,7 @@ def test_one_step_of_every_program_comes_first(tmp_path):
 @pytest.mark.parametrize("keep", [0, 10, 200, 0.5, 0.99])
 def test_a_truncated_file_is_named(keep, tmp_path):
     run(PerturbFn(), tmp_path)
-    path = tmp_path / "image" / "fgm 2 robust gamma=0.1 believed=image.npz"
+    path = tmp_path / "image" / "fgm_2_robust_gamma_0.1_believed_image.npz"
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
     step = Step(("image",), "fgm", 2, ROBUST)
@@ -189,7 +193,7 @@ def test_a_truncated_file_is_named(keep, tmp_path):
 
 
 def test_an_array_in_the_place_of_a_file_of_arrays_is_named(tmp_path):
-    path = tmp_path / "image" / "fgm 2 robust gamma=0.1 believed=image.npz"
+    path = tmp_path / "image" / "fgm_2_robust_gamma_0.1_believed_image.npz"
     path.parent.mkdir()
     with path.open("wb") as file:
         np.save(file, np.zeros(3))

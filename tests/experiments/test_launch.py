@@ -1,0 +1,81 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from data_pipelines import datasets
+from experiments import benchmark_settings, names
+from experiments.operations import OPERATIONS
+from experiments.targets import STRENGTHS
+from experiments.workdir import claimed
+from tests.experiments import runs
+
+# What takes seconds to load.
+HEAVY = {"jax", "jacfuse_jax", "tensorflow_datasets", "matplotlib", "scipy", "librosa"}
+_HELP = f"""
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_module("experiments." + sys.argv[0], run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    print("loaded:", end.code, *sorted({HEAVY} & set(sys.modules)))
+"""
+
+
+def help_of(binary):
+    command = [sys.executable, "-c", _HELP, binary]
+    return subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("binary", "flag"),
+    [
+        ("robust_fusion", "gammas"),
+        ("certified", "confidences"),
+        ("extra_modality", "perturbed"),
+        ("attack_sanity", "attack_steps"),
+        ("benchmark", "batch_sizes"),
+        ("accelerator_digits", "num_test"),
+        ("accelerator_report", "partial"),
+    ],
+)
+def test_help_lists_flags_without_loading_what_takes_seconds(binary, flag):
+    said = help_of(binary)
+    assert f"  --{flag}: " in said
+    assert said.endswith("loaded: 1\n")  # absl's code after help
+
+
+def test_names_that_flags_take_are_those_of_what_they_name():
+    assert {op: tuple(o.methods) for op, o in OPERATIONS.items()} == benchmark_settings.METHODS
+    assert ("clean", *STRENGTHS) == names.PERTURBATIONS
+    assert names.DEFAULT_NUM_EPOCHS.keys() == datasets.MODALITIES.keys()
+
+
+_HOLD = """
+import sys, time
+from experiments.workdir import claimed
+with claimed(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_in_a_working_directory_ends_in_one_line_until_the_first_is_gone(tmp_path):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-c", _HOLD, str(workdir)]
+    first = subprocess.Popen(command, cwd=runs.ROOT, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    try:
+        code, _, stderr = runs.run_process(workdir, binary="benchmark")
+        assert code == 1
+        assert stderr == (
+            f"error: --workdir={workdir}: another run is at work there; wait until it has ended,"
+            " or choose another --workdir\n"
+        )
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    with claimed(str(workdir)):
+        (workdir / "result").touch()

@@ -1,0 +1,84 @@
+import dataclasses
+import json
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments.config import ConfigError
+from experiments.settings import config_from_flags
+from experiments.workdir import check_workdir, claimed, write_config
+
+
+def config_of(*arguments):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["robust_fusion", *arguments])
+        return config_from_flags()
+
+
+def test_a_new_directory_that_got_nothing_is_removed_and_no_other(tmp_path):
+    with pytest.raises(ZeroDivisionError), claimed(str(tmp_path / "a" / "new")):
+        raise ZeroDivisionError
+    assert not (tmp_path / "a" / "new").exists()
+    with claimed(str(tmp_path / "kept")):
+        (tmp_path / "kept" / "result").touch()
+    assert (tmp_path / "kept" / "result").exists()
+    (tmp_path / "old").mkdir()
+    with claimed(str(tmp_path / "old")):
+        pass
+    assert (tmp_path / "old").exists()
+
+
+def test_the_next_run_may_follow_in_the_same_process(tmp_path):
+    for _ in range(2):
+        with (
+            claimed(str(tmp_path)),
+            pytest.raises(ConfigError, match="another run is at work there; wait"),
+            claimed(str(tmp_path)),
+        ):
+            pass
+
+
+@pytest.fixture
+def owned(tmp_path):
+    """The directory of a run with three seeds."""
+    arguments = ("--num_train=400", "--seed=4", "--num_seeds=3")
+    config = config_of(f"--workdir={tmp_path}", *arguments)
+    write_config(config, "digest", "cpu", wall_time_s=12.5)
+    return config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"confidences": (0.5,), "contaminations": (0.1,), "gammas": (0.2,), "num_attack": 7},
+        {"methods": ("robust",), "perturbations": ("clean",), "perturbed": ("upper",)},
+        {"threat_models": ("both",), "num_select": 5, "jacobian": "input", "attack_steps": 3},
+        {"num_seeds": 1},
+        {"seed": 6, "num_seeds": 1},
+    ],
+)
+def test_flags_that_classifiers_do_not_depend_on_may_differ(owned, changes):
+    changed = dataclasses.replace(owned, **changes)
+    check_workdir(changed, "digest", classifiers_only=True)
+    with pytest.raises(ConfigError, match="belongs to a run with other flags"):
+        check_workdir(changed, "digest")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_train": 300},
+        {"num_epochs": 1},
+        {"batch_size": 1},
+        {"seed": 3},
+        {"seed": 7},
+        {"dataset": "av_mnist"},
+        {"fold": 1},
+    ],
+)
+def test_flags_that_classifiers_depend_on_must_agree(owned, changes):
+    (name,) = changes
+    old = json.loads(json.dumps(dataclasses.asdict(owned)))[name]
+    with pytest.raises(ConfigError, match=f"--{name}={old}, now {changes[name]}\\); repeat those"):
+        check_workdir(dataclasses.replace(owned, **changes), classifiers_only=True)
