@@ -268,7 +268,10 @@ def bias_bound(
         # As a logarithm x does not overflow.
         log_x = log_strength + jnp.log(g.max(axis=-1)) + 2 * log_norm_J
         rank = jnp.minimum((g > 0).sum(axis=-1), z.shape[-1] - 1).astype(dtype)
-        total += jnp.sqrt(rank) * jax.nn.sigmoid(log_x) * jnp.linalg.norm(z, axis=-1)
+        # Zero where it is, not by underflow.
+        smallest = float(jnp.finfo(dtype).tiny) / float(jnp.finfo(dtype).eps)
+        share = jnp.where(log_x > -jnp.inf, jnp.maximum(jax.nn.sigmoid(log_x), smallest), 0)
+        total += jnp.sqrt(rank) * share * jnp.linalg.norm(z, axis=-1)
     return total * (1 + 8 * jnp.finfo(dtype).eps) / 2
 
 

@@ -1,5 +1,6 @@
 """HopSkipJump: an attack that sees nothing but the predicted class."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -146,7 +147,7 @@ def _hop_skip_jump(
         x, nearest = carry
         j, count = step
         distance = _distance(x, clean, norm)
-        delta = jnp.where(j == 1, (high - low).max() / 10, distance / clean[0].size)
+        delta = jnp.where(j == 1, (high - low).max() / 10, distance / math.prod(clean.shape[1:]))
         draw_key = jax.random.fold_in(key, num_starts + j)
         normal = _estimate_normal(is_fooled, clip_array, draw_key, x, delta, count, norm)
         direction = jnp.sign(normal) if norm == "linf" else normal
@@ -175,7 +176,7 @@ def _hop_skip_jump(
 
 def _distance(x: jax.Array, clean: jax.Array, norm: str) -> jax.Array:
     """The norm of x - clean, (B,)."""
-    delta = jnp.abs(x - clean).reshape(len(clean), -1)
+    delta = jnp.abs(x - clean).reshape(len(clean), math.prod(clean.shape[1:]))
     return delta.max(axis=1) if norm == "linf" else jnp.sqrt((delta**2).sum(axis=1))
 
 

@@ -140,7 +140,7 @@ def _adversarial_missing(
 
 def _ranks(x: jax.Array) -> jax.Array:
     """The rank of every entry within its sample, 0 for the largest; ties in order of position."""
-    order = jnp.argsort(-x.reshape(len(x), -1), axis=1)
+    order = jnp.argsort(-x.reshape(len(x), math.prod(x.shape[1:])), axis=1)
     return jnp.argsort(order, axis=1).reshape(x.shape)
 
 

@@ -243,7 +243,8 @@ def _robust_radius(
     ratios = [log_ratio(z, log_prior[0]) for z in arrays.values()]
     of_probs = rounding_of_sum(log_prior, *ratios).max(axis=-1)
     log_norm_J += of_probs
-    of_R = 0.92 * R.shape[-1] ** 0.5 * of_probs  # either class of a pair takes half
+    # Either class of a pair takes half of sqrt(2) ||dR||; d is two eps a term, as measured.
+    of_R = 0.92 * R.shape[-1] ** 0.5 * of_probs / 4
     rounding = 2 * of_probs + (32 * eps * (1 + norm_R) + of_R) * norm_z
     log_odds = _against_label(fused, rounding[:, None])
 

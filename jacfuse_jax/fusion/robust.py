@@ -209,10 +209,11 @@ class _ClosedForm(NamedTuple):
 
     def squared_norm(self, probs: jax.Array, scale: jax.Array) -> jax.Array:
         """||J R G^(1/2)||_F^2 = sum_j g_j ||J y_j||^2, J divided by the scale."""
-        # From the likeliest class's entry, to which the mean rounds where its p rounds to one.
-        columns = self.columns - self.columns[probs.argmax()][None]
-        mean = sum_or_product(probs, columns)
-        j_columns = (probs / scale)[:, None] * (columns - mean[None])
+        # Relative to the likeliest class, whose entry is the mean where its p rounds to one.
+        top = self.columns[probs.argmax()]
+        others = jnp.where(jnp.arange(len(probs)) == probs.argmax(), 0, probs)
+        mean = sum_or_product(others, self.columns) - others.sum() * top
+        j_columns = (probs / scale)[:, None] * ((self.columns - top[None]) - mean[None])
         return jnp.sum(self.spectrum.eigenvalues * jnp.sum(j_columns**2, axis=0))
 
 

@@ -75,12 +75,12 @@ def over_batch(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     @apply.def_vmap
     def _(axis_size: int, in_batched: list[bool], *arrays: jax.Array) -> tuple[Any, Any]:
-        full = (
+        full = [
             x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
             for x, batched in zip(arrays, in_batched, strict=True)
-        )
+        ]
         out = apply(*(jax.lax.collapse(x, 0, 2) for x in full))
-        out = jax.tree.map(lambda x: x.reshape(axis_size, len(x) // axis_size, *x.shape[1:]), out)
+        out = jax.tree.map(lambda x: x.reshape(*full[0].shape[:2], *x.shape[1:]), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return apply

@@ -17,7 +17,8 @@ s p_i^2 E_ij = 1 - E_ij with E_ij = 1 / (1 + s_j p_i^2), it turns into a sum of 
     b = s a,    d = a b + e^2,    x = (b u - s e w) / d,    y = -(s b w + s e u) / d
     Y_ij = E_ij (V_ij - p_i x_j - p_i^2 y_j).
 
-No term is divided by s, so zero eigenvalues are exact (and smooth); s a and s w stay bounded, so
+No term is divided by s, so zero eigenvalues are exact (and smooth). Where s > 1, p is replaced by
+sqrt(s) p and s by one, which changes neither form nor result: every term is then of order one, and
 large strengths lose nothing until s itself overflows. Derived here.
 """
 
@@ -164,33 +165,40 @@ def recalibrated_eigenvectors(
     probs: jax.Array, spectrum: GramSpectrum, strength: jax.Array
 ) -> jax.Array:
     """Y = R V of one sample, (K, K): column j is (I + c g_j J^2)^-1 v_j. See the module's text."""
-    p, q = probs, probs**2
-    s = clipped_strengths(spectrum, strength)
+    s, scale = scaled_strengths(clipped_strengths(spectrum, strength))
     V = spectrum.eigenvectors
-    E = 1 / (1 + q[:, None] * s[None])
-    pq = jnp.stack([p, q])
+    P = probs[:, None] * scale[None]
+    E = 1 / (1 + s[None] * P**2)
+    pq = jnp.stack([probs, probs**2])
     e, a = sum_or_product(pq, E)
     u, w = sum_or_product(pq, E * V)
-    x, y = rank_two_coefficients(s, e, a, u, w)
-    return E * (V - p[:, None] * x[None] - q[:, None] * y[None])
+    x, y = rank_two_coefficients(s, scale, e, a, u, w)
+    return E * (V - P * x[None] - P**2 * y[None])
 
 
 def clipped_strengths(spectrum: GramSpectrum, strength: jax.Array) -> jax.Array:
-    """Strengths s_j = c g_j; where they would overflow, large enough to reach the limit."""
+    """Strengths s_j = c g_j, where they would overflow close to the largest number."""
     info = jnp.finfo(spectrum.eigenvalues.dtype)
     strength = jnp.asarray(jnp.where(strength >= 0, strength, jnp.nan))
-    return jnp.minimum(strength * spectrum.eigenvalues, info.max * info.eps)
+    # Sums of p E, which are about 1 / s, are then still normal numbers.
+    return jnp.minimum(strength * spectrum.eigenvalues, info.max / 2**16)
+
+
+def scaled_strengths(s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Strengths of at most one, and the scales of p that make up for it, sqrt(s) or one."""
+    is_large = s > 1
+    return jnp.where(is_large, 1, s), jnp.sqrt(jnp.where(is_large, s, 1))
 
 
 def rank_two_coefficients(
-    s: jax.Array, e: jax.Array, a: jax.Array, u: jax.Array, w: jax.Array
+    s: jax.Array, scale: jax.Array, e: jax.Array, a: jax.Array, u: jax.Array, w: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Coefficients x and y of the module's text, in the shape of the sums."""
-    # Products with s come first: s a, s e and s w are bounded where e, a and w are of order 1 / s.
-    s = s.reshape((1,) * (a.ndim - 1) + s.shape)
-    b, s_e, s_w = s * a, s * e, s * w
+    """Coefficients x and y of scaled p, in the shape of the sums, which are those of p as it is."""
+    s, scale = (x.reshape((1,) * (a.ndim - 1) + x.shape) for x in (s, scale))
+    e, a, u, w = scale * e, scale * (scale * a), scale * u, scale * (scale * w)
+    b = s * a
     d = a * b + e**2
-    return (b * u - e * s_w) / d, -(b * s_w + s_e * u) / d
+    return (b * u - s * e * w) / d, -s * (b * w + e * u) / d
 
 
 def apply_recalibration(

@@ -40,6 +40,7 @@ from jacfuse_jax.linalg.gram import (
     map_samples,
     rank_two_coefficients,
     recalibrated_eigenvectors,
+    scaled_strengths,
 )
 
 # Where products were faster than the dense solve on CPU.
@@ -63,8 +64,9 @@ def recalibrate(
     """Applies the recalibration, R z, where c J^2 R G + R = I and J = diag(p) - p p^T.
 
     O(K^2) operations a sample and no decomposition; memory grows with the chunk, not with B K^2.
-    The error is at most about 10 eps of the largest entry of z and R z. Derivatives need the square
-    of strength * eigenvalues to be representable: up to 1e18 in float32.
+    The error is at most about 10 eps of the largest entry of z and R z where strength * eigenvalues
+    are below 1e32 in float32, 1e300 in float64; beyond, R z is that of such a strength. Derivatives
+    need their square to be representable: up to 1e18 in float32.
 
     From 96 classes (256 in float64) and 16 samples on, samples that share a spectrum are solved by
     matrix products, as long as no sample of a chunk has more than K / 8 likely classes: those with
@@ -125,7 +127,8 @@ class _Expansion(NamedTuple):
     """E and F = E * V for p <= threshold; see the module's text.
 
     Attributes:
-      s: (K,).
+      s: (K,), at most one.
+      scale: of p, (K,), see `gram`.
       eigenvectors: V, (K, K).
       threshold: sqrt(X / s_max).
       powers: c_l sigma_j^l, (L, K).
@@ -133,6 +136,7 @@ class _Expansion(NamedTuple):
     """
 
     s: jax.Array
+    scale: jax.Array
     eigenvectors: jax.Array
     threshold: jax.Array
     powers: jax.Array
@@ -150,7 +154,8 @@ def _expand(spectrum: GramSpectrum, strength: jax.Array) -> _Expansion:
     largest = s.max()
     sigma = s / jnp.where(largest > 0, largest, 1)
     powers = jnp.stack([float(c[i]) * sigma**i for i in range(num_terms)])
-    return _Expansion(s, V, jnp.sqrt(_LARGEST_X / largest), powers, V[None] * powers[:, None])
+    threshold = jnp.sqrt(_LARGEST_X / largest)
+    return _Expansion(*scaled_strengths(s), V, threshold, powers, V[None] * powers[:, None])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -223,7 +228,7 @@ def _solve_block(
     num_likely: int, expansion: _Expansion, logits: jax.Array, probs: jax.Array
 ) -> jax.Array:
     """R z of samples (B, K) with at most `num_likely` likely classes each."""
-    s, V, threshold, powers, products = expansion
+    s, scale, V, threshold, powers, products = expansion
     (size, num_classes), num_terms = logits.shape, len(powers)
     t = product(logits, V)
 
@@ -238,19 +243,21 @@ def _solve_block(
     top, classes = jax.lax.top_k(probs, num_likely)
     # These are so few that sums, whose terms XLA does not store, are faster than products.
     likely = jnp.where(top > threshold, top, 0)[:, :, None]
-    E, rows = 1 / (1 + likely**2 * s[None, None]), V[classes]
+    P = likely * scale[None, None]
+    E, rows = 1 / (1 + s[None, None] * P**2), V[classes]
     pE = likely * E
     sums = [x.sum(axis=1) for x in (pE, likely * pE, pE * rows, likely * pE * rows)]
     (e, a), (u, w) = ea + jnp.stack(sums[:2]), uw + jnp.stack(sums[2:])
 
-    x, y = rank_two_coefficients(s, e, a, u, w)
-    xy = jnp.stack([x * t, y * t])
+    x, y = rank_two_coefficients(s, scale, e, a, u, w)
+    x_t, y_t = x * t, y * t
     Ft = product(t, products.reshape(-1, num_classes).T).reshape(xi_l.shape)
-    Ex, Ey = product(xy, powers.T)[..., None]
-    rest_l = Ft - rest[:, None] * Ex - rest[:, None] ** 2 * Ey
+    of_rest = jnp.stack([scale[None] * x_t, scale[None] * (scale[None] * y_t)])
+    Ex, Ey = product(of_rest, powers.T)[..., None]
+    rest_l = Ft - rest[:, None] * (Ex + rest[:, None] * Ey)
     out = jnp.asarray(jnp.where(probs > threshold, 0, (xi_l * rest_l).sum(axis=1)))
 
-    x_t, y_t = xy[:, :, None]
-    of_likely = (E * (rows * t[:, None] - likely * (x_t + likely * y_t))).sum(axis=-1)
+    x_t, y_t = x_t[:, None], y_t[:, None]
+    of_likely = (E * (rows * t[:, None] - P * (x_t + P * y_t))).sum(axis=-1)
     of_likely = jnp.where(top > threshold, of_likely, 0)
     return out.at[jnp.arange(size)[:, None], classes].add(of_likely, unique_indices=True)
