@@ -61,7 +61,10 @@ def make_budget(
         name: check_scalar(f"epsilon[{name!r}]", epsilon[name], x.dtype)
         for name, x in clean.items()
     }
-    return Budget(clean, radii, _check_ranges(valid_range, inputs, clean), classes)
+    ranges = _check_ranges(valid_range, inputs, clean)
+    for name in clean:
+        clean[name] = nan_like(clean[name], radii[name], *ranges.get(name, ()))
+    return Budget(clean, radii, ranges, classes)
 
 
 def check_attacked(
@@ -88,6 +91,14 @@ def check_attacked(
         is_class = classes < shape[1]
         clean = {name: jnp.where(per_sample(is_class, x), x, jnp.nan) for name, x in clean.items()}
     return clean, classes
+
+
+def nan_like(x: jax.Array, *parameters: jax.Array) -> jax.Array:
+    """`x`, NaN where a traced parameter is: no point would be taken in place of the clean input."""
+    for parameter in parameters:
+        if isinstance(parameter, Tracer):
+            x = jnp.where(jnp.isnan(parameter), jnp.nan, x)
+    return x
 
 
 def _check_ranges(

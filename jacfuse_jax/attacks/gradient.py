@@ -23,6 +23,7 @@ from jacfuse_jax.attacks._budget import (
     keep_stronger,
     make_budget,
     make_loss_fn,
+    nan_like,
     over_restarts,
     project,
     random_start,
@@ -140,6 +141,8 @@ def pgd(
     share = 2.5 / num_steps
     if relative_step_size is not None:
         share = check_scalar("relative_step_size", relative_step_size, jnp.result_type(float))
+        clean = {name: nan_like(x, share) for name, x in budget.clean.items()}
+        budget = budget._replace(clean=clean)
     perturbed = run_compiled(
         _pgd,
         log_prob_fn,
