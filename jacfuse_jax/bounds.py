@@ -104,7 +104,7 @@ def frozen_jacobian(
     one: what the recalibration makes small. In the features of a linear head it is times W_m^T.
 
     Args:
-      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: z, {modality: (B, K)}, floating, at least one modality.
       grams: {modality: spectrum}, shared or per sample, of every perturbed modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities believed perturbed; static.
@@ -164,7 +164,7 @@ def total_jacobian(
     times W_m^T.
 
     Args:
-      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: z, {modality: (B, K)}, floating, at least one modality.
       grams: {modality: spectrum shared by all samples} of every perturbed modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities believed perturbed; static.
@@ -234,7 +234,7 @@ def bias_bound(
     Where it is not sure, neither is p, and the perturbed modality is moved most.
 
     Args:
-      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: z, {modality: (B, K)}, floating, at least one modality.
       grams: {modality: spectrum}, shared or per sample, of every perturbed modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities believed perturbed; static.

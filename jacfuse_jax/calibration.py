@@ -143,7 +143,7 @@ def choose_gamma(
     smaller gamma is better, at a price in clean accuracy.
 
     Args:
-      logits: z, {modality: (N, K)}, of clean validation data; float32 or float64.
+      logits: z, {modality: (N, K)}, of clean validation data; floating.
       grams: {modality: spectrum shared by all samples} of every perturbed modality.
       labels: (N,), integer.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
@@ -206,7 +206,7 @@ def choose_contamination(
     accurate.
 
     Args:
-      logits: z, {modality: (N, K)}, of clean validation data; float32 or float64.
+      logits: z, {modality: (N, K)}, of clean validation data; floating.
       labels: (N,), integer.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities believed perturbed; static.

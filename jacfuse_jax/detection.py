@@ -76,8 +76,9 @@ def fit_detector(
       those of a class equal for every class.
 
     Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, there is no sample, or a prior is not positive.
+      TypeError: logits are not floating.
+      ValueError: shapes disagree, there is no sample, or a prior is not positive or does not sum to
+        one.
 
     References:
       Lee, Lee, Lee, Shin, "A Simple Unified Framework for Detecting Out-of-Distribution Samples and
@@ -115,7 +116,7 @@ def detect(
     of the other modality by the prior alone.
 
     Args:
-      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: z, {modality: (B, K)}, floating, at least one modality.
       detector: {modality: reference}, from `fit_detector`, of all modalities.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       prevalence: pi in [0, 1], a scalar, traced or not.
@@ -124,9 +125,9 @@ def detect(
       `Detection`, NaN for samples whose logits are not finite.
 
     Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, a modality has no reference, a prior is not positive, or
-        prevalence lies outside [0, 1].
+      TypeError: logits are not floating.
+      ValueError: shapes disagree, a modality has no reference, a prior is not positive or does not
+        sum to one, or prevalence lies outside [0, 1].
 
     References:
       Derived here; of the deviation see `fit_detector`.
@@ -179,7 +180,7 @@ def detected_fusion(
 
     Args:
       fuse_fn: the rule: takes `(name,)`, returns log-probabilities (B, K). Called once a modality.
-      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: z, {modality: (B, K)}, floating, at least one modality.
       detector: {modality: reference}, from `fit_detector`, of all modalities.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       prevalence: see `detect`.

@@ -229,8 +229,8 @@ class TestForms:
                 self.attack(epsilon=epsilon)
         with pytest.raises(TypeError, match=r"valid_range must be {modality: \(low, high\)}"):
             self.attack(**TO_IMAGE, valid_range=(0, 1))
+        share: Any = 0.5
         with pytest.raises(TypeError, match=r"fraction must be {modality: share}, got float"):
-            share: Any = 0.5
             attacks.adversarial_missing(
                 log_prob_fn, LOGITS, LABELS, KEY, fraction=share, fill_value={"image": 0.0}
             )

@@ -2,7 +2,12 @@
 
 An attack sees one function from inputs to log-probabilities; gradient attacks differentiate it:
 given a fused prediction they go through the fusion rule, solve included. All are pure and work
-under `jax.jit`; budgets may be traced, so one compiled attack serves every epsilon.
+under `jax.jit`; budgets may be traced, so one compiled attack serves every epsilon. Outside of it
+an attack is compiled once for the same function object, shapes and static arguments; a function
+that is made anew for each call, such as a lambda, is compiled anew.
+
+Labels must be classes, 0 ... K - 1: those that are known are checked, and a sample whose traced
+label is no class becomes NaN. So do all samples where a traced epsilon is negative.
 
 A prediction that is saturated in its dtype (p(label) = 1 after rounding) has a gradient of exactly
 zero: there a gradient attack fails without the prediction being robust. An accuracy under such an

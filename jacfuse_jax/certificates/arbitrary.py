@@ -87,7 +87,7 @@ def certify_modality(
     sample is the same before and after the corruption where the class is certified.
 
     Args:
-      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: z, {modality: (B, K)}, floating, at least one modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       contamination: e in [0, 1], a scalar, traced or not.
       corrupted: name or names of the modalities that may say anything, all at once; or a number s:
@@ -101,9 +101,9 @@ def certify_modality(
       infinite; samples of which a trusted one is are not certified.
 
     Raises:
-      TypeError: logits are not float32 or float64.
+      TypeError: logits are not floating.
       ValueError: shapes disagree, a modality is unknown, a number of modalities is not in 1 ... M,
-        a prior is not positive, or a parameter lies outside [0, 1].
+        a prior is not positive or does not sum to one, or a parameter lies outside [0, 1].
 
     References:
       Derived here.
@@ -166,7 +166,7 @@ def certified_accuracy(
     """Clean and certified accuracy as functions of the contamination, in one vectorised call.
 
     Args:
-      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: z, {modality: (B, K)}, floating, at least one modality.
       labels: (B,), integer.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       contaminations: (C,), each in [0, 1], traced or not.

@@ -88,7 +88,7 @@ def contaminated_radius(
     scaled fusion. Sound, not tight: see the module's text.
 
     Args:
-      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: z, {modality: (B, K)}, floating, at least one modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       contamination: e in [0, 1], a scalar, traced or not.
       corrupted: name of the modality that moves; static.
@@ -101,9 +101,9 @@ def contaminated_radius(
       (B,), radii in the 2-norm of the input; zero where nothing can be said, as for NaN.
 
     Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, a modality is unknown, a prior is not positive, or a parameter
-        lies outside its interval.
+      TypeError: logits are not floating.
+      ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
+        one, or a parameter lies outside its interval.
 
     References:
       Derived here; of the log-odds' Lipschitz constant cf. Tsuzuku, Sato, Sugiyama,
@@ -183,7 +183,7 @@ def robust_radius(
     see the module's text. Costs O(K^3) a sample.
 
     Args:
-      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: z, {modality: (B, K)}, floating, at least one modality.
       grams: {modality: spectrum of G, shared by all samples}, see `linalg.spectrum_from_kernel`.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name of the modality that is recalibrated and moves; static.

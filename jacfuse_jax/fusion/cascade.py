@@ -36,7 +36,7 @@ def cascade_fusion(
     confidence where no modality is trusted.
 
     Args:
-      logits: {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: {modality: (B, K)}, floating, at least one modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities believed perturbed; static.
       confidence: in [0, 1], a scalar, traced or not.
@@ -47,9 +47,9 @@ def cascade_fusion(
       (B, K) log-probabilities, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, a modality is unknown, a prior is not positive, or confidence,
-        contamination or tempering lies outside [0, 1].
+      TypeError: logits are not floating.
+      ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
+        one, or confidence, contamination or tempering lies outside [0, 1].
 
     References:
       Derived here. Cascades: Viola and Jones, "Rapid Object Detection using a Boosted Cascade of

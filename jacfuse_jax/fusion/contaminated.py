@@ -34,7 +34,7 @@ def contaminated_log_probs(
     They may take the place of logits in any fusion rule, `robust_fusion` included.
 
     Args:
-      logits: z, (B, K), float32 or float64.
+      logits: z, (B, K), floating.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       contamination: e in [0, 1], a scalar, traced or not. 0 gives log softmax(z), 1 the prior.
 
@@ -42,8 +42,9 @@ def contaminated_log_probs(
       (B, K), normalised, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, a prior is not positive, or e lies outside [0, 1].
+      TypeError: logits are not floating.
+      ValueError: shapes disagree, a prior is not positive or does not sum to one, or e lies outside
+        [0, 1].
 
     References:
       Huber, "Robust Estimation of a Location Parameter", 1964 (the contamination model).
@@ -68,7 +69,7 @@ def contaminate_modalities(
     What `robust_fusion` is given where it recalibrates contaminated likelihoods.
 
     Args:
-      logits: {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: {modality: (B, K)}, floating, at least one modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       contamination: e in [0, 1], a scalar, traced or not.
       perturbed: name or names of the modalities believed perturbed; static.
@@ -77,9 +78,9 @@ def contaminate_modalities(
       {modality: (B, K)}, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, a modality is unknown, a prior is not positive, or e lies outside
-        [0, 1].
+      TypeError: logits are not floating.
+      ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
+        one, or e lies outside [0, 1].
     """
     arrays, log_prior = check_inputs(logits, class_prior)
     names = check_modalities("perturbed", perturbed, arrays)
@@ -110,7 +111,7 @@ def contaminated_fusion(
     contamination = 0 is scaled fusion, contamination = 1 or tempering = 0 drops the modality.
 
     Args:
-      logits: {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: {modality: (B, K)}, floating, at least one modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       contamination: e in [0, 1], a scalar, traced or not.
       tempering: t in [0, 1], a scalar, traced or not.
@@ -120,9 +121,9 @@ def contaminated_fusion(
       (B, K) log-probabilities, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, a modality is unknown, a prior is not positive, or contamination
-        or tempering lies outside [0, 1].
+      TypeError: logits are not floating.
+      ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
+        one, or contamination or tempering lies outside [0, 1].
 
     References:
       Derived here, from the contamination model of Huber, "Robust Estimation of a Location

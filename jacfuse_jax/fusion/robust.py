@@ -99,7 +99,7 @@ def robust_fusion(
     z_m changes the result, since R_m need not map constants to constants.
 
     Args:
-      logits: z, {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: z, {modality: (B, K)}, floating, at least one modality.
       grams: {modality: G_m} for every perturbed modality, each a spectrum with arrays (K,), (K, K)
         for all samples or (B, K), (B, K, K) per sample, or a matrix (K, K) or (B, K, K). For
         linear heads take `linalg.spectrum_from_kernel`.

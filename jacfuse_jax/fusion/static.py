@@ -24,13 +24,13 @@ def mean_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
     agree.
 
     Args:
-      logits: {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: {modality: (B, K)}, floating, at least one modality.
 
     Returns:
       (B, K) log-probabilities, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not float32 or float64.
+      TypeError: logits are not floating.
       ValueError: shapes disagree.
     """
     log_probs = jnp.stack([jax.nn.log_softmax(z) for z in check_logits(logits).values()])
@@ -43,13 +43,13 @@ def max_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
     The most confident modality decides: a saturated wrong one cannot be outvoted.
 
     Args:
-      logits: {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: {modality: (B, K)}, floating, at least one modality.
 
     Returns:
       (B, K) log-probabilities, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not float32 or float64.
+      TypeError: logits are not floating.
       ValueError: shapes disagree.
 
     References:
@@ -65,13 +65,13 @@ def product_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
     `statistical_fusion` for a uniform prior; for others it counts the prior M times.
 
     Args:
-      logits: {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: {modality: (B, K)}, floating, at least one modality.
 
     Returns:
       (B, K) log-probabilities, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not float32 or float64.
+      TypeError: logits are not floating.
       ValueError: shapes disagree.
 
     References:
@@ -89,15 +89,15 @@ def statistical_fusion(logits: Mapping[str, AnyArray], class_prior: AnyArray) ->
     modalities share information.
 
     Args:
-      logits: {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: {modality: (B, K)}, floating, at least one modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
 
     Returns:
       (B, K) log-probabilities, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, or a prior is not positive.
+      TypeError: logits are not floating.
+      ValueError: shapes disagree, or a prior is not positive or does not sum to one.
     """
     return in_dtype_of(logits, fuse_independent(*check_inputs(logits, class_prior)))
 
@@ -116,7 +116,7 @@ def scaled_fusion(
     scale = 0 drops the modality. The influence of a perturbed modality shrinks but stays unbounded.
 
     Args:
-      logits: {modality: (B, K)}, float32 or float64, at least one modality.
+      logits: {modality: (B, K)}, floating, at least one modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities believed perturbed; static.
       scale: in [0, 1], a scalar, traced or not.
@@ -125,9 +125,9 @@ def scaled_fusion(
       (B, K) log-probabilities, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not float32 or float64.
-      ValueError: shapes disagree, a modality is unknown, a prior is not positive, or the scale lies
-        outside [0, 1].
+      TypeError: logits are not floating.
+      ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
+        one, or the scale lies outside [0, 1].
     """
     arrays, log_prior = check_inputs(logits, class_prior)
     names = check_modalities("perturbed", perturbed, arrays)
