@@ -65,7 +65,9 @@ def measure(num_test: int, num_steps: int) -> dict[str, float]:
         attack = partial(_attack, graph, rule_fn, num_steps)
         # As arguments: what is constant in a program, XLA tries to compute at compile time.
         for kind, log_probs in jax.jit(attack)(parameters, inputs, labels).items():
-            findings[f"{kind}_{name}"] = float((log_probs.argmax(-1) == labels).mean())
+            findings[f"{kind}_{name}"] = float(
+                (log_probs.argmax(-1).astype(labels.dtype) == labels).mean()
+            )
     findings["attack_s"] = time.perf_counter() - start
     return findings
 

@@ -264,7 +264,7 @@ def _measure(
         if method != "extra alone":
             logits = {**logits, perturbed: attack_fn(method, traced)}
         accuracies = [
-            float((_predict(method, traced, p, perturbed).argmax(axis=-1) == problem.labels).mean())
+            _accuracy(_predict(method, traced, p, perturbed), problem.labels)
             for p in (problem, problem._replace(logits=logits))
         ]
         figures: Sequence[float | None] = [None] * 6
@@ -272,6 +272,10 @@ def _measure(
             figures = [float(x) for x in _sensitivity(problem, traced, perturbed)]
         rows.append(Row(source, perturbed, strength, method, gamma, *accuracies, *figures))
     return rows
+
+
+def _accuracy(log_probs: jax.Array, labels: jax.Array) -> float:
+    return float((log_probs.argmax(axis=-1).astype(labels.dtype) == labels).mean())
 
 
 @partial(jax.jit, static_argnames="perturbed")

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from experiments.array_files import ArrayOnDisk, ScratchFn, open_arrays
 from experiments.config import ConfigError
+from experiments.fuse_needs import NUM_CHOICE_ROWS, check_fuse_run
 from experiments.fuse_settings import FuseConfig
 from experiments.fused_files import FusedRows, write_fused
 from experiments.prediction_files import Names, open_predictions
@@ -27,14 +28,20 @@ from experiments.prediction_kinds import check_probs, look_like_probs
 from jacfuse_jax import metrics
 
 _CHUNK_ENTRIES = 2**21  # logits of a modality in memory at a time
-_NUM_CHOICE_ROWS = 10_000  # accuracies are then known to a point
 _PACKAGES = ("jacfuse_jax", "jax", "jaxlib", "numpy", "pyarrow", "safetensors")
 
 
 class Found(NamedTuple):
-    """What some rows add to the report: how many have no prediction; metrics, if labelled."""
+    """What some rows add to the report.
+
+    Attributes:
+      num_nan: how many have no prediction.
+      num_silent: {modality: in how many it says nothing}.
+      evaluation: metrics of those in which all say something, if labelled.
+    """
 
     num_nan: int
+    num_silent: dict[str, int]
     evaluation: Evaluation | None
 
 
@@ -47,6 +54,13 @@ def run(config: FuseConfig) -> None:
     Raises:
       ConfigError: a file or flag does not fit.
     """
+    names = Names(
+        logits=config.logits_column,
+        ids=config.ids_column,
+        labels=config.labels_column,
+        by_position=config.join == "position",
+    )
+    check_fuse_run(config, names)
     try:
         config.output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -59,11 +73,11 @@ def run(config: FuseConfig) -> None:
             # Without a name it ends with this process; folders for temporary files may be memory.
             return stack.enter_context(tempfile.TemporaryFile(dir=config.output.parent))
 
-        joined = _open(config, config.input, make_scratch)
+        joined = _open(config, names, config.input, make_scratch)
         source = "validation" if config.validation else "input"
         reference = joined
         if config.validation:
-            reference = _open(config, config.validation, make_scratch)
+            reference = _open(config, names, config.validation, make_scratch)
         if reference.num_classes != joined.num_classes:
             raise ConfigError(
                 f"--validation has {reference.num_classes} classes, --input {joined.num_classes}"
@@ -112,14 +126,10 @@ def run(config: FuseConfig) -> None:
     print(f"wrote {config.output}")
 
 
-def _open(config: FuseConfig, paths: Mapping[str, Path], scratch_fn: ScratchFn) -> Joined:
+def _open(
+    config: FuseConfig, names: Names, paths: Mapping[str, Path], scratch_fn: ScratchFn
+) -> Joined:
     """The rows that these files share; says what is not used of them."""
-    names = Names(
-        logits=config.logits_column,
-        ids=config.ids_column,
-        labels=config.labels_column,
-        by_position=config.join == "position",
-    )
     joined = join(
         {
             name: open_predictions(path, scratch_fn=scratch_fn, names=names)
@@ -200,14 +210,17 @@ def _choose(rule: Rule, chosen: Sequence[str], reference: Joined, source: str, d
     if reference.labels is None:
         raise ConfigError(f"--{chosen[0]}=auto needs `labels` in --validation or --input")
     num_rows = len(reference.labels)
-    sample = np.random.default_rng(0).permutation(num_rows)[:_NUM_CHOICE_ROWS]
+    sample = np.random.default_rng(0).permutation(num_rows)[:NUM_CHOICE_ROWS]
     logits = reference.read(sample, dtype)
-    is_finite = np.all([np.isfinite(z).all(axis=1) for z in logits.values()], axis=0)
-    if not is_finite.any():
-        raise ConfigError(f"--{chosen[0]}=auto: no labelled row has finite logits")
+    is_used = ~np.any([_is_silent(z) for z in logits.values()], axis=0)
+    if not is_used.any():
+        raise ConfigError(
+            f"--{chosen[0]}=auto: in each labelled row a modality says nothing, of NaN, +inf or "
+            "nothing finite"
+        )
     left_out = {
         f"not among {len(sample)} drawn at random": num_rows - len(sample),
-        "with logits that are not finite": int((~is_finite).sum()),
+        "in which a modality says nothing": int((~is_used).sum()),
     }
     reasons = [f"{count} {reason}" for reason, count in left_out.items() if count]
     if reasons:
@@ -218,10 +231,16 @@ def _choose(rule: Rule, chosen: Sequence[str], reference: Joined, source: str, d
         )
     return choose(
         rule,
-        {name: z[is_finite] for name, z in logits.items()},
-        reference.labels[sample[is_finite]],
+        {name: z[is_used] for name, z in logits.items()},
+        reference.labels[sample[is_used]],
         names=chosen,
     )
+
+
+def _is_silent(logits: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which rows (N, K) say nothing, as fusion rules have it; -inf says that p is zero."""
+    is_wrong = np.isnan(logits) | (logits == np.inf)
+    return is_wrong.any(axis=1) | ~np.isfinite(logits).any(axis=1)
 
 
 def _fuse_chunks(rule: Rule, joined: Joined, dtype: Any, found: list[Found]) -> Iterator[FusedRows]:
@@ -237,13 +256,15 @@ def _fuse_chunks(rule: Rule, joined: Joined, dtype: Any, found: list[Found]) -> 
             fused = fuse(rule, logits)
             log_probs = np.asarray(fused.log_probs)
             is_nan = np.isnan(log_probs.sum(axis=1))
+            is_silent = {name: _is_silent(z) for name, z in logits.items()}
             evaluation = None
             if joined.labels is not None:
-                mask = ~is_nan & (np.arange(size) < count)
+                mask = ~np.any([is_nan, *is_silent.values()], axis=0) & (np.arange(size) < count)
                 sums = evaluate(rule, logits, fused.log_probs, joined.labels[rows], mask)
                 # In float64: float32 stops counting at 2^24.
                 evaluation = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
-            found.append(Found(int(is_nan[:count].sum()), evaluation))
+            num_silent = {name: int(each[:count].sum()) for name, each in is_silent.items()}
+            found.append(Found(int(is_nan[:count].sum()), num_silent, evaluation))
             yield FusedRows(
                 joined.ids.slice(start, count),
                 np.where(is_nan, -1, log_probs.argmax(axis=1)).astype(np.int32)[:count],
@@ -269,14 +290,29 @@ def _make_report(facts: Mapping[str, Any], found: list[Found]) -> str:
     lines += [
         f"no kernel of {name}: its Gram matrix is the identity" for name in facts["identity_gram"]
     ]
+    for name in facts["input"]:
+        num_silent = sum(each.num_silent[name] for each in found)
+        if num_silent:
+            then = "; it counts as the class prior there" if name in facts["perturbed"] else ""
+            lines.append(
+                f"{name} says nothing in {num_silent} rows, of NaN, +inf or nothing finite{then}"
+            )
     num_nan = sum(each.num_nan for each in found)
     if num_nan:
         lines.append(
-            f"{num_nan} rows have no prediction, since logits are not finite; they are not counted"
+            f"{num_nan} rows have no prediction: a trusted modality says nothing, or no class is "
+            "left"
         )
     evaluations = [each.evaluation for each in found if each.evaluation]
-    if evaluations and num_nan < facts["num_rows"]:
-        total: Evaluation = jax.tree.map(lambda *sums: sum(sums), *evaluations)
+    total: Evaluation | None = None
+    if evaluations:
+        total = jax.tree.map(lambda *sums: sum(sums), *evaluations)
+    if total is not None and total.result.num_examples:
+        num_counted = int(total.result.num_examples)
+        if num_counted < facts["num_rows"]:
+            lines.append(
+                f"figures are of {num_counted} rows, in which all modalities say something"
+            )
         unimodal = {name: total.unimodal[name] for name in facts["input"]}  # as they were given
         rows = {**unimodal, "statistical fusion": total.statistical, "result": total.result}
         headers = ["", "accuracy in %", "95% interval", "NLL"]

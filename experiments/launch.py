@@ -38,7 +38,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         _, _, similar = str(error).removesuffix(" ?").partition("Did you mean: ")
-        hint = f" (did you mean --{similar.replace(' or ', ' or --')}?)" if similar else ""
+        hint = f" (did you mean --{similar.replace(', ', ' or --')}?)" if similar else ""
         sys.exit(
             f"error: --{error.flagname} is no flag of this program{hint} (--help lists all flags)"
         )

@@ -230,7 +230,7 @@ def _fixed_recalibration(
 ) -> jax.Array:
     """R (K, K) that minimises the mean of the robust objective over validation data."""
     eigenvalues, vectors = evidence.grams[modality]
-    gram = (vectors * eigenvalues) @ vectors.T
+    gram = (vectors * eigenvalues[None]) @ vectors.T
     squared = (1 - gamma) / gamma * evidence.mean_squared_jacobian
     identity = jnp.eye(len(squared), dtype=squared.dtype)
     return solve_generalized(squared, gram, identity, method="eigh").astype(dtype)

@@ -89,7 +89,7 @@ class Operation(NamedTuple):
 def _matrix_inputs(key: jax.Array, batch_size: int, num_classes: int, dtype: str) -> Inputs:
     """Real A and B, eigenvalues in a disk of radius about 1 around 3: X is well defined."""
     shape = (batch_size, num_classes, num_classes)
-    shift = 3 * jnp.eye(num_classes, dtype=dtype)
+    shift = 3 * jnp.eye(num_classes, dtype=dtype)[None]
     a, b, c = (jax.random.normal(k, shape, dtype) for k in jax.random.split(key, 3))
     return Inputs(
         {"a": a / num_classes**0.5 + shift, "b": b / num_classes**0.5 + shift, "c": c}, {}

@@ -117,6 +117,35 @@ def read_column(table: Table, name: str, *, num_rows: int = _COLUMN_ROWS) -> Ite
             raise not_whole(path, "Parquet", error) from error
 
 
+def measure_lists(table: Table, name: str) -> tuple[int, int, np.dtype[Any]]:
+    """How many rows and entries a column of lists has, and their dtype, by the headers alone.
+
+    Args:
+      table: that has it.
+      name: of the column.
+
+    Raises:
+      ConfigError: it is no such column, or a file is damaged.
+    """
+    dtype = _list_dtype(table, name)
+    num_rows = num_entries = 0
+    for path in table.files:
+        try:
+            metadata = pq.read_metadata(path)
+        except _PARQUET_ERRORS as error:
+            raise not_whole(path, "Parquet", error) from error
+        num_rows += metadata.num_rows
+        for i in range(metadata.num_row_groups):
+            group = metadata.row_group(i)
+            columns = map(group.column, range(group.num_columns))
+            num_entries += sum(
+                column.num_values
+                for column in columns
+                if column.path_in_schema.startswith(f"{name}.")
+            )
+    return num_rows, num_entries, dtype
+
+
 def unpack_lists(table: Table, name: str, file: BinaryIO) -> ArrayOnDisk:
     """Copies a column of lists of one length to a file of numbers alone.
 
@@ -131,15 +160,7 @@ def unpack_lists(table: Table, name: str, file: BinaryIO) -> ArrayOnDisk:
     Raises:
       ConfigError: it is no such column, or is empty.
     """
-    full_name, column_type = f"{table.path}: {name}", table.schema.field(name).type
-    is_list = (
-        pa.types.is_list(column_type)
-        or pa.types.is_large_list(column_type)
-        or pa.types.is_fixed_size_list(column_type)
-    )
-    if not is_list or not pa.types.is_floating(column_type.value_type):
-        raise ConfigError(f"{full_name} is a column of {column_type}; save a list of float32 a row")
-    dtype = np.dtype(column_type.value_type.to_pandas_dtype())
+    full_name, dtype = f"{table.path}: {name}", _list_dtype(table, name)
     lengths: set[Any] = set()
     num_rows = 0
     for column in read_column(table, name, num_rows=_LIST_ROWS):
@@ -169,6 +190,21 @@ def pandas_index(schema: Arrow) -> list[str]:
         return [name for name in index if isinstance(name, str) and name in schema.names]
     except (KeyError, TypeError, ValueError):
         return []
+
+
+def _list_dtype(table: Table, name: str) -> np.dtype[Any]:
+    """The dtype of the entries of a column of lists."""
+    column_type = table.schema.field(name).type
+    is_list = (
+        pa.types.is_list(column_type)
+        or pa.types.is_large_list(column_type)
+        or pa.types.is_fixed_size_list(column_type)
+    )
+    if not is_list or not pa.types.is_floating(column_type.value_type):
+        raise ConfigError(
+            f"{table.path}: {name} is a column of {column_type}; save a list of float32 a row"
+        )
+    return np.dtype(column_type.value_type.to_pandas_dtype())
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -11,9 +11,10 @@ meant: rows that belong together are then found by it, if all inputs have it.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from experiments.array_files import (
     ArrayOnDisk,
     ScratchFn,
+    Shaped,
     check_floating,
     list_arrays,
     not_whole,
@@ -31,6 +33,7 @@ from experiments.config import ConfigError
 from experiments.parquet_files import (
     Arrow,
     is_table,
+    measure_lists,
     open_table,
     pandas_index,
     read_column,
@@ -84,6 +87,24 @@ class Predictions(NamedTuple):
     labels: NDArray[np.int64] | None
     heads: dict[str, ArrayOnDisk]
     unused: list[str]
+
+
+class Extent(NamedTuple):
+    """How large the predictions of a file are.
+
+    Attributes:
+      num_rows: N.
+      num_classes: K.
+      itemsize: bytes of a logit.
+      unpacked_bytes: what temporary files take, for what cannot be read in place.
+      may_have_ids: whether rows may be joined by a column.
+    """
+
+    num_rows: int
+    num_classes: int
+    itemsize: int
+    unpacked_bytes: int
+    may_have_ids: bool
 
 
 class _Opened(NamedTuple):
@@ -155,6 +176,41 @@ def open_predictions(path: Path, *, scratch_fn: ScratchFn, names: Names = _NAMES
     )
 
 
+def measure_predictions(path: Path, *, names: Names = _NAMES) -> Extent:
+    """Measures what a classifier predicted by the headers alone.
+
+    Args:
+      path: of the file or folder.
+      names: of what it holds.
+
+    Raises:
+      ConfigError: it is damaged, or has no logits.
+    """
+    if is_table(path):
+        table = open_table(path)
+        logits_name = _logits_name(path, table.schema.names, names)
+        num_rows, num_entries, dtype = measure_lists(table, logits_name)
+        column_bytes = 0
+        may_have_ids = any(is_integer_or_text(field.type) for field in table.schema)
+    else:
+        shaped = list_arrays(path, bare=names.logits or "logits")
+        shape, dtype = shaped[_logits_name(path, list(shaped), names)]
+        num_rows, num_entries = shape[0] if shape else 0, math.prod(shape)
+        columns = _columns(shaped, num_rows)
+        # Each is looked at, then read.
+        column_bytes = 2 * num_rows * sum(column.itemsize for column in columns.values())
+        may_have_ids = bool(columns.keys() - set(_RESERVED))
+    itemsize = 1 if dtype is None else dtype.itemsize  # a dtype that is refused when it is read
+    is_packed = is_table(path) or path.suffix == ".npz"
+    return Extent(
+        num_rows,
+        num_entries // max(1, num_rows),
+        itemsize,
+        is_packed * (num_entries * itemsize + column_bytes),
+        may_have_ids,
+    )
+
+
 def _open_arrays(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
     """A file or folder of arrays."""
     bare = names.logits or "logits"
@@ -163,15 +219,9 @@ def _open_arrays(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
     logits_name = _logits_name(path, list(shaped), names)
     arrays = open_fn([logits_name, *HEADS])
     logits = arrays[logits_name]
-    may_be_ids = [
-        name
-        for name, (shape, dtype) in shaped.items()
-        # Texts may have been saved as Python objects, which is then said.
-        if shape == logits.shape[:1] and dtype is not None and dtype.kind in "iuUSO"
-    ]
     return _Opened(
         names=list(shaped),
-        may_be_ids=may_be_ids,
+        may_be_ids=list(_columns(shaped, logits.shape[0])),
         index_names=[],
         logits_name=logits_name,
         logits=logits,
@@ -197,6 +247,16 @@ def _open_table(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
         heads={},
         read_fn=functools.partial(read_column, table),
     )
+
+
+def _columns(shaped: Mapping[str, Shaped], num_rows: int) -> dict[str, np.dtype[Any]]:
+    """The arrays that have an integer or text a row."""
+    return {
+        name: dtype
+        for name, (shape, dtype) in shaped.items()
+        # Texts may have been saved as Python objects, which is then said.
+        if shape == (num_rows,) and dtype is not None and dtype.kind in "iuUSO"
+    }
 
 
 def _logits_name(path: Path, present: Sequence[str], names: Names) -> str:

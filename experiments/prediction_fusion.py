@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from experiments.config import ConfigError
 from jacfuse_jax import calibration, fusion, linalg, metrics
 
 
@@ -88,17 +90,26 @@ def choose(rule: Rule, logits: Mapping[str, Any], labels: Any, *, names: Sequenc
 
     Args:
       rule: the rule; what is chosen is not looked at.
-      logits: {modality: (N, K)}, finite.
+      logits: {modality: (N, K)}; each says something of every row, see `fusion`.
       labels: (N,).
       names: of the parameters to choose, by `calibration.choose_contamination`, `choose_gamma`.
 
     Returns:
       The rule with what was chosen.
+
+    Raises:
+      ConfigError: no gamma has a finite likelihood.
     """
     if "contamination" in names:
         rule = rule._replace(contamination=_choose_contamination(rule, logits, labels))
     if "gamma" in names:
-        rule = rule._replace(gamma=_choose_gamma(rule, logits, labels))
+        choice = _choose_gamma(rule, logits, labels)
+        if not np.isfinite(choice.nll).any():
+            raise ConfigError(
+                "--gamma=auto: no gamma has a finite likelihood, since logits of -inf exclude "
+                "labels; leave those rows out, or give --contamination above 0 or a --gamma"
+            )
+        rule = rule._replace(gamma=choice.gamma)
     return rule
 
 
@@ -111,7 +122,7 @@ def _choose_contamination(rule: Rule, logits: Mapping[str, Any], labels: Any) ->
 
 
 @jax.jit
-def _choose_gamma(rule: Rule, logits: Mapping[str, Any], labels: Any) -> jax.Array:
+def _choose_gamma(rule: Rule, logits: Mapping[str, Any], labels: Any) -> calibration.GammaChoice:
     """The best gamma for what is contaminated."""
     return calibration.choose_gamma(
         _contaminate(rule, logits),
@@ -120,7 +131,7 @@ def _choose_gamma(rule: Rule, logits: Mapping[str, Any], labels: Any) -> jax.Arr
         rule.class_prior,
         jax.random.key(0),
         perturbed=tuple(rule.grams),
-    ).gamma
+    )
 
 
 def _contaminate(rule: Rule, logits: Mapping[str, Any]) -> dict[str, jax.Array]:

@@ -47,6 +47,9 @@ def check_probs(logits: ArrayOnDisk, kind: str) -> None:
 def log_of_probs(probs: NDArray[Any]) -> NDArray[np.float64]:
     """Log p, where 0 counts as the smallest positive number of the dtype: it was rounded to 0.
 
+    As -inf, which fusion rules take at its word, it would exclude the class whatever other
+    modalities say, and leave none where between them they exclude all; no softmax means that.
+
     Args:
       probs: (n, K), floating.
     """

@@ -101,7 +101,7 @@ def check_numbers(
     low = float(jnp.finfo(dtype).tiny) if positive else 0.0
     if isinstance(array, Tracer):
         is_valid = (array >= low) & (array <= high) & jnp.isfinite(array)
-        return jnp.where(is_valid, array, jnp.full_like(array, jnp.nan))
+        return jnp.where(is_valid, array, jnp.nan)
     concrete = np.asarray(array)
     if not np.all((concrete >= low) & (concrete <= high) & np.isfinite(concrete)):  # NaN fails
         interval = f"{'(' if positive else '['}0, {high:g}{')' if np.isinf(high) else ']'}"
@@ -249,7 +249,7 @@ def check_class_prior(class_prior: AnyArray, num_classes: int, dtype: Any) -> ja
     if isinstance(prior, Tracer):
         total = prior.sum()
         is_valid = (prior >= tiny).all() & (jnp.abs(total - 1) <= _PRIOR_TOLERANCE)
-        return jnp.where(is_valid, prior / total, jnp.full_like(prior, jnp.nan))
+        return jnp.where(is_valid, prior / total, jnp.nan)
     concrete = np.asarray(prior)
     if not np.all((concrete >= tiny) & np.isfinite(concrete)):
         raise ValueError(f"class_prior must be positive and finite, got {class_prior}")

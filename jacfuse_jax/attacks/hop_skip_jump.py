@@ -230,7 +230,9 @@ def _step(
 
     def halve(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         stepped, done = carry
-        moved = clip_array(x + per_sample(length * jnp.exp2(-index.astype(x.dtype)), x) * direction)
+        moved = clip_array(
+            x + per_sample(length * jnp.exp2(-jnp.asarray(index, x.dtype)), x) * direction
+        )
         success = is_fooled(moved) & ~done
         return jnp.where(per_sample(success, x), moved, stepped), done | success
 

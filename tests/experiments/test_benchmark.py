@@ -217,8 +217,8 @@ class TestMethods:
         inputs, result = inputs_of(op, "float64"), result_of(op, name)
         if name in ("eigh", "eig") and op == "schur":
             eigenvalues, eigenvectors = map(np.asarray, result)
-            a = inputs.samples["a"]
-            a = (a + jnp.swapaxes(a, -1, -2)) / 2 if name == "eigh" else a
+            a = np.asarray(inputs.samples["a"])
+            a = (a + np.swapaxes(a, -1, -2)) / 2 if name == "eigh" else a
             result, expected = a @ eigenvectors, eigenvectors * eigenvalues[:, None]
         elif op == "schur":  # unique but for order and phases
             t, q = map(np.asarray, result)

@@ -231,35 +231,59 @@ class TestReport:
             nll = -np.log(probs[np.arange(NUM_ROWS), LABELS]).mean()
             assert float(row[3]) == pytest.approx(nll, abs=1e-4)
 
+    @pytest.mark.parametrize("is_perturbed", [True, False])
     @pytest.mark.parametrize("kind", ["npz", "safetensors", "parquet"])
-    def test_rows_that_are_not_numbers(self, kind, files, tmp_path, output, capsys):
+    def test_rows_that_are_not_numbers(self, kind, is_perturbed, files, tmp_path, output, capsys):
         np.save(tmp_path / "kernel.npy", KERNEL)
         bad = AUDIO.copy()
         bad[3, 1], bad[7] = np.nan, np.inf
         path = tmp_path / f"bad.{kind}"
         WRITERS[kind](path, {"logits": bad, "ids": np.arange(NUM_ROWS) + 100, "labels": LABELS})
-        fuse(*files, "--perturbed=audio", f"--output={output}")
+        perturbed_flag = "--perturbed=audio" if is_perturbed else "--perturbed=video"
+        fuse(*files, perturbed_flag, f"--output={output}")
         with np.load(output) as file:
             clean = {name: file[name] for name in file}
         capsys.readouterr()
-        kernel_flag = f"--kernel=audio={tmp_path}/kernel.npy"
-        arguments = (f"--input=audio={path}", files[1], kernel_flag, "--perturbed=audio")
+        arguments = [f"--input=audio={path}", files[1], perturbed_flag]
+        if is_perturbed:
+            arguments.append(f"--kernel=audio={tmp_path}/kernel.npy")
         fuse(*arguments, f"--output={output}")
         printed = capsys.readouterr().out
-        assert "\n2 rows have no prediction, since logits are not finite; they are not" in printed
+        said = "\naudio says nothing in 2 rows, of NaN, +inf or nothing finite"
+        if is_perturbed:
+            said += "; it counts as the class prior there"
+        else:
+            said += (
+                "\n2 rows have no prediction: a trusted modality says nothing, or no class is left"
+            )
+        assert f"{said}\nfigures are of 38 rows, in which all modalities say something\n" in printed
         is_bad = np.isin(np.arange(NUM_ROWS), (3, 7))
         with np.load(output) as file:
-            assert_array_equal(file["prediction"], np.where(is_bad, -1, clean["prediction"]))
-            for name in ("log_probs", "jacobian_norm"):
-                assert np.isnan(file[name][is_bad]).all()
+            for name in ("prediction", "log_probs", "jacobian_norm"):
                 assert_array_equal(file[name][~is_bad], clean[name][~is_bad])
+            if is_perturbed:
+                video = scipy.special.softmax(VIDEO[is_bad], axis=1)
+                assert_allclose(np.exp(file["log_probs"][is_bad]), video, atol=1e-6)
+            else:
+                assert_array_equal(file["prediction"][is_bad], -1)
+                assert np.isnan(file["log_probs"][is_bad]).all()
         correct = (clean["prediction"] == LABELS)[~is_bad].mean()
         assert f"| result             | {100 * correct:.2f} " in printed
+
+    def test_classes_that_are_excluded(self, files, tmp_path, output):
+        logits = AUDIO.copy()
+        logits[:, 2] = -np.inf
+        np.savez(tmp_path / "audio.npz", logits=logits, ids=np.arange(NUM_ROWS) + 100)
+        fuse(*files, "--perturbed=video", f"--output={output}")
+        with np.load(output) as file:
+            probs = np.exp(file["log_probs"])
+        assert_array_equal(probs[:, 2], 0)
+        assert_allclose(probs.sum(axis=1), 1, rtol=1e-6)
 
     def test_nothing_but_such_rows(self, files, tmp_path, output, capsys):
         ids = np.arange(NUM_ROWS) + 100
         np.savez(tmp_path / "audio.npz", logits=AUDIO * np.nan, ids=ids, labels=LABELS)
-        fuse(*files, "--perturbed=audio", f"--output={output}")
+        fuse(*files, "--perturbed=video", f"--output={output}")
         printed = capsys.readouterr().out
         assert f"\n{NUM_ROWS} rows have no prediction" in printed
         assert "accuracy" not in printed
@@ -446,25 +470,25 @@ class TestChoice:
         assert_agrees(output, expected)
         assert "contamination and gamma chosen on --validation\n" in capsys.readouterr().out
 
-    def test_on_what_is_fused_takes_a_sample_of_finite_rows(
+    def test_on_what_is_fused_takes_a_sample_of_rows_that_say_something(
         self, files, tmp_path, output, monkeypatch, capsys
     ):
         def choose(rule, logits, labels, *, names):
             sample = np.random.default_rng(0).permutation(NUM_ROWS)[:20]
             rows = sample[sample != bad]
             assert len(rows) == 19
-            assert_array_equal(logits["audio"], AUDIO[rows])
+            assert_array_equal(logits["audio"], audio[rows])
             assert_array_equal(logits["video"], VIDEO[rows])
             assert_array_equal(labels, LABELS[rows])
             assert names == ["contamination"]
             return rule._replace(contamination=0.3)
 
-        bad = np.random.default_rng(0).permutation(NUM_ROWS)[7]
-        logits, ids = AUDIO.copy(), np.arange(NUM_ROWS) + 100
-        logits[bad, 0] = np.inf
-        np.savez(tmp_path / "audio.npz", logits=logits, ids=ids, labels=LABELS)
+        bad, excluding = np.random.default_rng(0).permutation(NUM_ROWS)[7:9]
+        audio, ids = AUDIO.copy(), np.arange(NUM_ROWS) + 100
+        audio[bad, 0], audio[excluding, 0] = np.inf, -np.inf
+        np.savez(tmp_path / "audio.npz", logits=audio, ids=ids, labels=LABELS)
         monkeypatch.setattr(fuse_run, "choose", choose)
-        monkeypatch.setattr(fuse_run, "_NUM_CHOICE_ROWS", 20)
+        monkeypatch.setattr(fuse_run, "NUM_CHOICE_ROWS", 20)
         fuse(*files, "--perturbed=audio", "--contamination=auto", f"--output={output}")
         printed = capsys.readouterr()
         assert (
@@ -473,7 +497,17 @@ class TestChoice:
         )
         assert printed.err.startswith(
             "--contamination=auto leaves out, of 40 rows of --input: 20 not among 20 drawn at "
-            "random, 1 with logits that are not finite\n"
+            "random, 1 in which a modality says nothing\n"
+        )
+
+    def test_needs_a_gamma_of_finite_likelihood(self, files, tmp_path, output):
+        logits = AUDIO.copy()
+        logits[3, LABELS[3]] = -np.inf
+        ids = np.arange(NUM_ROWS) + 100
+        np.savez(tmp_path / "audio.npz", logits=logits, ids=ids, labels=LABELS)
+        message = error_of(*files, "--perturbed=audio", "--gamma=auto", f"--output={output}")
+        assert message.startswith(
+            "--gamma=auto: no gamma has a finite likelihood, since logits of "
         )
 
 
@@ -499,9 +533,7 @@ class TestProcess:
         stdout, stderr = process.communicate()
         assert process.returncode == 0, stderr
         assert f"wrote {output}\n" in stdout
-        assert stderr.startswith("float64 logits are rounded to float32\n")
-        progress = stderr.removeprefix("float64 logits are rounded to float32\n")
-        assert re.fullmatch(r"\n(?: *\d+%\|.*\n)+", progress)
+        assert stderr == "float64 logits are rounded to float32\n"  # no bar, without a terminal
         table = pq.read_table(output)
         assert str(table.schema.field("log_probs").type.value_type) == "float"
         expected, _ = oracle(
@@ -578,10 +610,13 @@ class TestProcess:
     @pytest.mark.parametrize(
         ("argument", "message"),
         [
-            ("--imput=a=a.npz", "Unknown command line flag 'imput'. Did you mean: input"),
+            (
+                "--imput=a=a.npz",
+                "--imput is no flag of this program (did you mean --input or --inputs_are?)",
+            ),
             pytest.param("--gamma", "Missing value for flag --gamma", marks=pytest.mark.slow),
             pytest.param(
-                "--join=ids", "flag --join=ids: value should be one of", marks=pytest.mark.slow
+                "--join=ids", "--join=ids: value should be one of", marks=pytest.mark.slow
             ),
         ],
     )

@@ -219,7 +219,9 @@ class TestErrors:
             "--gamma=auto",
             f"--output={output}",
         )
-        assert message == "--gamma=auto: no labelled row has finite logits"
+        assert message == (
+            "--gamma=auto: in each labelled row a modality says nothing, of NaN, +inf or nothing finite"
+        )
 
     def test_classes_that_differ(self, tmp_path, output):
         np.save(tmp_path / "audio.npy", AUDIO)

@@ -53,8 +53,7 @@ def affine(parameters, x):
 
 def test_log_probs_are_those_of_the_formula(trained):
     name, outputs, head, _ = trained
-    outputs = jax.tree.map(np.float64, outputs)
-    parameters = head.parameters
+    outputs, parameters = jax.tree.map(np.float64, (outputs, head.parameters))
     if name == "concatenation":
         hidden = np.maximum(affine(parameters["hidden"], concatenate(outputs)), 0)
         assert hidden.shape == (500, 64)
@@ -77,7 +76,7 @@ def test_is_more_accurate_than_chance_and_improves_on_single_modalities(trained)
     _, outputs, head, _ = trained
 
     def accuracy(log_probs):
-        return np.mean(np.argmax(log_probs, axis=1) == LABELS)
+        return np.mean(np.asarray(log_probs).argmax(axis=1) == LABELS)
 
     fused = accuracy(head.log_probs_fn(head.parameters, outputs))
     assert fused > 0.7
