@@ -86,6 +86,21 @@ def prepared_av_mnist(tmp_path_factory, worker_id):
     return raw, folder / "av_mnist"
 
 
+_NO_PEER = "a peer of tests is not installed here; `make test` installs it"
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """Imported by what needs it alone, since that takes seconds."""
+    return pytest.importorskip("torch", reason=f"PyTorch, {_NO_PEER}")
+
+
+@pytest.fixture(scope="session")
+def torchvision(torch):
+    del torch
+    return pytest.importorskip("torchvision", reason=f"torchvision, {_NO_PEER}")
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     return request.param
