@@ -44,8 +44,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def printed(folder):
+def printed(folder, torch):
     """{heading and number: what the example printed}; one process runs them all."""
+    del torch  # one of them imports it
     environment = {k: v for k, v in os.environ.items() if k != "JAX_ENABLE_X64"}
     process = subprocess.run(
         [sys.executable, "-W", "error", "-c", RUN],

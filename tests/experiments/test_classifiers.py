@@ -5,10 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import torchvision
 from flax import nnx
-from safetensors.torch import save_file
 
 from data_pipelines import datasets
 from experiments import classifiers, training_regimes
@@ -109,7 +106,11 @@ def pictures():
 
 
 @pytest.mark.slow
-def test_weights_of_torchvision_are_classifiers_without_training(pictures, tmp_path):
+def test_weights_of_torchvision_are_classifiers_without_training(
+    pictures, tmp_path, torch, torchvision
+):
+    from safetensors.torch import save_file
+
     torch.manual_seed(0)
     peers = {m: torchvision.models.resnet18(num_classes=3).eval() for m in pictures.modalities}
     peers["audio"].conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
@@ -137,7 +138,9 @@ def test_weights_of_torchvision_are_classifiers_without_training(pictures, tmp_p
         np.testing.assert_allclose(output.logits, expected, rtol=0, atol=1e-4)
 
 
-def test_weights_of_other_classes_need_training(pictures, tmp_path):
+def test_weights_of_other_classes_need_training(pictures, tmp_path, torchvision):
+    from safetensors.torch import save_file
+
     path = tmp_path / "resnet18.safetensors"
     save_file(torchvision.models.resnet18(num_classes=4).state_dict(), path)
     with pytest.raises(ConfigError, match=f"--weights=video={path}: 'fc.weight' has shape"):

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import scipy.special
-import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from experiments import fuse_run
@@ -168,7 +167,7 @@ class TestAgreesWithTheOracle:
         for probs in all_probs[1:]:
             assert_allclose(probs, all_probs[0], rtol=0, atol=8 * NUM_CLASSES * eps)
 
-    def test_what_the_readme_saves_of_torch(self, tmp_path, monkeypatch):
+    def test_what_the_readme_saves_of_torch(self, tmp_path, monkeypatch, torch):
         monkeypatch.chdir(tmp_path)
         [(block, command)] = re.findall(
             r"```python\n(import torch\n.*?)```\n\n .* -m experiments.fuse_predictions (.*?)\n\n",

@@ -105,9 +105,7 @@ def vggsound(tmp_path_factory):
     return folder, (missing, damaged), flags
 
 
-def test_vggsound_from_its_clips_to_tables_starting_from_torchvision(vggsound):
-    import torch
-    import torchvision
+def test_vggsound_from_its_clips_to_tables_starting_from_torchvision(vggsound, torch, torchvision):
     from safetensors.torch import save_file
 
     folder, unusable, flags = vggsound

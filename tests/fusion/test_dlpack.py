@@ -1,7 +1,6 @@
 """Logits of other frameworks: torch tensors give what NumPy arrays give, from the same memory."""
 
 import gc
-import importlib
 from typing import Any
 
 import jax
@@ -41,12 +40,6 @@ def as_exported(array):
 def as_read_only(array):
     array.setflags(write=False)
     return array
-
-
-@pytest.fixture
-def torch() -> Any:
-    """Imported by what needs it alone, since that takes seconds."""
-    return importlib.import_module("torch")
 
 
 @pytest.fixture(params=["torch", "exported", "read_only", "list"])

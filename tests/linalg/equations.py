@@ -37,14 +37,10 @@ SOLVED = [
 
 
 # What a derivative is does not depend on XLA's optimisation, which takes most of the time.
-jit_derivatives = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
+_UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if jax.__version_info__ < (0, 10):
+    _UNOPTIMISED["xla_cpu_use_fusion_emitters"] = False  # later ones have no such option
+jit_derivatives = functools.partial(jax.jit, compiler_options=_UNOPTIMISED)
 
 
 def adjoint(matrices):

@@ -116,10 +116,8 @@ class TestConvolution:
         assert layouts(self.theirs) == ["b01f_01io->b01f", "b01f_01oi->b01f"]
 
 
-def group_normalized_by_torch(model, images):
+def group_normalized_by_torch(model, images, torch):
     """Logits and features of a small network with group normalisation, written in torch."""
-    import torch
-
     f = torch.nn.functional
 
     def to_torch(variable, *axes):
@@ -144,8 +142,8 @@ def group_normalized_by_torch(model, images):
     return logits.numpy(), features.numpy()
 
 
-def test_group_normalised_network_is_that_of_torch():
-    logits, features = group_normalized_by_torch(group_model(), IMAGES)
+def test_group_normalised_network_is_that_of_torch(torch):
+    logits, features = group_normalized_by_torch(group_model(), IMAGES, torch)
     output = classify(group_model())(IMAGES)
     assert output.logits.dtype == jnp.float32
     np.testing.assert_allclose(output.logits, logits, atol=1e-5 * np.abs(logits).max())

@@ -18,11 +18,8 @@ def of_ones(make_model):
     return nnx.merge(graph, ones)
 
 
-def make_resnet18_of_torch(num_classes):
+def make_resnet18_of_torch(num_classes, torch, torchvision):
     """With random weights, scales, biases and running statistics, in evaluation mode."""
-    import torch
-    import torchvision
-
     torch.manual_seed(num_classes)
     model = torchvision.models.resnet18(weights=None, num_classes=num_classes)
     for module in model.modules():
@@ -37,11 +34,10 @@ def make_resnet18_of_torch(num_classes):
 
 
 @pytest.mark.parametrize(("num_classes", "size"), [(309, (64, 64)), (2, (47, 67))])
-def test_is_the_function_that_torchvision_computes(num_classes, size, tmp_path):
-    import torch
+def test_is_the_function_that_torchvision_computes(num_classes, size, tmp_path, torch, torchvision):
     from safetensors.torch import save_file as save_torch_file
 
-    theirs = make_resnet18_of_torch(num_classes)
+    theirs = make_resnet18_of_torch(num_classes, torch, torchvision)
     save_torch_file(theirs.state_dict(), tmp_path / "resnet18.safetensors")
     ours = of_ones(lambda: resnet18(3, num_classes, rngs=nnx.Rngs(0)))
     load_torchvision(ours, tmp_path / "resnet18.safetensors")
@@ -239,8 +235,7 @@ def test_files_that_are_no_weights_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
-def test_floats_of_eight_bits_are_refused(dtype, tmp_path):
-    import torch
+def test_floats_of_eight_bits_are_refused(dtype, tmp_path, torch):
     from safetensors.torch import save_file as save_torch_file
 
     path = tmp_path / "weights.safetensors"
