@@ -80,7 +80,8 @@ def a_priori_bound(gamma: ArrayLike, num_classes: int, *, lipschitz: ArrayLike =
     """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    dtype = jnp.float64 if getattr(gamma, "dtype", None) == jnp.float64 else jnp.float32
+    is_double = getattr(gamma, "dtype", None) == jnp.float64
+    dtype = jax.dtypes.canonicalize_dtype(jnp.float64 if is_double else jnp.float32)
     gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
     lipschitz = check_scalar("lipschitz", lipschitz, dtype)
     if num_classes == 1:  # J = 0, whatever gamma

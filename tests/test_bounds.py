@@ -52,6 +52,8 @@ class TestAPrioriBound:
         )
         assert bounds.a_priori_bound(1.0, 5) == np.inf
         assert bounds.a_priori_bound(jnp.float32(0.1), 5).dtype == jnp.float32
+        with jax.enable_x64(False):
+            assert bounds.a_priori_bound(np.float64(0.1), 5).dtype == jnp.float32
 
     def test_hundred_thousand_draws_stay_below(self):
         """Kernels, gammas and predictions of all scales, one-hot and uniform ones among them."""

@@ -220,7 +220,8 @@ class TestErrors:
             f"--output={output}",
         )
         assert message == (
-            "--gamma=auto: in each labelled row a modality says nothing, of NaN, +inf or nothing finite"
+            "--gamma=auto: in each labelled row a modality says nothing, of NaN, +inf or nothing "
+            "finite"
         )
 
     def test_classes_that_differ(self, tmp_path, output):

@@ -81,7 +81,7 @@ def make_log_prob_fn(models, rows, target):
 
 
 def gram_at(kernel, x):
-    jac = kernel.T * (1 + x.reshape(-1) / 2)
+    jac = kernel.T * (1 + x.reshape(1, -1) / 2)
     return jac @ jac.T
 
 

@@ -423,11 +423,11 @@ class TestHead:
     def test_gives_the_same_gram_matrix(self, arrays, spectrum_of):
         g, V = spectrum_of(**arrays)
         C = np.eye(NUM_CLASSES) - 1 / NUM_CLASSES
-        assert_allclose((V * g) @ V.T, C @ KERNEL.T @ KERNEL @ C, atol=1e-5)
+        assert_allclose((V * g[None]) @ V.T, C @ KERNEL.T @ KERNEL @ C, atol=1e-5)
 
     def test_none_is_the_identity(self):
         g, V = head_spectrum({}, 3, np.dtype("float64"))
-        assert_allclose((V * g) @ V.T, np.eye(3) - 1 / 3, atol=1e-6)
+        assert_allclose((V * g[None]) @ V.T, np.eye(3) - 1 / 3, atol=1e-6)
 
     @pytest.mark.parametrize("floating", ["float16", "bfloat16", "float32"])
     def test_takes_a_gram_matrix_that_was_rounded(self, floating, spectrum_of):
@@ -435,7 +435,7 @@ class TestHead:
         g, V = spectrum_of(gram=(kernel.T @ kernel).astype(jnp.dtype(floating)))
         centred = kernel - kernel.mean()
         atol = 4 * NUM_CLASSES * float(jnp.finfo(floating).eps) * np.abs(kernel).max() ** 2
-        assert_allclose((V * g) @ V.T, centred.T @ centred, atol=atol)
+        assert_allclose((V * g[None]) @ V.T, centred.T @ centred, atol=atol)
 
     @pytest.mark.parametrize(
         ("arrays", "message"),

@@ -17,7 +17,7 @@ def test_evidence_holds_the_mean_of_the_squared_jacobians(tmp_path):
     outputs = prepared.make_rows(config, models, dataset.splits["validation"]).outputs["standard"]
     log_probs = sum(jax.nn.log_softmax(np.asarray(o.logits, np.float64)) for o in outputs.values())
     counts = np.bincount(dataset.splits["train"]["label"], minlength=10)
-    probs = np.asarray(jax.nn.softmax(log_probs - np.log(counts / counts.sum())))
+    probs = np.asarray(jax.nn.softmax(log_probs - np.log(counts / counts.sum())[None]))
     jac = [np.diag(p) - np.outer(p, p) for p in probs]
     expected = np.mean([j @ j for j in jac], axis=0)
     actual = models.evidence.mean_squared_jacobian
