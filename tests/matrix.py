@@ -1,7 +1,7 @@
 """Runs the quick tests on every supported Python and JAX (`make test-matrix`), and prints a table.
 
-Everything else is the newest that pyproject.toml admits, without PyTorch. What an environment's
-build and tests print is beside it, in .matrix/.
+Everything else is the newest that pyproject.toml admits, without PyTorch. Environments are kept in
+.matrix/, each with what its tests printed last (pytest.log).
 """
 
 import json
@@ -26,8 +26,8 @@ ROWS = [
     ("3.13", "jax==0.11.2"),
     ("3.13", "jax"),
 ]
-PACKAGES = ["jax", "numpy", "scipy", "flax", "optax", "orbax-checkpoint", "av", "pyarrow",
-            "scikit-learn", "tensorflow-datasets", "pytest"]  # fmt: skip
+PACKAGES = ["jax", "numpy", "scipy", "flax", "optax", "orbax-checkpoint", "av", "librosa",
+            "pyarrow", "scikit-learn", "tensorflow-datasets", "pytest"]  # fmt: skip
 
 
 def find_interpreter(version: str) -> str | None:
@@ -85,9 +85,10 @@ def run_tests(folder: Path) -> dict[str, str]:
 def versions(folder: Path) -> dict[str, str]:
     """Those that matter most, by name."""
     python = folder / "bin/python"
+    _, version = subprocess.check_output([python, "--version"], text=True).split()
     listed = subprocess.check_output([python, "-m", "pip", "list", "--format=json"])
     found = {package["name"].lower(): package["version"] for package in json.loads(listed)}
-    return {name: found[name] for name in PACKAGES}
+    return {"python": version, **{name: found[name] for name in PACKAGES}}
 
 
 def main() -> int:
@@ -101,7 +102,7 @@ def main() -> int:
         folder = FOLDER / f"python{python}-{jax.replace('==', '')}"
         print(f"{folder} ...", flush=True)
         make_environment(folder, interpreter, jax)
-        rows.append({"python": python, **versions(folder), **run_tests(folder)})
+        rows.append(versions(folder) | run_tests(folder))
     print(tabulate.tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True))
     return int(any(row["failed"] != "0" for row in rows))
 
