@@ -28,7 +28,8 @@ def run_compiled(
     leaves = jax.tree.leaves((inputs, arguments))
     if not all(_is_concrete(leaf) for leaf in leaves):
         return attack_fn(log_prob_fn, inputs, *arguments, **static)
-    traced = jax.make_jaxpr(log_prob_fn)(inputs)
+    # A function of its own each time: of one that it has seen JAX remembers what it closed over.
+    traced = jax.make_jaxpr(lambda inputs: log_prob_fn(inputs))(inputs)
     if any(isinstance(const, Tracer) for const in traced.consts):
         return attack_fn(log_prob_fn, inputs, *arguments, **static)
     program = _program(

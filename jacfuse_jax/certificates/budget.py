@@ -191,7 +191,8 @@ def robust_radius(
       lipschitz: L > 0, in the 2-norm, of its logits in its input; 1 gives radii of the logits.
 
     Returns:
-      (B,), radii in the 2-norm of the input; zero where nothing can be said, as for NaN.
+      (B,), radii in the 2-norm of the input; zero where nothing can be said, as for NaN or a class
+      that the modality excludes.
 
     Raises:
       TypeError: an array is not float32 or float64.
