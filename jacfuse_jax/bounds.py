@@ -172,6 +172,7 @@ def total_jacobian(
       gamma: in (0, 1], a scalar, traced or not.
       num_iterations: at least 1; static.
       batch_size: samples differentiated at a time, which bounds memory; None takes all at once.
+        With one, every call outside of `jax.jit` compiles anew.
 
     Returns:
       {modality: dp'/dz_m, (B, K, K)} of all modalities, trusted ones included.
@@ -340,7 +341,7 @@ def spectral_norm(
     this fails with probability 1e-9: 3% above the norm for 500 steps and a thousand inputs.
 
     A network's Lipschitz constant is at most the product over its layers; ReLU and non-overlapping
-    max-pooling have 1.
+    max-pooling have 1. Every call outside of `jax.jit` compiles anew.
 
     Args:
       linear_fn: one sample's linear map, without its bias: an array of `shape` to an array.

@@ -30,6 +30,7 @@ def per_sample_jacobian(
       x: a batch, (B, ...), or a pytree of such arrays.
       mode: "forward" or "reverse".
       batch_size: samples differentiated at a time, which bounds memory; None takes all at once.
+        With one, every call outside of `jax.jit` compiles anew.
 
     Returns:
       (B, K, ...): for every sample the output axes, then the axes of its input. A pytree of such

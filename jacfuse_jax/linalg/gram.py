@@ -22,6 +22,7 @@ sqrt(s) p and s by one, which changes neither form nor result: every term is the
 large strengths lose nothing until s itself overflows. Derived here.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -143,6 +144,15 @@ def recalibration_matrix(
     probs = jnp.asarray(probs)
     probs, spectrum, strength = check_system(probs, probs, spectrum, strength)
     check_batch_size(batch_size)
+    return _recalibration_matrix(batch_size, probs, spectrum, strength)
+
+
+# Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
+@functools.partial(jax.jit, static_argnums=0)
+def _recalibration_matrix(
+    batch_size: int | None, probs: jax.Array, spectrum: GramSpectrum, strength: jax.Array
+) -> jax.Array:
+    """`recalibration_matrix` of arguments that are checked."""
 
     def matrix_of_sample(p: jax.Array, spectrum: GramSpectrum) -> jax.Array:
         recalibrated = recalibrated_eigenvectors(p, spectrum, strength)

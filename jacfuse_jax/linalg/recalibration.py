@@ -105,6 +105,8 @@ def recalibrate(
     return _solve_densely(batch_size, logits, probs, spectrum, strength)
 
 
+# Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
+@functools.partial(jax.jit, static_argnums=0)
 def _solve_densely(
     batch_size: int | Chunks | None,
     logits: jax.Array,
@@ -186,7 +188,6 @@ def _(batch_size: int | None, primals: Any, tangents: Any) -> tuple[jax.Array, j
     return jax.jvp(solve, [primals[i] for i in moving], [tangents[i] for i in moving])
 
 
-# Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
 _solve_by_products = jax.jit(_by_products, static_argnums=0)
 
 
