@@ -149,7 +149,7 @@ CALLS = {
     },
     certificates: {
         "certified_accuracy": lambda d: certificates.certified_accuracy(
-            d.logits, d.labels, d.prior, contaminations=(0.1, d.share), corrupted="a"
+            d.logits, d.labels, d.prior, contaminations=d.shares[0], corrupted="a"
         ),
         "certify_modality": lambda d: certificates.certify_modality(
             d.logits, d.prior, contamination=d.share, corrupted="a", perturbed="a", confidence=0.9
@@ -244,13 +244,15 @@ CALLS = {
         "classification_sums": lambda d: metrics.classification_sums(d.log_probs, d.labels),
         "effective_curve_area": lambda d: metrics.effective_curve_area(np.arange(3), *d.shares),
         "effective_robustness": lambda d: metrics.effective_robustness(
-            *d.shares, metrics.make_baseline_fn(*d.shares)
+            d.shares[0], d.shares[1], metrics.make_baseline_fn(*d.shares)
         ),
         "finalise": lambda d: metrics.finalise(metrics.classification_sums(d.log_probs, d.labels)),
         "hypervolume": lambda d: metrics.hypervolume(*d.shares),
         "make_baseline_fn": lambda d: metrics.make_baseline_fn(*d.shares)(d.shares),
         "mean_corruption_error": lambda d: metrics.mean_corruption_error(d.shares, d.shares),
-        "paired_bootstrap_interval": lambda d: metrics.paired_bootstrap_interval(*d.shares, d.seed),
+        "paired_bootstrap_interval": lambda d: metrics.paired_bootstrap_interval(
+            d.shares[0], d.shares[1], d.seed
+        ),
         "pareto_front": lambda d: metrics.pareto_front(*d.shares),
         "relative_mean_corruption_error": lambda d: metrics.relative_mean_corruption_error(
             d.shares, d.shares, 0.1, 0.1
@@ -301,7 +303,8 @@ def test_under_a_switch(call, switch):
 def test_an_eager_call_with_other_values_compiles_nothing():
     compiled = []
 
-    def listen(event, _, **__):
+    def listen(event, duration_secs, **_):
+        del duration_secs
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
