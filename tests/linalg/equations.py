@@ -66,8 +66,8 @@ def kronecker_matrices(form, a, b):
 
     b = b.swapaxes(-1, -2)
     if form == "sylvester":
-        return kronecker(a, np.eye(n)) + kronecker(np.eye(m), b)
-    return kronecker(a, b) + np.eye(m * n)
+        return kronecker(a, np.eye(n, dtype=a.dtype)) + kronecker(np.eye(m, dtype=b.dtype), b)
+    return kronecker(a, b) + np.eye(m * n, dtype=a.dtype)
 
 
 def solve_densely(form, a, b, c):
