@@ -157,9 +157,9 @@ def tempered_log_ratios(
 def _contaminate(z: jax.Array, log_prior: jax.Array, e: jax.Array) -> jax.Array:
     """log((1 - e) softmax(z) + e prior) of rows (B, K); the prior of a row that says nothing."""
     log_prior = jnp.broadcast_to(log_prior[None], z.shape)
-    is_nothing = says_nothing(z)
-    log_q = jax.nn.log_softmax(jnp.where(is_nothing, 0, z))
-    return log_mixture(jnp.where(is_nothing, log_prior, log_q), log_prior, e)
+    # A second choice, after the softmax, would cost attacks the smallest gradients in float32.
+    log_q = jax.nn.log_softmax(jnp.where(says_nothing(z), log_prior, z))
+    return log_mixture(log_q, log_prior, e)
 
 
 @jax.custom_jvp
