@@ -109,6 +109,14 @@ def check_numbers(
     return array
 
 
+def nan_like(x: jax.Array, *parameters: jax.Array) -> jax.Array:
+    """`x`, NaN where a traced parameter is: where that alone would leave `x` as it is."""
+    for parameter in parameters:
+        if isinstance(parameter, Tracer):
+            x = jnp.where(jnp.isnan(parameter), jnp.nan, x)
+    return x
+
+
 def check_choice(name: str, choice: str, known: tuple[str, ...]) -> None:
     """Raises ValueError unless the choice is a known one."""
     if choice not in known:
@@ -174,12 +182,11 @@ def check_logits(logits: Mapping[str, AnyArray]) -> dict[str, jax.Array]:
 
 
 def in_dtype_of(logits: Mapping[str, AnyArray], log_probs: jax.Array) -> jax.Array:
-    """The log-probabilities in the dtype of the logits, of several the widest."""
-    dtypes = {as_array(array).dtype for array in logits.values()}
-    widest = max(dtype.itemsize for dtype in dtypes)
-    kept = {dtype for dtype in dtypes if dtype.itemsize == widest}
-    # bfloat16 and float16 have only float32 in common.
-    return log_probs.astype(kept.pop()) if len(kept) == 1 else log_probs
+    """The log-probabilities in half precision where all logits are, and of the same kind."""
+    # By name, which torch begins with its own: logits need not be converted again.
+    names = {str(getattr(array, "dtype", "")).rpartition(".")[2] for array in logits.values()}
+    is_half = len(names) == 1 and names <= {"bfloat16", "float16"}
+    return log_probs.astype(names.pop()) if is_half else log_probs
 
 
 def check_labels(
@@ -269,19 +276,22 @@ def check_valid_range(name: str, valid_range: Any, x: jax.Array) -> tuple[jax.Ar
     low, high = (_with_axes_of(name, known_array(bound, x.dtype), x) for bound in valid_range)
     if isinstance(low, Tracer) or isinstance(high, Tracer):
         return jnp.where(low <= high, low, jnp.nan), jnp.where(low <= high, high, jnp.nan)
-    if not np.all(np.asarray(low) <= np.asarray(high)):
+    if not np.all(low <= high):
         raise ValueError(f"{name} must be (low, high) with low <= high, got {valid_range}")
-    return low, high
+    return jnp.asarray(low), jnp.asarray(high)
 
 
-def _with_axes_of(name: str, array: jax.Array, x: jax.Array) -> jax.Array:
-    """The array with axes of length one in front; raises unless it broadcasts against `x`."""
+def _with_axes_of(name: str, array: jax.Array, x: jax.Array) -> Any:
+    """The array with axes of length one in front; raises unless it broadcasts against `x`.
+
+    One that is known becomes NumPy's, which `jax.jit` does not trace.
+    """
     shape = (1,) * (x.ndim - array.ndim) + array.shape
     if len(shape) > x.ndim or any(n not in (1, m) for n, m in zip(shape, x.shape, strict=True)):
         raise ValueError(
             f"{name} must broadcast against the input, got shapes {array.shape} and {x.shape}"
         )
-    return array if isinstance(array, Tracer) and array.ndim == x.ndim else array.reshape(shape)
+    return (array if isinstance(array, Tracer) else np.asarray(array)).reshape(shape)
 
 
 def check_modalities(argument: str, names: Any, known: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,14 +12,14 @@ def complement(probs: jax.Array) -> jax.Array:
     The difference has no digits left where p rounds to one. At most one class exceeds 1/2: only of
     the likeliest one the others are added up.
     """
-    is_top = _is_likeliest(probs)
+    is_top = mark_likeliest(probs)
     others = jnp.where(is_top, 0, probs).sum(axis=-1, keepdims=True)
     return jnp.where(is_top, others, 1 - probs)
 
 
 def log_complement(log_probs: jax.Array) -> jax.Array:
     """log(1 - p) of every class, (..., K), from normalised log-probabilities, as `complement`."""
-    is_top = _is_likeliest(log_probs)
+    is_top = mark_likeliest(log_probs)
     others = jax.nn.logsumexp(jnp.where(is_top, -jnp.inf, log_probs), axis=-1, keepdims=True)
     # The likeliest is exchanged before log1p, too, whose derivative is infinite at a p of one.
     return jnp.where(is_top, others, jnp.log1p(-jnp.exp(jnp.where(is_top, -1, log_probs))))
@@ -61,7 +61,12 @@ def rounding_of_sum(*terms: jax.Array) -> jax.Array:
     return 8 * len(terms) * eps * (1 + sum(sizes[1:], start=sizes[0]))
 
 
-def _is_likeliest(x: jax.Array) -> jax.Array:
-    """Marks one largest entry of each row, (..., K)."""
-    classes = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    return classes == x.argmax(axis=-1, keepdims=True).astype(jnp.int32)
+def mark_class(classes: jax.Array, rows: jax.Array) -> jax.Array:
+    """Where a class (...) stands in rows (..., K)."""
+    own = jax.lax.broadcasted_iota(classes.dtype, rows.shape, rows.ndim - 1)
+    return own == classes[..., None]
+
+
+def mark_likeliest(rows: jax.Array) -> jax.Array:
+    """Marks one largest entry of rows (..., K)."""
+    return mark_class(rows.argmax(axis=-1), rows)

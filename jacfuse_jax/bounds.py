@@ -15,9 +15,9 @@ from jacfuse_jax._checks import (
     check_modalities,
     check_scalar,
 )
-from jacfuse_jax._simplex import fill_excluded, log_jacobian_norm, rounding_of_sum
+from jacfuse_jax._simplex import fill_excluded, log_jacobian_norm
 from jacfuse_jax.fusion.robust import robust_fusion
-from jacfuse_jax.fusion.static import check_inputs, log_ratio, statistical_fusion
+from jacfuse_jax.fusion.static import check_inputs, rounding_of_probs, statistical_fusion
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
 from jacfuse_jax.linalg.gram import check_gram, check_spectrum, finite_symmetric_part
@@ -259,9 +259,7 @@ def bias_bound(
     gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
     log_probs = statistical_fusion(arrays, class_prior)
     # The bound holds in the dtype it is computed in: what may be wrong is rounded up.
-    ratios = [log_ratio(z, log_prior) for z in arrays.values()]
-    rounding = rounding_of_sum(log_prior[None], *ratios).max(axis=-1)
-    log_norm_J = log_jacobian_norm(log_probs) + rounding
+    log_norm_J = log_jacobian_norm(log_probs) + rounding_of_probs(arrays, log_prior)
     log_strength = jnp.log1p(-gamma) - jnp.log(gamma)
     total = jnp.zeros_like(log_norm_J)
     for name in names:

@@ -165,9 +165,7 @@ def choose_gamma(
     arrays, labels, dtype = check_labelled(logits, labels)
     names = check_modalities("perturbed", perturbed, arrays)
     beta = check_scalar("corrupted_share", corrupted_share, dtype, high=1)
-    candidates = check_numbers("gammas", gammas, dtype, high=1, positive=True)
-    if candidates.ndim != 1 or not candidates.size:
-        raise ValueError(f"gammas must have shape (C,), C >= 1, got {candidates.shape}")
+    candidates = _check_candidates("gammas", gammas, dtype, positive=True)
     order = jax.random.permutation(key, len(labels))
     exchanged = {name: z[order] if name in names else z for name, z in arrays.items()}
 
@@ -228,9 +226,7 @@ def choose_contamination(
     arrays, labels, dtype = check_labelled(logits, labels)
     names = check_modalities("perturbed", perturbed, arrays)
     loss = check_scalar("max_clean_loss", max_clean_loss, dtype)
-    candidates = check_numbers("contaminations", contaminations, dtype, high=1)
-    if candidates.ndim != 1 or not candidates.size:
-        raise ValueError(f"contaminations must have shape (C,), C >= 1, got {candidates.shape}")
+    candidates = _check_candidates("contaminations", contaminations, dtype)
     clean, certified = certified_accuracy(
         arrays,
         labels,
@@ -248,3 +244,13 @@ def choose_contamination(
     objective = jnp.where(is_accurate.any(), jnp.where(is_accurate, certified, -1), clean)
     best = jnp.where(jnp.isnan(clean).all(), jnp.nan, candidates[objective.argmax()])
     return ContaminationChoice(best, candidates, clean, certified)
+
+
+def _check_candidates(
+    name: str, candidates: Sequence[float] | jax.Array, dtype: jnp.dtype, *, positive: bool = False
+) -> jax.Array:
+    """Returns them as (C,) in `dtype`; raises unless there is one, and all lie in [0, 1]."""
+    array = check_numbers(name, candidates, dtype, high=1, positive=positive)
+    if array.ndim != 1 or not array.size:
+        raise ValueError(f"{name} must have shape (C,), C >= 1, got {array.shape}")
+    return array

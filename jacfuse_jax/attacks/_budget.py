@@ -18,6 +18,7 @@ from jacfuse_jax._checks import (
     check_modalities,
     check_scalar,
     check_valid_range,
+    nan_like,
 )
 from jacfuse_jax.attacks.losses import cross_entropy, dlr, margin
 
@@ -62,7 +63,7 @@ def make_budget(
         for name, x in clean.items()
     }
     ranges = _check_ranges(valid_range, inputs, clean)
-    for name in clean:
+    for name in clean:  # no point that is NaN would be taken in place of the clean input
         clean[name] = nan_like(clean[name], radii[name], *ranges.get(name, ()))
     return Budget(clean, radii, ranges, classes)
 
@@ -91,14 +92,6 @@ def check_attacked(
         is_class = classes < shape[1]
         clean = {name: jnp.where(per_sample(is_class, x), x, jnp.nan) for name, x in clean.items()}
     return clean, classes
-
-
-def nan_like(x: jax.Array, *parameters: jax.Array) -> jax.Array:
-    """`x`, NaN where a traced parameter is: no point would be taken in place of the clean input."""
-    for parameter in parameters:
-        if isinstance(parameter, Tracer):
-            x = jnp.where(jnp.isnan(parameter), jnp.nan, x)
-    return x
 
 
 def _check_ranges(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_choice, check_scalar
+from jacfuse_jax._checks import check_choice, check_scalar, nan_like
 from jacfuse_jax.attacks._budget import (
     Budget,
     Candidate,
@@ -23,7 +23,6 @@ from jacfuse_jax.attacks._budget import (
     keep_stronger,
     make_budget,
     make_loss_fn,
-    nan_like,
     over_restarts,
     project,
     random_start,

@@ -91,12 +91,12 @@ def hop_skip_jump(
     (name,) = epsilon
     if name not in valid_range:
         raise ValueError(f"valid_range must name {name!r}, since starts are drawn from it")
+    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, {name: valid_range[name]})
     if not all(isinstance(x, Tracer) or np.isfinite(x).all() for x in valid_range[name]):
         raise ValueError(
             f"valid_range[{name!r}] must be finite, since starts are drawn from it, got "
             f"{valid_range[name]}"
         )
-    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, {name: valid_range[name]})
     perturbed = run_compiled(
         _hop_skip_jump,
         log_prob_fn,

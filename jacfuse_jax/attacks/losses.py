@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_labels, in_full_precision, pick
+from jacfuse_jax._simplex import mark_class
 
 
 def cross_entropy(log_probs: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -124,8 +125,7 @@ def targeted_dlr(log_probs: ArrayLike, labels: ArrayLike, targets: ArrayLike) ->
 
 def mask_label(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
     """The log-probabilities with -inf at the labels, so that wrong classes remain."""
-    is_label = jax.lax.broadcasted_iota(labels.dtype, log_probs.shape, 1) == labels[:, None]
-    return jnp.where(is_label, -jnp.inf, log_probs)
+    return jnp.where(mark_class(labels, log_probs), -jnp.inf, log_probs)
 
 
 def _check(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar
+from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar, nan_like
 from jacfuse_jax.attacks._budget import LogProbFn, check_attacked, check_counts
 from jacfuse_jax.attacks._compiled import run_compiled
 from jacfuse_jax.attacks.losses import margin
@@ -70,11 +70,8 @@ def adversarial_missing(
             raise ValueError(f"fill_value must name {name!r}, as fraction does")
         filled[name] = jnp.broadcast_to(jnp.asarray(fill_value[name], x.dtype), x.shape)
         share = check_scalar(f"fraction[{name!r}]", fraction[name], x.dtype, high=1)
-        # A share that is not a number would be one of zero entries.
-        filled[name] = jnp.where(jnp.isnan(share), jnp.nan, filled[name])
-        num_entries = math.prod(x.shape[1:])
-        count[name] = jnp.where(jnp.isnan(share), num_entries, jnp.round(share * num_entries))
-        count[name] = count[name].astype(int)
+        clean[name] = nan_like(x, share)
+        count[name] = jnp.round(share * math.prod(x.shape[1:])).astype(int)
     perturbed = run_compiled(
         _adversarial_missing,
         log_prob_fn,

@@ -29,7 +29,7 @@ from jacfuse_jax._checks import (
     check_numbers,
     check_scalar,
 )
-from jacfuse_jax._simplex import rounding_of_sum
+from jacfuse_jax._simplex import mark_class, rounding_of_sum
 from jacfuse_jax.fusion.cascade import cascade_fusion
 from jacfuse_jax.fusion.contaminated import tempered_log_ratios
 from jacfuse_jax.fusion.static import check_inputs, fuse_independent
@@ -119,7 +119,7 @@ def certify_modality(
         arrays, class_prior, perturbed=names, confidence=c, contamination=e, tempering=t
     )
     label = fused.argmax(axis=-1).astype(jnp.int32)
-    is_label = mark_label(label, fused)
+    is_label = mark_class(label, fused)
     ratios = tempered_log_ratios(arrays, log_prior, names, e, t)
     log_prior = log_prior[None]
     bound = jnp.where(t > 0, t * (jnp.log((1 - e) * jnp.exp(-log_prior) + e) - jnp.log(e)), 0)
@@ -200,11 +200,6 @@ def certified_accuracy(
         return CertifiedAccuracy(is_correct.mean(), jnp.where(certified, is_correct, 0).mean())
 
     return jax.vmap(accuracies)(check_numbers("contaminations", contaminations, dtype, high=1))
-
-
-def mark_label(label: jax.Array, like: jax.Array) -> jax.Array:
-    """Where a class (B,) stands in rows (B, K)."""
-    return jax.lax.broadcasted_iota(jnp.int32, like.shape, 1) == label[:, None]
 
 
 def _cases(

@@ -52,18 +52,18 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import (
-    check_class_prior,
-    check_logits,
-    check_mapping,
-    check_modalities,
-    check_scalar,
+from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar
+from jacfuse_jax._simplex import (
+    log_complement,
+    log_jacobian_norm,
+    mark_class,
+    mark_likeliest,
+    rounding_of_sum,
 )
-from jacfuse_jax._simplex import log_complement, log_jacobian_norm, rounding_of_sum
-from jacfuse_jax.certificates.arbitrary import certify_modality, mark_label
+from jacfuse_jax.certificates.arbitrary import certify_modality
 from jacfuse_jax.fusion.contaminated import tempered_log_ratios
 from jacfuse_jax.fusion.robust import robust_fusion
-from jacfuse_jax.fusion.static import log_ratio, statistical_fusion
+from jacfuse_jax.fusion.static import check_with_prior, rounding_of_probs, statistical_fusion
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
 from jacfuse_jax.linalg.gram import check_spectrum
 
@@ -109,9 +109,8 @@ def contaminated_radius(
       Derived here; of the log-odds' Lipschitz constant cf. Tsuzuku, Sato, Sugiyama,
       "Lipschitz-Margin Training", 2018.
     """
-    arrays = check_logits(logits)
-    shape, dtype = (first := next(iter(arrays.values()))).shape, first.dtype
-    prior = check_class_prior(class_prior, shape[-1], dtype)
+    arrays, prior = check_with_prior(logits, class_prior)
+    dtype = prior.dtype
     check_modalities("corrupted", (corrupted,), arrays)
     names = tuple(arrays) if perturbed is None else check_modalities("perturbed", perturbed, arrays)
     e = check_scalar("contamination", contamination, dtype, high=1)
@@ -143,7 +142,7 @@ def _contaminated_radius(
     log_odds = _against_label(scores, rounding_of_sum(log_prior, *ratios.values()))
     log_probs = jax.nn.log_softmax(arrays[corrupted])
     logit = log_probs - log_complement(log_probs)
-    is_label = mark_label(certificate.label, logit)
+    is_label = mark_class(certificate.label, logit)
     eps = 8 * jnp.finfo(logit.dtype).eps
 
     def ratio(log_q: jax.Array) -> jax.Array:
@@ -202,9 +201,8 @@ def robust_radius(
     References:
       Derived here.
     """
-    arrays = check_logits(logits)
-    shape, dtype = (first := next(iter(arrays.values()))).shape, first.dtype
-    prior = check_class_prior(class_prior, shape[-1], dtype)
+    arrays, prior = check_with_prior(logits, class_prior)
+    dtype = prior.dtype
     check_modalities("perturbed", (perturbed,), arrays)
     check_mapping("grams", grams, "spectrum")
     check_modalities("perturbed", (perturbed,), grams)
@@ -212,7 +210,9 @@ def robust_radius(
         raise ValueError(f"grams[{perturbed!r}] must be shared by all samples")
     gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
     lipschitz = check_scalar("lipschitz", lipschitz, dtype, positive=True)
-    spectrum = check_spectrum(f"grams[{perturbed!r}]", grams[perturbed], shape, dtype)
+    spectrum = check_spectrum(
+        f"grams[{perturbed!r}]", grams[perturbed], arrays[perturbed].shape, dtype
+    )
     return _robust_radius(arrays, prior, spectrum, (gamma, lipschitz), perturbed)
 
 
@@ -227,7 +227,6 @@ def _robust_radius(
     """`robust_radius` of arguments that are checked."""
     gamma, lipschitz = parameters
     strength = (1 - gamma) / gamma
-    log_prior = jnp.log(class_prior)[None]
     fused = robust_fusion(
         arrays, {perturbed: spectrum}, class_prior, perturbed=perturbed, gamma=gamma
     ).log_probs
@@ -241,8 +240,7 @@ def _robust_radius(
     factor = jnp.sqrt(2 * strength * spectrum.eigenvalues.sum())
     largest = 0.92 * jnp.sqrt((spectrum.eigenvalues > 0).sum().astype(factor.dtype))
     # Rounding errors: of p, relative ones that R turns into as large ones, and of R z.
-    ratios = [log_ratio(z, log_prior[0]) for z in arrays.values()]
-    of_probs = rounding_of_sum(log_prior, *ratios).max(axis=-1)
+    of_probs = rounding_of_probs(arrays, jnp.log(class_prior))
     log_norm_J += of_probs
     # Either class of a pair takes half of sqrt(2) ||dR||; d is two eps a term, as measured.
     of_R = 0.92 * R.shape[-1] ** 0.5 * of_probs / 4
@@ -263,7 +261,7 @@ def _against_label(scores: jax.Array, rounding: jax.Array) -> jax.Array:
 
     Rounded up by what either score may be wrong.
     """
-    is_label = mark_label(scores.argmax(axis=-1).astype(jnp.int32), scores)
+    is_label = mark_likeliest(scores)
     raised = scores + rounding
     of_label = jnp.where(is_label, scores - rounding, -jnp.inf).max(axis=-1, keepdims=True)
     return jnp.where(is_label, -jnp.inf, raised - of_label)

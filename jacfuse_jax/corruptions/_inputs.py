@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_floating, check_scalar, check_valid_range
+from jacfuse_jax._checks import check_floating, check_scalar, check_valid_range, nan_like
 
 ValidRange = tuple[ArrayLike, ArrayLike]
 
@@ -21,10 +21,10 @@ def check_batch(x: ArrayLike) -> jax.Array:
 def check_fraction(fraction: ArrayLike, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns x and the fraction in its dtype; raises unless it is a scalar in [0, 1].
 
-    Where a traced one is not, x becomes NaN: less than no number nothing would be corrupted.
+    Where a traced one is not, x becomes NaN: no random number is less than NaN.
     """
     scalar = check_scalar("fraction", fraction, x.dtype, high=1)
-    return jnp.where(jnp.isnan(scalar), jnp.nan, x), scalar
+    return nan_like(x, scalar), scalar
 
 
 def clip(x: jax.Array, valid_range: ValidRange | None) -> jax.Array:

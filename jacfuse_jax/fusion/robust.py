@@ -17,7 +17,7 @@ from jacfuse_jax._checks import (
     check_scalar,
     in_dtype_of,
 )
-from jacfuse_jax._simplex import complement, fill_excluded
+from jacfuse_jax._simplex import complement, fill_excluded, mark_likeliest
 from jacfuse_jax.fusion.static import check_inputs, fuse_independent
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg.gram import (
@@ -211,7 +211,7 @@ class _ClosedForm(NamedTuple):
         """||J R G^(1/2)||_F^2 = sum_j g_j ||J y_j||^2, J divided by the scale."""
         # Relative to the likeliest class, whose entry is the mean where its p rounds to one.
         top = self.columns[probs.argmax()]
-        others = jnp.where(jnp.arange(len(probs)) == probs.argmax(), 0, probs)
+        others = jnp.where(mark_likeliest(probs), 0, probs)
         mean = sum_or_product(others, self.columns) - others.sum() * top
         j_columns = (probs / scale)[:, None] * ((self.columns - top[None]) - mean[None])
         return jnp.sum(self.spectrum.eigenvalues * jnp.sum(j_columns**2, axis=0))

@@ -15,6 +15,7 @@ from jacfuse_jax._checks import (
     check_scalar,
     in_dtype_of,
 )
+from jacfuse_jax._simplex import rounding_of_sum
 
 
 def mean_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
@@ -132,11 +133,8 @@ def scaled_fusion(
     arrays, log_prior = check_inputs(logits, class_prior)
     names = check_modalities("perturbed", perturbed, arrays)
     scale = check_scalar("scale", scale, log_prior.dtype, high=1)
-    log_ratios = [log_ratio(z, log_prior) for z in arrays.values()]
-    tempered = [
-        temper(ratio, scale) if name in names else ratio
-        for name, ratio in zip(arrays, log_ratios, strict=True)
-    ]
+    log_ratios = {name: log_ratio(z, log_prior) for name, z in arrays.items()}
+    tempered = (temper(r, scale) if name in names else r for name, r in log_ratios.items())
     return in_dtype_of(logits, jax.nn.log_softmax(sum(tempered, start=log_prior[None])))
 
 
@@ -144,9 +142,17 @@ def check_inputs(
     logits: Mapping[str, AnyArray], class_prior: AnyArray
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Returns the logits as arrays of one shape and dtype, and the logarithm of the prior."""
+    arrays, prior = check_with_prior(logits, class_prior)
+    return arrays, jnp.log(prior)
+
+
+def check_with_prior(
+    logits: Mapping[str, AnyArray], class_prior: AnyArray
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The same with the prior itself."""
     arrays = check_logits(logits)
     first = next(iter(arrays.values()))
-    return arrays, jnp.log(check_class_prior(class_prior, first.shape[-1], first.dtype))
+    return arrays, check_class_prior(class_prior, first.shape[-1], first.dtype)
 
 
 def fuse_independent(logits: Mapping[str, jax.Array], log_prior: jax.Array) -> jax.Array:
@@ -160,6 +166,12 @@ def fuse_independent(logits: Mapping[str, jax.Array], log_prior: jax.Array) -> j
 def log_ratio(z: jax.Array, log_prior: jax.Array) -> jax.Array:
     """The log-likelihood ratios log softmax(z) - log prior of rows (..., K)."""
     return jax.nn.log_softmax(z) - like_rows(log_prior, z)
+
+
+def rounding_of_probs(logits: Mapping[str, jax.Array], log_prior: jax.Array) -> jax.Array:
+    """By how much log-probabilities of statistical fusion may be wrong, (B,)."""
+    ratios = (log_ratio(z, log_prior) for z in logits.values())
+    return rounding_of_sum(log_prior[None], *ratios).max(axis=-1)
 
 
 def temper(log_ratios: jax.Array, t: jax.Array) -> jax.Array:

@@ -1,7 +1,5 @@
 """Scaling by powers of two, which rounds nothing, and norms that neither overflow nor underflow."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -12,11 +10,6 @@ def power_of_two_scale(x: jax.Array) -> jax.Array:
     info = jnp.finfo(size.dtype)
     scale = jax.lax.reduce_precision(size, exponent_bits=info.nexp, mantissa_bits=0)
     return jnp.where(size > 0, jnp.clip(scale, info.tiny, info.max / 4), 1)
-
-
-def complex_dtype(dtype: Any) -> Any:
-    """The complex dtype of the precision of `dtype`."""
-    return jnp.complex128 if jnp.finfo(dtype).bits == 64 else jnp.complex64
 
 
 def frobenius_norm(x: jax.Array) -> jax.Array:

@@ -26,11 +26,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_square
 from jacfuse_jax.linalg._batching import over_batch
-from jacfuse_jax.linalg._scaling import complex_dtype, power_of_two_scale
+from jacfuse_jax.linalg._scaling import power_of_two_scale
 
 _slice = jax.lax.dynamic_slice_in_dim
 _update = jax.lax.dynamic_update_slice_in_dim
@@ -105,7 +106,7 @@ def _schur_kernel(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Ar
     converged, num_sweeps = jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32)
     if n > 2:
         m, converged, num_sweeps = _francis(_reduce_to_hessenberg(m))
-    m = m[:n].astype(complex_dtype(a.dtype))
+    m = m[:n].astype(np.result_type(a.dtype, np.complex64))
     if n > 1:
         m = _split_blocks(m)
     upper = _rows(n)[:, :, None] <= _rows(n)[None]
