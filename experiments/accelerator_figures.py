@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from experiments.files import write_atomically
 
@@ -28,14 +28,14 @@ def write_figures(
         ("roofline", _draw_roofline),
         ("compile", _draw_compile_times),
     ):
-        figure, axis = plt.subplots(figsize=(7.2, 5.6), layout="constrained")
+        figure = Figure(figsize=(7.2, 5.6), layout="constrained")
+        axis = figure.subplots()
         draw(axis, rows, ceilings)
         axis.grid(alpha=0.3)
         axis.set_title(f"{axis.get_title()}, {device}")
         if axis.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=3, fontsize="x-small")
         write_atomically(folder / f"{name}.png", figure.savefig)
-        plt.close(figure)
 
 
 def _draw_times(axis: Any, rows: Sequence[dict[str, Any]], _: Any) -> None:

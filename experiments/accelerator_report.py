@@ -6,7 +6,6 @@ r"""Puts together what `.ci/accelerator` measured: JSON, CSV, figures, and a tab
 Steps that failed, or that were ended, leave what they had measured; this says what is missing.
 """
 
-import os
 from pathlib import Path
 
 from absl import app, flags
@@ -16,7 +15,6 @@ from experiments.launch import parse_flags
 
 def main(_: list[str]) -> None:
     """Writes the files, then prints."""
-    os.environ["MPLBACKEND"] = "Agg"  # no window
     from experiments.accelerator_report_run import collect, describe, write  # takes seconds
 
     findings = collect(Path(flags.FLAGS.partial))

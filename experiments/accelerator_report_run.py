@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from experiments.accelerator_figures import write_figures
 from experiments.benchmark_run import NOT_REACHED
-from experiments.files import six_digits, write_atomically, write_csv
+from experiments.files import write_atomically, write_measured
 
 _PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax", "numpy")
 _TIMED_OUT = (124, 137)  # what `timeout` returns
@@ -141,8 +141,8 @@ def write(findings: Mapping[str, Any], out: Path) -> None:
     """
     write_atomically(out / "accelerator.json", json.dumps(findings, indent=1) + "\n")
     rows = findings["rows"]
-    cells = ([six_digits(row.get(name)) for name in _COLUMNS] for row in rows)
-    write_csv(_COLUMNS, cells, out / "accelerator.csv")
+    cells = ([row.get(name) for name in _COLUMNS] for row in rows)
+    write_measured(_COLUMNS, cells, out / "accelerator.csv")
     measured = [row for row in rows if row["median_s"] is not None]
     if measured:
         write_figures(measured, findings["ceilings"], findings["machine"]["device"], out)

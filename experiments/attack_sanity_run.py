@@ -69,7 +69,7 @@ def run(config: Config) -> list[Row]:
             for check in _check_method(config, prepared.models, clean, perturbed, method)
         ]
     path = Path(config.workdir) / "attack_sanity.csv"
-    files.write_csv(Row._fields, ([files.six_digits(x) for x in row] for row in rows), path)
+    files.write_measured(Row._fields, rows, path)
     print(_make_table(rows))
     print(f"wrote {path}")
     return rows

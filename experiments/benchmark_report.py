@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from experiments import files
@@ -77,7 +77,7 @@ def make_table(rows: Sequence[Row]) -> str:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Writes the rows with a header; floats with six digits, None as an empty field."""
-    files.write_csv(Row._fields, ([files.six_digits(x) for x in row] for row in rows), path)
+    files.write_measured(Row._fields, rows, path)
 
 
 def write_figure(rows: Sequence[Row], path: Path) -> None:
@@ -105,7 +105,8 @@ def write_figure(rows: Sequence[Row], path: Path) -> None:
         x, y = getattr(row, abscissa), row.us_per_sample or math.nan
         curves.setdefault(label, {})[x] = y
         yardstick[x] = y / (row.yardstick_ratio or math.nan)
-    figure, axis = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    axis = figure.subplots()
     for label, curve in curves.items():
         x, y = zip(*sorted(curve.items()), strict=True)
         axis.plot(x, y, "o-", label=label)
@@ -125,4 +126,3 @@ def write_figure(rows: Sequence[Row], path: Path) -> None:
     axis.set_title(", ".join([f"{measured[0].op} on {measured[0].device}", *constant]))
     figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     write_atomically(path, figure.savefig)
-    plt.close(figure)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tabulate import tabulate
 
@@ -115,15 +115,9 @@ def run(config: Config) -> list[Row]:
             attacked = test.first(config.num_attack)
             found_radii += radii.measure(config, models, attacked, corrupted, chosen)
     folder = Path(config.workdir)
-    files.write_csv(
-        Row._fields, ([files.six_digits(x) for x in row] for row in rows), folder / "certified.csv"
-    )
+    files.write_measured(Row._fields, rows, folder / "certified.csv")
     files.write_atomically(folder / "figures" / "certified.png", partial(_draw, rows))
-    files.write_csv(
-        radii.Row._fields,
-        ([files.six_digits(x) for x in row] for row in found_radii),
-        folder / "radii.csv",
-    )
+    files.write_measured(radii.Row._fields, found_radii, folder / "radii.csv")
     print(make_table(rows))
     if found_radii:
         print("\n" + radii.make_table(found_radii))
@@ -201,9 +195,8 @@ def _label(row: Row) -> str:
 def _draw(rows: Sequence[Row], path: Path) -> None:
     """Certified against clean accuracy, a panel for every corrupted modality."""
     panels = list(dict.fromkeys(row.corrupted for row in rows))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(5 * len(panels), 4.2), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(5 * len(panels), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, panel in zip(axes.flat, panels, strict=True):
         for method, marker in (("statistical", "s"), ("contaminated", "o"), ("cascade", "D")):
             points = sorted(
@@ -224,4 +217,3 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
     axes.flat[0].set_ylabel("certified accuracy in %")
     axes.flat[0].legend(loc="lower left")
     figure.savefig(path)
-    plt.close(figure)

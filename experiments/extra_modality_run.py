@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
+import matplotlib
+from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from experiments import files, robust_fusion_run
@@ -89,11 +90,7 @@ def run(config: Config) -> list[Row]:
     for perturbed in config.perturbed:
         rows += _measure_dataset(config, prepared, perturbed)
     folder = Path(config.workdir)
-    files.write_csv(
-        Row._fields,
-        ([files.six_digits(x) for x in row] for row in rows),
-        folder / "extra_modality.csv",
-    )
+    files.write_measured(Row._fields, rows, folder / "extra_modality.csv")
     names = ["extra_modality.csv"]
     for source, perturbed in dict.fromkeys((row.source, row.perturbed) for row in rows):
         chosen = [row for row in rows if (row.source, row.perturbed) == (source, perturbed)]
@@ -316,12 +313,13 @@ def _predict(method: str, gamma: jax.Array, problem: _Problem, perturbed: str) -
 def _draw(rows: Sequence[Row], path: Path) -> None:
     """Accuracy, bias and Jacobian against the strength of the extra modality."""
     is_gaussian = rows[0].source == _GAUSSIAN
-    figure, axes = plt.subplots(1, 4, figsize=(17, 3.8), layout="constrained")
+    figure = Figure(figsize=(17, 3.8), layout="constrained")
+    axes = figure.subplots(1, 4)
     methods = list(dict.fromkeys((row.method, row.gamma) for row in rows))
     for index, (method, gamma) in enumerate(methods):
         points = [row for row in rows if (row.method, row.gamma) == (method, gamma)]
         strengths = [row.strength for row in points]
-        style: Any = {"color": plt.get_cmap("tab10")(index), "marker": "o", "markersize": 3}
+        style: Any = {"color": matplotlib.colormaps["tab10"](index), "marker": "o", "markersize": 3}
         label = method if gamma is None else f"{method} γ={gamma:g}"
         if method.endswith("alone"):
             style["linestyle"] = "--"
@@ -349,4 +347,3 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
         axis.set_yscale("log")
     figure.legend(loc="outside lower center", ncols=len(methods))
     figure.savefig(path)
-    plt.close(figure)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.evaluation import ENSEMBLE, Row
 from experiments.files import write_atomically
@@ -134,14 +135,9 @@ def _clean(line: Summary) -> float:
 def _make_panels(panels: Sequence[str], width: float = 4.2, height: float = 3.4) -> Any:
     num_cols = min(3, len(panels))
     num_rows = -(-len(panels) // num_cols)
-    figure, axes = plt.subplots(
-        num_rows,
-        num_cols,
-        figsize=(width * num_cols, height * num_rows + 0.8),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    size = width * num_cols, height * num_rows + 0.8
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(num_rows, num_cols, sharey=True, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis in axes.flat:
@@ -162,13 +158,12 @@ def _finish(figure: Any, axes: Any, ylabel: str) -> None:
 
 def _save(figure: Any, path: Path) -> Path:
     write_atomically(path, figure.savefig)
-    plt.close(figure)
     return path
 
 
 def _styles(methods: Sequence[Method]) -> dict[Method, dict[str, Any]]:
     """A colour for every rule; parameters of one rule get shades and markers of their own."""
-    colors = plt.get_cmap("tab20")
+    colors = matplotlib.colormaps["tab20"]
     rules = [rule for rule in METHODS if rule != "unimodal"]
     markers = "osD^vPX<>hd"
     styles: dict[Method, dict[str, Any]] = {}

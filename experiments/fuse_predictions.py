@@ -33,26 +33,19 @@ Computes in float32; with JAX_ENABLE_X64=1 in the environment, float64 logits st
 
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 
-from experiments import fuse_settings
-from experiments.config import ConfigError
-from experiments.launch import parse_flags
+from experiments import fuse_settings, launch
 
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
-    if len(argv) > 1:
-        sys.exit(f"error: unexpected argument {argv[1]!r}; all settings are --flags")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # JAX names every backend that it does not find
     try:
-        config = fuse_settings.config_from_flags(flag_values)
-        from experiments.fuse_run import run  # takes seconds, for which --help need not wait
+        with launch.one_line_errors(argv):
+            config = fuse_settings.config_from_flags(flag_values)
+            from experiments.fuse_run import run  # takes seconds, for which --help need not wait
 
-        run(config)
-    except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+            run(config)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
@@ -61,4 +54,4 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
 if __name__ == "__main__":
     fuse_settings.define_flags(flags.FLAGS)
     flags.adopt_module_key_flags(fuse_settings)  # those that --help lists
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=launch.parse_flags)

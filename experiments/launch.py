@@ -4,7 +4,8 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 from absl import app, flags, logging
@@ -47,8 +48,26 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(f"error: {problem} (--help lists all flags)")
 
 
+@contextmanager
+def one_line_errors(argv: list[str]) -> Generator[None]:
+    """Ends the process with one line and a non-zero exit where an error is the user's.
+
+    Args:
+      argv: what absl leaves of the command line; there must be nothing but the program.
+    """
+    if len(argv) > 1:
+        sys.exit(f"error: unexpected argument {argv[1]!r}; all settings are --flags")
+    if not flags.FLAGS["verbosity"].present:
+        # Orbax reports every step of a save, JAX every backend that it does not find.
+        logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    except (ConfigError, DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
 def start(argv: list[str], config_fn: Callable[[], Any], module: str) -> None:
-    """Collects flags and runs; errors of the user's end in one line and a non-zero exit.
+    """Collects flags and runs in the working directory, with `one_line_errors`.
 
     Args:
       argv: what absl leaves of the command line.
@@ -56,17 +75,10 @@ def start(argv: list[str], config_fn: Callable[[], Any], module: str) -> None:
       module: has a function `run` that takes them; loaded only when there is nothing wrong with
         them, which takes seconds.
     """
-    if len(argv) > 1:
-        sys.exit(f"error: unexpected argument {argv[1]!r}; all settings are --flags")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # orbax reports every step of a save
-    os.environ["MPLBACKEND"] = "Agg"  # no window
-    try:
+    with one_line_errors(argv):
         config = config_fn()
         with claimed(config.workdir):
             importlib.import_module(module).run(config)
-    except (ConfigError, DataError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def end_at_once(*_: object) -> None:

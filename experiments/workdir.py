@@ -1,4 +1,4 @@
-"""The claim of one run on a working directory."""
+"""A working directory belongs to one process at a time, and to the flags of one run."""
 
 import dataclasses
 import json
@@ -23,6 +23,18 @@ _OF_CLASSIFIERS = (
     *("dataset", "fold", "weights", "num_train", "num_eval", "num_epochs", "batch_size", "seed"),
 )
 
+# Whose versions config.json tells.
+_PACKAGES = (
+    "jacfuse_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "numpy",
+)
+
 
 @contextmanager
 def claimed(workdir: str) -> Generator[None]:
@@ -37,9 +49,9 @@ def claimed(workdir: str) -> Generator[None]:
     Raises:
       ConfigError: another process is at work there, or it is a file.
     """
-    if Path(workdir).is_file():
-        raise ConfigError(f"--workdir={workdir} is a file; name a folder")
     folder = Path(workdir)
+    if folder.is_file():
+        raise ConfigError(f"--workdir={workdir} is a file; name a folder")
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
@@ -131,18 +143,6 @@ def write_config(config: Config, data: str, device: str, *, wall_time_s: float |
         "wall_time_s": wall_time_s,
     }
     write_atomically(Path(config.workdir) / "config.json", json.dumps(content, indent=2) + "\n")
-
-
-_PACKAGES = (
-    "jacfuse_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorflow-datasets",
-    "numpy",
-)
 
 
 def _flags(config: Config) -> dict[str, Any]:

@@ -1,8 +1,5 @@
 """Tables in Parquet that several files hold."""
 
-import tempfile
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -40,12 +37,10 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def opened(tmp_path):
-    with tempfile.TemporaryFile(dir=tmp_path) as file:
-        scratch: Any = file
-        yield lambda path, names=None: open_predictions(
-            path, scratch_fn=lambda: scratch, names=names or Names()
-        )
+def opened(scratch_fn):
+    return lambda path, names=None: open_predictions(
+        path, scratch_fn=scratch_fn, names=names or Names()
+    )
 
 
 class TestFolder:

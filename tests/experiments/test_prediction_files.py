@@ -1,8 +1,6 @@
 """Readers of predictions: every format, and whatever can be wrong with a file."""
 
-import contextlib
 import itertools
-import tempfile
 import zipfile
 
 import jax.numpy as jnp
@@ -27,24 +25,6 @@ LABELS = RNG.integers(NUM_CLASSES, size=NUM_ROWS)
 KERNEL = RNG.normal(size=(6, NUM_CLASSES)).astype(np.float32)
 
 SHAPED = [kind for kind in WRITERS if kind != "parquet"]  # whose arrays may have any shape
-
-
-@pytest.fixture
-def scratch_fn(tmp_path):
-    with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(tempfile.TemporaryFile(dir=tmp_path))
-
-
-@pytest.fixture
-def write(tmp_path, scratch_fn):
-    """Writes arrays in a format and opens them."""
-
-    def write_and_open(kind, name="audio", /, names=None, **arrays):
-        path = tmp_path / f"{name}.{kind}"
-        WRITERS[kind](path, arrays)
-        return open_predictions(path, scratch_fn=scratch_fn, names=names or Names())
-
-    return write_and_open
 
 
 @pytest.fixture(params=list(WRITERS))

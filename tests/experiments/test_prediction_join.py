@@ -1,9 +1,5 @@
 """Rows of several inputs that belong together."""
 
-import contextlib
-import tempfile
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,28 +16,6 @@ NUM_ROWS, NUM_CLASSES = 20, 4
 LOGITS = RNG.normal(size=(NUM_ROWS, NUM_CLASSES)).astype(np.float32)
 IDS = RNG.permutation(100)[:NUM_ROWS]
 LABELS = RNG.integers(NUM_CLASSES, size=NUM_ROWS)
-
-
-@pytest.fixture
-def scratch_fn(tmp_path):
-    with contextlib.ExitStack() as stack:
-
-        def make_scratch() -> Any:
-            return stack.enter_context(tempfile.TemporaryFile(dir=tmp_path))
-
-        yield make_scratch
-
-
-@pytest.fixture
-def write(tmp_path, scratch_fn):
-    """Writes arrays in a format and opens them."""
-
-    def write_and_open(kind, name="audio", /, names=None, **arrays):
-        path = tmp_path / f"{name}.{kind}"
-        WRITERS[kind](path, arrays)
-        return open_predictions(path, scratch_fn=scratch_fn, names=names or Names())
-
-    return write_and_open
 
 
 class TestJoin:
