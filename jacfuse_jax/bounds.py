@@ -20,6 +20,7 @@ from jacfuse_jax.fusion.robust import robust_fusion
 from jacfuse_jax.fusion.static import check_inputs, rounding_of_probs, statistical_fusion
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
+from jacfuse_jax.linalg._batching import map_in_chunks
 from jacfuse_jax.linalg.gram import check_gram, check_spectrum, finite_symmetric_part
 
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -208,7 +209,7 @@ def total_jacobian(
     check_batch_size(batch_size)
     if batch_size is None:
         return jax.vmap(of_sample)(arrays)
-    return jax.lax.map(of_sample, arrays, batch_size=batch_size)
+    return map_in_chunks(of_sample, arrays, batch_size)
 
 
 def bias_bound(

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_batch_size, check_floating, check_kernel
 from jacfuse_jax._simplex import complement
+from jacfuse_jax.linalg._batching import map_in_chunks
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -45,7 +46,7 @@ def per_sample_jacobian(
     jacobian_fn = jax.jacfwd(fn) if mode == "forward" else jax.jacrev(fn)
     if batch_size is None:
         return jax.vmap(jacobian_fn)(x)
-    return jax.lax.map(jacobian_fn, x, batch_size=batch_size)
+    return map_in_chunks(jacobian_fn, x, batch_size)
 
 
 def softmax_jacobian(probs: ArrayLike) -> jax.Array:

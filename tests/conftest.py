@@ -13,6 +13,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Tests cover float32 and float64; what users run, x64 off, is covered by the binaries' tests, which
 # start processes of their own.
 jax.config.update("jax_enable_x64", True)
+# Of which all but tests/test_sharding.py use the first.
+jax.config.update("jax_num_cpu_devices", 8)
 # Nothing is promoted silently, neither dtypes nor ranks.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -68,7 +68,14 @@ def test_examples_run(printed):
         "In scikit-learn 1",
         "Sylvester equations 1",
         "Sylvester equations 2",
+        "On several devices 1",
     ]
+
+
+def test_results_are_sharded_as_the_batch(printed):
+    (spec, other) = re.findall(r"PartitionSpec\(.*?\)", printed["On several devices 1"])
+    assert "'batch'" in spec
+    assert "'batch'" in other
 
 
 @pytest.mark.parametrize("example", ["Ten lines 1", "Sylvester equations 2"])

@@ -231,9 +231,9 @@ def _ascend(
         best=best,
         x_before=start,
         loss_before=-lowest,  # the first evaluation is no rise
-        relative_step=jnp.full(best.loss.shape, 2.0, jnp.float32),
+        relative_step=jnp.full_like(best.loss, 2.0, jnp.float32),
         # As if it had halved, so that the start, which is a checkpoint, does not.
-        checkpoint=_Checkpoint(lowest, lowest < 0, jnp.zeros(lowest.shape, jnp.int32)),
+        checkpoint=_Checkpoint(lowest, lowest < 0, jnp.zeros_like(lowest, jnp.int32)),
     )
     state, _ = jax.lax.scan(iterate, state, (is_checkpoint, window, is_first))
     return keep_stronger(state.best, loss_fn(state.x)[1], misclassified_first=True)

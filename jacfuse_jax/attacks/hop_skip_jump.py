@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_mapping
+from jacfuse_jax._devices import beside
 from jacfuse_jax.attacks._budget import Budget, LogProbFn, clip, make_budget, per_sample
 from jacfuse_jax.attacks._compiled import run_compiled
 
@@ -139,6 +140,7 @@ def _hop_skip_jump(
 
     def start(index: jax.Array, x: jax.Array) -> jax.Array:
         draw = jax.random.uniform(jax.random.fold_in(key, index), clean.shape, clean.dtype)
+        draw = beside(draw, clean)
         draw = low + (high - low) * draw
         wanted = is_fooled(draw) & (x == clean).all(axes) & ~fooled_from_the_beginning
         return jnp.where(per_sample(wanted, draw), draw, x)
@@ -209,7 +211,7 @@ def _estimate_normal(
         terms = (sign, moved - x, per_sample(sign, x) * (moved - x))
         return jax.tree.map(jnp.add, sums, terms)
 
-    zeros = (jnp.zeros(len(x), x.dtype), jnp.zeros_like(x), jnp.zeros_like(x))
+    zeros = (jnp.zeros_like(x, shape=len(x)), jnp.zeros_like(x), jnp.zeros_like(x))
     sign_sum, move_sum, signed_sum = jax.lax.fori_loop(0, count, draw, zeros)
     # The mean is a baseline that lowers the variance; without both signs it would leave nothing.
     num_signs = count.astype(x.dtype)
@@ -236,7 +238,7 @@ def _step(
         success = is_fooled(moved) & ~done
         return jnp.where(per_sample(success, x), moved, stepped), done | success
 
-    return jax.lax.fori_loop(0, num_halvings, halve, (x, jnp.zeros(len(x), bool)))[0]
+    return jax.lax.fori_loop(0, num_halvings, halve, (x, jnp.zeros_like(x, bool, shape=len(x))))[0]
 
 
 def _return_to_boundary(
@@ -261,5 +263,5 @@ def _return_to_boundary(
         nearest = jnp.where(per_sample(fooled, x), moved, nearest)
         return jnp.where(fooled, low, middle), jnp.where(fooled, middle, high), nearest
 
-    ends = (jnp.zeros(len(x), x.dtype), jnp.ones(len(x), x.dtype))
+    ends = (jnp.zeros_like(x, shape=len(x)), jnp.ones_like(x, shape=len(x)))
     return jax.lax.fori_loop(0, num_halvings, bisect, (*ends, x))[2]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_labels, in_full_precision, pick
+from jacfuse_jax._devices import on_each_device
 from jacfuse_jax._simplex import mark_class
 
 
@@ -89,7 +90,7 @@ def dlr(log_probs: ArrayLike, labels: ArrayLike) -> jax.Array:
     """
     z, y = _check(log_probs, labels, min_classes=3)
     z = _bound_below(z)
-    largest = jax.lax.top_k(z, 3)[0]
+    largest = _largest(z, 3)
     return margin(z, y) / _floor(largest[:, 0] - largest[:, 2])
 
 
@@ -118,7 +119,7 @@ def targeted_dlr(log_probs: ArrayLike, labels: ArrayLike, targets: ArrayLike) ->
     z, y = _check(log_probs, labels, min_classes=4)
     t = check_labels("targets", targets, *z.shape)
     z = _bound_below(z)
-    largest = jax.lax.top_k(z, 4)[0]
+    largest = _largest(z, 4)
     spread = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
     return (pick(z, t) - pick(z, y)) / _floor(spread)
 
@@ -126,6 +127,11 @@ def targeted_dlr(log_probs: ArrayLike, labels: ArrayLike, targets: ArrayLike) ->
 def mask_label(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
     """The log-probabilities with -inf at the labels, so that wrong classes remain."""
     return jnp.where(mark_class(labels, log_probs), -jnp.inf, log_probs)
+
+
+def _largest(log_probs: jax.Array, count: int) -> jax.Array:
+    """The largest entries of every sample, (B, count), in descending order."""
+    return on_each_device(lambda z: jax.lax.top_k(z, count)[0], log_probs)
 
 
 def _check(

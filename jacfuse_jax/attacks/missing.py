@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar, nan_like
+from jacfuse_jax._devices import beside
 from jacfuse_jax.attacks._budget import LogProbFn, check_attacked, check_counts
 from jacfuse_jax.attacks._compiled import run_compiled
 from jacfuse_jax.attacks.losses import margin
@@ -126,7 +127,7 @@ def _adversarial_missing(
     best, best_loss = clean, loss_fn(clean)[1]
     random = fill(_draw(key, clean, count))
     best, best_loss = keep_larger(best, best_loss, random, loss_fn(random)[1])
-    missing = {name: jnp.zeros(x.shape, bool) for name, x in clean.items()}
+    missing = {name: jnp.zeros_like(x, bool) for name, x in clean.items()}
     (missing, best, best_loss), _ = jax.lax.scan(
         extend, (missing, best, best_loss), jnp.arange(1, num_steps + 1)
     )
@@ -147,6 +148,6 @@ def _draw(
     """Uniformly random entries, `count` a sample."""
     keys = jax.random.split(key, len(clean))
     return {
-        name: _ranks(jax.random.uniform(modality_key, x.shape)) < count[name]
+        name: _ranks(beside(jax.random.uniform(modality_key, x.shape), x)) < count[name]
         for modality_key, (name, x) in zip(keys, sorted(clean.items()), strict=True)
     }

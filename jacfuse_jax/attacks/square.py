@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jacfuse_jax._devices import beside
 from jacfuse_jax.attacks._budget import Budget, LogProbFn, check_counts, clip, make_budget
 from jacfuse_jax.attacks._compiled import run_compiled
 from jacfuse_jax.attacks.losses import margin
@@ -204,6 +205,7 @@ def _draw_windows(key: jax.Array, like: jax.Array, share: jax.Array, smallest: i
     key_top, key_left = jax.random.split(key)
     top = jax.random.randint(key_top, (batch, 1, 1, 1), 0, height - window_height + 1)
     left = jax.random.randint(key_left, (batch, 1, 1, 1), 0, width - window_width + 1)
+    top, left = beside(top, like), beside(left, like)
     rows = jnp.arange(height)[None, :, None, None] - top
     cols = jnp.arange(width)[None, None, :, None] - left
     inside = (rows >= 0) & (rows < window_height) & (cols >= 0) & (cols < window_width)
@@ -222,7 +224,7 @@ def _recolour(
     """Sets a window to the clean input + radius times a random sign for every channel."""
     key_window, key_signs = jax.random.split(key)
     inside = _draw_windows(key_window, x, share, 1).inside
-    signs = jax.random.rademacher(key_signs, (len(x), 1, 1, x.shape[-1]), x.dtype)
+    signs = beside(jax.random.rademacher(key_signs, (len(x), 1, 1, x.shape[-1]), x.dtype), x)
     same = (~inside | (jnp.sign(x - clean) == signs)).all((1, 2, 3), keepdims=True)
     return jnp.where(inside, clean + radius * jnp.where(same, -signs, signs), x)
 
@@ -249,7 +251,7 @@ def _move_budget(
     key_first, key_second, key_signs, key_turn = jax.random.split(key, 4)
     first = _draw_windows(key_first, x, share, 3)
     second = _draw_windows(key_second, x, share, 3)
-    turned = jax.random.bernoulli(key_turn, shape=(len(x), 1, 1, 1))
+    turned = beside(jax.random.bernoulli(key_turn, shape=(len(x), 1, 1, 1)), x)
     pair = jnp.where(
         (turned | (height == 1)) & (width > 1),
         _pair_of_peaks(first.cols, first.rows, first.width, first.height, first.inside),
@@ -258,7 +260,7 @@ def _move_budget(
     delta = x - clean
     unused = jnp.maximum(radius**2 - (delta**2).sum((1, 2, 3), keepdims=True), 0)
     taken = jnp.where(first.inside | second.inside, delta**2, 0).sum((1, 2), keepdims=True)
-    signs = jax.random.rademacher(key_signs, (len(x), 1, 1, channels), x.dtype)
+    signs = beside(jax.random.rademacher(key_signs, (len(x), 1, 1, channels), x.dtype), x)
     moved = signs * pair.astype(x.dtype) + _unit(jnp.where(first.inside, delta, 0), (1, 2))
     moved = _unit(moved, (1, 2)) * jnp.sqrt(unused / channels + taken)
     delta = jnp.where(first.inside, moved, jnp.where(second.inside, 0, delta))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_floating, check_scalar, check_valid_range, nan_like
+from jacfuse_jax._devices import beside
 
 ValidRange = tuple[ArrayLike, ArrayLike]
 
@@ -36,7 +37,7 @@ def clip(x: jax.Array, valid_range: ValidRange | None) -> jax.Array:
 
 def fill(x: jax.Array, where: jax.Array, fill_value: ArrayLike) -> jax.Array:
     """Entries of x read the fill value where the mask, which broadcasts against x, says so."""
-    return jnp.where(where, broadcast("fill_value", fill_value, x), x)
+    return jnp.where(beside(where, x), beside(broadcast("fill_value", fill_value, x), x), x)
 
 
 def broadcast(name: str, array: ArrayLike, x: jax.Array) -> jax.Array:

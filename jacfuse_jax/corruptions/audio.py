@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from jacfuse_jax._devices import beside, on_each_device
 from jacfuse_jax.corruptions._inputs import (
     ValidRange,
     check_batch,
@@ -90,10 +91,14 @@ def pink_noise(
         raise ValueError(f"pink noise needs at least 2 time steps, got {num_steps}")
     frequency = np.arange(1, num_steps // 2 + 1)
     amplitude = jnp.asarray(np.concatenate([[0], frequency**-0.5]), x.dtype)
-    white = jnp.moveaxis(jax.random.normal(key, x.shape, x.dtype), axis, -1)
-    spectrum = jnp.fft.rfft(white)
-    amplitude = amplitude.reshape((1,) * (white.ndim - 1) + amplitude.shape)
-    pink = jnp.fft.irfft(amplitude.astype(spectrum.dtype) * spectrum, num_steps)
+    white = beside(jnp.moveaxis(jax.random.normal(key, x.shape, x.dtype), axis, -1), x)
+
+    def colour(white: jax.Array, amplitude: jax.Array) -> jax.Array:
+        spectrum = jnp.fft.rfft(white)
+        amplitude = amplitude.reshape((1,) * (white.ndim - 1) + amplitude.shape)
+        return jnp.fft.irfft(amplitude.astype(spectrum.dtype) * spectrum, num_steps)
+
+    pink = on_each_device(colour, white, amplitude)
     return clip(_add_noise(x, jnp.moveaxis(pink, -1, axis), snr_db), valid_range)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_scalar, check_valid_range
+from jacfuse_jax._devices import beside, on_each_device
 from jacfuse_jax.corruptions._inputs import (
     ValidRange,
     check_batch,
@@ -50,7 +51,14 @@ def shot_noise(
     # One key a sample: JAX redraws counts that it has accepted for as long as others of the same
     # draw are rejected, so samples drawn together would depend on each other.
     keys = jax.random.split(key, x.shape[0])
-    counts = jax.vmap(jax.random.poisson)(keys, photons * share).astype(x.dtype)
+    kind = jax.random.key_impl(key)
+
+    def draw(samples: tuple[jax.Array, jax.Array]) -> jax.Array:
+        keys, mean = samples
+        counts = jax.vmap(jax.random.poisson)(jax.random.wrap_key_data(keys, impl=kind), mean)
+        return counts.astype(mean.dtype)
+
+    counts = on_each_device(draw, (jax.random.key_data(keys), photons * share))
     noisy = jnp.minimum(low + span * (counts / photons), high)
     return jnp.where(jnp.isnan(x), x, noisy)
 
@@ -77,7 +85,7 @@ def impulse_noise(
     x = _check_images(x)
     x, fraction = check_fraction(fraction, x)
     low, high = check_valid_range("valid_range", valid_range, x)
-    u = jax.random.uniform(key, x.shape, x.dtype)
+    u = beside(jax.random.uniform(key, x.shape, x.dtype), x)
     return jnp.where(u < fraction / 2, low, jnp.where(u >= 1 - fraction / 2, high, x))
 
 
@@ -108,7 +116,11 @@ def gaussian_blur(x: ArrayLike, *, stddev: ArrayLike, radius: int = 12) -> jax.A
     i = jnp.arange(-radius, radius + 1, dtype=x.dtype)
     weights = jnp.exp(-(i**2) / jnp.maximum(2 * stddev**2, jnp.finfo(x.dtype).tiny))
     weights = weights / weights.sum()
-    return _convolve(_convolve(x, weights, axis=-3), weights, axis=-2)
+
+    def blur(x: jax.Array, weights: jax.Array) -> jax.Array:
+        return _convolve(_convolve(x, weights, axis=-3), weights, axis=-2)
+
+    return on_each_device(blur, x, weights)
 
 
 def occlusion(

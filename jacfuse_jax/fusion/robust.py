@@ -167,34 +167,48 @@ def _fuse(
     batch_size: int | None,
 ) -> FusedOutput:
     """`robust_fusion` of arguments that are checked; Gram matrices in the order of `names`."""
+    fuse_sample = functools.partial(_fuse_sample, names, num_iterations, solver)
+    log_probs, norm, change = map_samples(
+        fuse_sample, logits, grams, log_prior, strength, batch_size=batch_size
+    )
+    return FusedOutput(log_probs, norm, change <= atol)
 
-    def fuse_sample(sample: dict[str, jax.Array], *grams: GramSpectrum | jax.Array) -> FusedOutput:
-        def iterate(log_probs: jax.Array) -> tuple[jax.Array, list[_Recalibration]]:
-            probs = jnp.exp(log_probs)
-            recalibrations = [_recalibration(probs, gram, strength, solver) for gram in grams]
-            fused = dict(sample)
-            for name, recalibration in zip(names, recalibrations, strict=True):
-                fused[name] = _recalibrate(recalibration, sample[name])
-            return fuse_independent(fused, log_prior), recalibrations
 
-        log_probs = fuse_independent(sample, log_prior)
-        if num_iterations > 1:
-            log_probs, _ = jax.lax.scan(
-                lambda previous, _: (iterate(previous)[0], None),
-                log_probs,
-                length=num_iterations - 1,
-            )
-        final, recalibrations = iterate(log_probs)
-        probs = jnp.exp(final)
-        change = jnp.abs(probs - jnp.exp(log_probs)).max()
-        # Squares of entries of this size would underflow long before it does.
-        scale = jax.lax.stop_gradient((probs * complement(probs)).max())
-        scale = jnp.where(scale > 0, scale, 1)
-        squares = (recalibration.squared_norm(probs, scale) for recalibration in recalibrations)
-        norm = scale * _sqrt(sum(squares, start=jnp.zeros((), log_prior.dtype)))
-        return FusedOutput(final, norm, change <= atol)
+def _fuse_sample(
+    names: tuple[str, ...],
+    num_iterations: int,
+    solver: Solver,
+    sample: dict[str, jax.Array],
+    grams: list[GramSpectrum | jax.Array],
+    log_prior: jax.Array,
+    strength: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probabilities of one sample, norm of its Jacobian, largest change of a probability."""
 
-    return map_samples(fuse_sample, logits, *grams, batch_size=batch_size)
+    def iterate(log_probs: jax.Array) -> tuple[jax.Array, list[_Recalibration]]:
+        probs = jnp.exp(log_probs)
+        recalibrations = [_recalibration(probs, gram, strength, solver) for gram in grams]
+        fused = dict(sample)
+        for name, recalibration in zip(names, recalibrations, strict=True):
+            fused[name] = _recalibrate(recalibration, sample[name])
+        return fuse_independent(fused, log_prior), recalibrations
+
+    log_probs = fuse_independent(sample, log_prior)
+    if num_iterations > 1:
+        log_probs, _ = jax.lax.scan(
+            lambda previous, _: (iterate(previous)[0], None),
+            log_probs,
+            length=num_iterations - 1,
+        )
+    final, recalibrations = iterate(log_probs)
+    probs = jnp.exp(final)
+    change = jax.lax.stop_gradient(jnp.abs(probs - jnp.exp(log_probs)).max())
+    # Squares of entries of this size would underflow long before it does.
+    scale = jax.lax.stop_gradient((probs * complement(probs)).max())
+    scale = jnp.where(scale > 0, scale, 1)
+    squares = (recalibration.squared_norm(probs, scale) for recalibration in recalibrations)
+    norm = scale * _sqrt(sum(squares, start=jnp.zeros((), log_prior.dtype)))
+    return final, norm, change
 
 
 class _ClosedForm(NamedTuple):

@@ -30,7 +30,9 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jacfuse_jax._devices import on_each_device
 from jacfuse_jax.linalg._scaling import frobenius_norm
 from jacfuse_jax.linalg._triangular import Form, divisors, nonzero, product, solve_triangular
 from jacfuse_jax.linalg.schur import schur_factors
@@ -66,12 +68,17 @@ class SylvesterInfo(NamedTuple):
 
 
 class _Factors(NamedTuple):
-    """A = Q T Q^H; `t` is None and `eigenvalues` are real where A is Hermitian."""
+    """A = Q T Q^H.
+
+    Where A is known to be Hermitian when the program is made, `t` is None, and `eigenvalues` are
+    real. Where that is found out when it runs, all are complex, as Schur forms are.
+    """
 
     q: jax.Array
     eigenvalues: jax.Array
     t: jax.Array | None
     valid: jax.Array  # per matrix: finite, converged, and of the structure that was asked for
+    is_hermitian: jax.Array | None = None  # per matrix, alike for all that a device has
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="full_output")
@@ -79,16 +86,9 @@ def solve(
     form: Form, method: Method, a: jax.Array, b: jax.Array, c: jax.Array, *, full_output: bool
 ) -> tuple[jax.Array, SylvesterInfo | None]:
     """X, and its quality on request, for checked arrays of one dtype whose batch axes broadcast."""
-    if method == "auto":
-        # Matrices that are not finite give NaN either way.
-        hermitian = jnp.stack([(_is_hermitian(x, 0) | ~_is_finite(x)).all() for x in (a, b)]).all()
-        solve_fn = functools.partial(solve, full_output=full_output)
-        return jax.lax.cond(
-            hermitian,
-            functools.partial(solve_fn, form, "eigh"),
-            functools.partial(solve_fn, form, "bartels_stewart"),
-            *(a, b, c),
-        )
+    # Under `jax.shard_map` what a linear solve closes over has to vary as its argument does.
+    zero = sum((jnp.zeros_like(x, shape=()) for x in (b, c)), start=jnp.zeros_like(a, shape=()))
+    a, b, c = a + zero, b + zero, c + zero
     batch = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2], c.shape[:-2])
     c = jnp.broadcast_to(c, (*batch, *c.shape[-2:]))
     held_a, held_b = jax.lax.stop_gradient(a), jax.lax.stop_gradient(b)
@@ -149,11 +149,17 @@ def _norm(form: Form, a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _factorise(method: Method, a: jax.Array, b: jax.Array) -> tuple[_Factors, _Factors]:
     """Decomposes both coefficients, in one batched call where their shapes agree."""
-    factorise = _factorise_hermitian if method == "eigh" else _factorise_general
+    factorise = _FACTORISE[method]
     if a.shape != b.shape:
         return factorise(a), factorise(b)
-    both = factorise(jnp.stack([a, b]))
-    return jax.tree.map(lambda x: x[0], both), jax.tree.map(lambda x: x[1], both)
+    # Behind the batch axes, so that every device keeps its matrices.
+    axis = a.ndim - 2
+    both = factorise(jnp.stack([a, b], axis=axis))
+    first, second = (
+        jax.tree.map(lambda x, i=i: jax.lax.index_in_dim(x, i, axis, keepdims=False), both)
+        for i in (0, 1)
+    )
+    return first, second
 
 
 def _factorise_general(a: jax.Array) -> _Factors:
@@ -168,6 +174,36 @@ def _factorise_hermitian(a: jax.Array) -> _Factors:
     return _Factors(q, eigenvalues, None, valid)
 
 
+def _factorise_any(a: jax.Array) -> _Factors:
+    """By eigenvectors on a device all of whose matrices are exactly Hermitian, else Schur forms."""
+
+    def hermitian(a: jax.Array) -> _Factors:
+        q, eigenvalues, _, valid, _ = _factorise_hermitian(a)
+        dtype = np.result_type(a.dtype, np.complex64)
+        diagonal = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=bool), a.shape)
+        t = jnp.where(diagonal, eigenvalues[..., None], 0)
+        q, eigenvalues, t = (x.astype(dtype) for x in (q, eigenvalues, t))
+        return _Factors(q, eigenvalues, t, valid, jnp.ones_like(valid))
+
+    def general(a: jax.Array) -> _Factors:
+        factors = _factorise_general(a)
+        return factors._replace(is_hermitian=jnp.zeros_like(factors.valid))
+
+    def local(a: jax.Array) -> _Factors:
+        # Matrices that are not finite give NaN either way.
+        is_hermitian = (_is_hermitian(a, 0) | ~_is_finite(a)).all()
+        return jax.lax.cond(is_hermitian, hermitian, general, a)
+
+    return local(a) if a.ndim == 2 else on_each_device(local, a)
+
+
+_FACTORISE = {
+    "auto": _factorise_any,
+    "bartels_stewart": _factorise_general,
+    "eigh": _factorise_hermitian,
+}
+
+
 def _transpose(factors: _Factors) -> _Factors:
     """The factors of A^T."""
     if factors.t is None:
@@ -179,8 +215,50 @@ def _transpose(factors: _Factors) -> _Factors:
     )
 
 
+def _with_structure(
+    fn: Callable[[tuple[_Factors, _Factors], jax.Array], jax.Array],
+    factors: tuple[_Factors, _Factors],
+    c: jax.Array,
+) -> jax.Array:
+    """`fn(factors, c)`, where a device that has Hermitian matrices alone makes use of that."""
+    if factors[0].is_hermitian is None or factors[1].is_hermitian is None:
+        return fn(factors, c)
+
+    def diagonal(factors: tuple[_Factors, _Factors], c: jax.Array) -> jax.Array:
+        a, b = (
+            _Factors(x.q if jnp.iscomplexobj(c) else x.q.real, x.eigenvalues.real, None, x.valid)
+            for x in factors
+        )
+        return fn((a, b), c)
+
+    def general(factors: tuple[_Factors, _Factors], c: jax.Array) -> jax.Array:
+        a, b = (x._replace(is_hermitian=None) for x in factors)
+        return fn((a, b), c)
+
+    def local(
+        batched: tuple[jax.Array, list[jax.Array | None]], shared: list[jax.Array | None]
+    ) -> jax.Array:
+        c, own = batched
+        leaves = [x if y is None else y for x, y in zip(shared, own, strict=True)]
+        a, b = structure.unflatten(leaves)
+        is_hermitian = jnp.stack([x.is_hermitian.all() for x in (a, b)]).all()
+        return jax.lax.cond(is_hermitian, diagonal, general, (a, b), c)
+
+    leaves, structure = jax.tree.flatten(factors)
+    if c.ndim == 2:
+        return local((c, leaves), [None] * len(leaves))
+    own = [x if len(x) == len(c) else None for x in leaves]
+    shared = [None if len(x) == len(c) else x for x in leaves]
+    return on_each_device(local, (c, own), shared)
+
+
 def _solve_factored(form: Form, factors: tuple[_Factors, _Factors], c: jax.Array) -> jax.Array:
     """L^-1(C) from the factors of A and B, without refinement; real where C is."""
+    return _with_structure(functools.partial(_solve_rotated, form), factors, c)
+
+
+def _solve_rotated(form: Form, factors: tuple[_Factors, _Factors], c: jax.Array) -> jax.Array:
+    """The same where the structure of the factors is known."""
     q_a, q_b = factors[0].q, factors[1].q
     rotated = product(product(_adjoint(q_a), c.astype(q_a.dtype)), q_b)
     x = product(product(q_a, _solve_diagonalised(form, factors, rotated)), _adjoint(q_b))
@@ -203,7 +281,8 @@ def _probe(form: Form, factors: tuple[_Factors, _Factors], batch: tuple[int, ...
     """||E|| / ||L^-1(E)|| for a matrix E of random signs in the bases of the factors."""
     m, n = factors[0].q.shape[-1], factors[1].q.shape[-1]
     signs = jax.random.rademacher(jax.random.key(0), (m, n), dtype=factors[0].q.dtype)
-    solution = _solve_diagonalised(form, factors, jnp.broadcast_to(signs, (*batch, m, n)))
+    solve_fn = functools.partial(_solve_diagonalised, form)
+    solution = _with_structure(solve_fn, factors, jnp.broadcast_to(signs, (*batch, m, n)))
     growth: jax.Array = frobenius_norm(solution) / (m * n) ** 0.5
     overflows: jax.Array = ~jnp.isfinite(growth)
     return 1 / jnp.where(overflows, jnp.inf, growth)

@@ -23,7 +23,7 @@ large strengths lose nothing until s itself overflows. Derived here.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_batch_size, check_floating, check_kernel, check_scalar
+from jacfuse_jax._devices import on_each_device
 from jacfuse_jax.linalg._batching import Chunks, with_chunks
 from jacfuse_jax.linalg._triangular import product
 
@@ -154,11 +155,14 @@ def _recalibration_matrix(
 ) -> jax.Array:
     """`recalibration_matrix` of arguments that are checked."""
 
-    def matrix_of_sample(p: jax.Array, spectrum: GramSpectrum) -> jax.Array:
+    def matrix_of_sample(
+        p: jax.Array, spectra: list[GramSpectrum], strength: jax.Array
+    ) -> jax.Array:
+        (spectrum,) = spectra
         recalibrated = recalibrated_eigenvectors(p, spectrum, strength)
         return jnp.matmul(recalibrated, spectrum.eigenvectors.T, precision=_HIGHEST)
 
-    return map_samples(matrix_of_sample, probs, spectrum, batch_size=batch_size)
+    return map_samples(matrix_of_sample, probs, [spectrum], strength, batch_size=batch_size)
 
 
 def finite_symmetric_part(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -235,39 +239,54 @@ def sum_or_product(weights: jax.Array, matrix: jax.Array) -> jax.Array:
 def map_samples(
     sample_fn: Callable[..., Any],
     samples: Any,
-    *grams: GramSpectrum | jax.Array,
+    grams: Sequence[GramSpectrum | jax.Array],
+    *shared: Any,
     batch_size: int | Chunks | None = None,
 ) -> Any:
-    """Applies `sample_fn(sample, *grams)` to every sample, a chunk at a time.
+    """Applies `sample_fn(sample, grams, *shared)` to every sample, on the device that has it.
 
     Leaves of `samples` are (K,) for one sample or (B, K); Gram matrices, or their spectra, are
-    shared (K, K) or per sample (B, K, K). The body is rematerialised, so reverse mode keeps no
-    K x K array either.
+    shared (K, K) or per sample (B, K, K). Devices solve a chunk at a time. Differentiable as
+    `sample_fn` is, in its floating-point results.
     """
-    first = jax.tree.leaves(samples)[0]
-    if first.ndim == 1:
-        return sample_fn(samples, *grams)
-    per_sample = [jax.tree.leaves(gram)[-1].ndim == 3 for gram in grams]
-    mapped = [gram for gram, own in zip(grams, per_sample, strict=True) if own]
+    if jax.tree.leaves(samples)[0].ndim == 1:
+        return sample_fn(samples, grams, *shared)
+    solve = functools.partial(map_local_samples, sample_fn, batch_size)
+    # Which Gram matrices samples have of their own: the others are None there, and conversely.
+    is_own = [jax.tree.leaves(gram)[-1].ndim == 3 for gram in grams]
+    own = [gram if own else None for gram, own in zip(grams, is_own, strict=True)]
+    common = [None if own else gram for gram, own in zip(grams, is_own, strict=True)]
+    return on_each_device(solve, (samples, own), common, *shared)
+
+
+def map_local_samples(
+    sample_fn: Callable[..., Any],
+    batch_size: int | Chunks | None,
+    batched: tuple[Any, list[Any]],
+    common_grams: list[Any],
+    *shared: Any,
+) -> Any:
+    """The same of one device's samples and their own Gram matrices.
+
+    The body is rematerialised, so reverse mode keeps no K x K array.
+    """
 
     @jax.checkpoint
     def body(args: tuple[Any, list[Any]]) -> Any:
         sample, own_grams = args
-        own = iter(own_grams)
-        return sample_fn(
-            sample,
-            *(
-                next(own) if is_own else shared
-                for shared, is_own in zip(grams, per_sample, strict=True)
-            ),
-        )
+        grams = [
+            common if own is None else own
+            for own, common in zip(own_grams, common_grams, strict=True)
+        ]
+        return sample_fn(sample, grams, *shared)
 
-    def solve(batch_size: int | Chunks, samples: Any, mapped: list[Any]) -> Any:
+    def solve(batch_size: int | Chunks, batched: tuple[Any, list[Any]]) -> Any:
         if isinstance(batch_size, Chunks):
+            first = jax.tree.leaves(batched)[0]
             batch_size = _chunk_size(batch_size.matrix_entries, *first.shape)
-        return jax.lax.map(body, (samples, mapped), batch_size=batch_size)
+        return jax.lax.map(body, batched, batch_size=batch_size)
 
-    return with_chunks(solve, batch_size, samples, mapped)
+    return with_chunks(solve, batch_size, batched)
 
 
 def _chunk_size(matrix_entries: int, batch: int, num_classes: int) -> int:

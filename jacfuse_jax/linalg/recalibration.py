@@ -30,6 +30,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_batch_size
+from jacfuse_jax._devices import on_each_device
 from jacfuse_jax.linalg._batching import Chunks, with_chunks
 from jacfuse_jax.linalg._triangular import product
 from jacfuse_jax.linalg.gram import (
@@ -37,6 +38,7 @@ from jacfuse_jax.linalg.gram import (
     apply_recalibration,
     check_system,
     clipped_strengths,
+    map_local_samples,
     map_samples,
     rank_two_coefficients,
     recalibrated_eigenvectors,
@@ -115,14 +117,16 @@ def _solve_densely(
     strength: jax.Array,
 ) -> jax.Array:
     """R z with all of Y = R V, sample by sample."""
+    samples = logits, probs
+    return map_samples(_solve_sample, samples, [spectrum], strength, batch_size=batch_size)
 
-    def recalibrate_sample(
-        sample: tuple[jax.Array, jax.Array], spectrum: GramSpectrum
-    ) -> jax.Array:
-        z, p = sample
-        return apply_recalibration(recalibrated_eigenvectors(p, spectrum, strength), spectrum, z)
 
-    return map_samples(recalibrate_sample, (logits, probs), spectrum, batch_size=batch_size)
+def _solve_sample(
+    sample: tuple[jax.Array, jax.Array], spectra: list[GramSpectrum], strength: jax.Array
+) -> jax.Array:
+    """R z of one sample."""
+    (z, p), (spectrum,) = sample, spectra
+    return apply_recalibration(recalibrated_eigenvectors(p, spectrum, strength), spectrum, z)
 
 
 class _Expansion(NamedTuple):
@@ -169,7 +173,13 @@ def _by_products(
     strength: jax.Array,
 ) -> jax.Array:
     """R z of samples (B, K) that share a spectrum, block by block."""
-    return with_chunks(_solve_blocks, batch_size, logits, probs, spectrum, strength)
+
+    def solve(
+        samples: tuple[jax.Array, jax.Array], spectrum: GramSpectrum, strength: jax.Array
+    ) -> jax.Array:
+        return with_chunks(_solve_blocks, batch_size, *samples, spectrum, strength)
+
+    return on_each_device(solve, (logits, probs), spectrum, strength)
 
 
 @functools.partial(_by_products.defjvp, symbolic_zeros=True)
@@ -210,7 +220,9 @@ def _solve_blocks(
     limits = [num_classes // part for part in _LIKELY_PARTS]
     solve_fns = [
         *(functools.partial(_solve_block, limit, expansion) for limit in limits),
-        functools.partial(_solve_densely, batch_size, spectrum=spectrum, strength=strength),
+        lambda z, p: map_local_samples(
+            _solve_sample, batch_size, ((z, p), [None]), [spectrum], strength
+        ),
     ]
 
     def solve_next(index: jax.Array, out: jax.Array) -> jax.Array:
@@ -218,7 +230,7 @@ def _solve_blocks(
         start = jnp.minimum(index * size, num_samples - size)
         z, p = (jax.lax.dynamic_slice_in_dim(x, start, size) for x in (logits, probs))
         num_likely = (p > expansion.threshold).sum(axis=-1).max()
-        choice = (num_likely > jnp.asarray(limits)).sum()
+        choice = sum((num_likely > limit).astype(jnp.int32) for limit in limits)
         block = jax.lax.switch(choice, solve_fns, z, p)
         return jax.lax.dynamic_update_slice_in_dim(out, block, start, axis=0)
 

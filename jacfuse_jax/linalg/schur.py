@@ -101,7 +101,7 @@ def _schur_kernel(a: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Ar
     eye = jnp.eye(n, dtype=a.dtype)[..., None]
     # [H | Q^H], with a row and a column of zeros for the last reflector of a sweep, which has two
     # entries.
-    m = jnp.concatenate([a, jnp.zeros((n, 1, batch), a.dtype), eye + jnp.zeros_like(a)], axis=1)
+    m = jnp.concatenate([a, jnp.zeros_like(a[:, :1]), eye + jnp.zeros_like(a)], axis=1)
     m = jnp.pad(m, ((0, 1), (0, 0), (0, 0)))
     converged, num_sweeps = jnp.ones(batch, bool), jnp.zeros(batch, jnp.int32)
     if n > 2:
@@ -144,7 +144,7 @@ class _Sweeps(NamedTuple):
 
 def _francis(m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sweeps until no window of three rows is left; returns m, converged, num_sweeps."""
-    n, batch = m.shape[0] - 1, m.shape[-1]
+    n = m.shape[0] - 1
     norm = jnp.sqrt((jnp.abs(m[:, :n]) ** 2).sum(axis=(0, 1)))
 
     def sweep(state: _Sweeps) -> _Sweeps:
@@ -184,7 +184,7 @@ def _francis(m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     def unfinished(state: _Sweeps) -> jax.Array:
         return (state.bottom != 0).any() & (state.total <= _SWEEPS_PER_ROW * n)
 
-    none = jnp.zeros(batch, jnp.int32)
+    none = jnp.zeros_like(norm, jnp.int32)
     state = _Sweeps(m, none - 1, none, none, jnp.zeros((), jnp.int32))
     state = jax.lax.while_loop(unfinished, sweep, state)
     return state.m, state.bottom == 0, state.num_sweeps

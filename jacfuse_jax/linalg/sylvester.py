@@ -38,9 +38,8 @@ def solve_sylvester(
         Written in jax.numpy, without LAPACK, the same on every platform.
       "eigh": for Hermitian A and B, by their eigendecompositions (`jnp.linalg.eigh`), 2 to 4 times
         faster on CPU; matrices that are not Hermitian to rounding give NaN.
-      "auto": "eigh" where all A and B of the call are exactly Hermitian, which is found out when
-        the program runs, else "bartels_stewart". Under an outer `jax.vmap` both run: name the
-        method there, or hand over the batch.
+      "auto": "eigh" where all A and B of the call are exactly Hermitian, which every device finds
+        out of its own when the program runs, else "bartels_stewart".
 
     Args:
       a: A, (..., m, m), float32, float64, complex64 or complex128.
