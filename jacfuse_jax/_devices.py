@@ -21,12 +21,12 @@ device, and under `jax.shard_map` of the caller's own, it is inlined.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
@@ -91,11 +91,19 @@ def _bind(
 def _mesh_axes(shardings: Sequence[Any], axes: Sequence[_Axes]) -> dict[Any, Any]:
     """What each named axis is sharded over, for those that are; the first that says so counts."""
     found: dict[Any, Any] = {}
+    taken = set[str]()
     for sharding, names in zip(shardings, axes, strict=True):
         for name, mesh_axes in zip(names, sharding.spec, strict=False):
-            if mesh_axes is not None and mesh_axes not in found.values():
-                found.setdefault(name, mesh_axes)
+            new = axis_names(mesh_axes)
+            if new and name not in found and taken.isdisjoint(new):
+                found[name] = mesh_axes
+                taken.update(new)
     return found
+
+
+def axis_names(mesh_axes: Any) -> tuple[str, ...]:
+    """Names of mesh axes of one entry of a `PartitionSpec`."""
+    return (mesh_axes,) if isinstance(mesh_axes, str) else tuple(mesh_axes or ())
 
 
 def _spec(axes: _Axes, mesh_axes: Mapping[Any, Any]) -> PartitionSpec:
@@ -108,8 +116,8 @@ def _sum_over_devices(
     """Adds up what devices have found of results that lack an axis which is sharded."""
     summed: list[jax.Array] = []
     for result, axes in zip(results, out_axes, strict=True):
-        lacking = [mesh_axes[name] for name in mesh_axes if name not in axes]
-        flat = [axis for group in lacking for axis in np.atleast_1d(group).tolist()]
+        lacking = [axis_names(found) for name, found in mesh_axes.items() if name not in axes]
+        flat = [*itertools.chain(*lacking)]
         summed.append(jax.lax.psum(result, flat) if flat else result)
     return summed
 
@@ -176,7 +184,7 @@ def _partitioned(
         mesh_axes = {
             name: found
             for name, found in mesh_axes.items()
-            if sizes[name] % np.prod([mesh.shape[x] for x in np.atleast_1d(found)]) == 0
+            if sizes[name] % math.prod(mesh.shape[axis] for axis in axis_names(found)) == 0
         }
 
         def local(*args: jax.Array) -> list[jax.Array]:

@@ -73,9 +73,7 @@ def test_examples_run(printed):
 
 
 def test_results_are_sharded_as_the_batch(printed):
-    (spec, other) = re.findall(r"PartitionSpec\(.*?\)", printed["On several devices 1"])
-    assert "'batch'" in spec
-    assert "'batch'" in other
+    assert printed["On several devices 1"].count("'batch'") == 2
 
 
 @pytest.mark.parametrize("example", ["Ten lines 1", "Sylvester equations 2"])

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jacfuse_jax._devices import on_each_device
+from jacfuse_jax._devices import axis_names, on_each_device
 
 # Matrices that CPUs work on at a time: enough that a scalar step is a long vector step, few enough
 # to stay in cache. Best of 16 ... 1024 for 10 x 10 to 100 x 100 matrices on CPU.
@@ -75,7 +74,7 @@ def _map_explicit(
     sample_fn: Callable[[Any], Any], samples: Any, batch_size: int, mesh: Any, axes: Any
 ) -> Any:
     """The same on explicit axes: a loop over the places that samples have on their devices."""
-    num_devices = math.prod(mesh.shape[name] for name in np.atleast_1d(axes).tolist())
+    num_devices = math.prod(mesh.shape[name] for name in axis_names(axes))
     sharded = NamedSharding(mesh, PartitionSpec(axes))
 
     def apart(x: jax.Array) -> jax.Array:
