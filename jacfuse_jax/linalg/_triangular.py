@@ -15,11 +15,13 @@ Beyond 64 rows or columns the same is done with blocks in the place of entries: 
 matrix products, and the anti-diagonals are those of one block.
 """
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from jacfuse_jax._devices import on_each_device
 from jacfuse_jax.linalg._batching import over_batch
 
 Form = Literal["sylvester", "generalized"]
@@ -38,11 +40,17 @@ def solve_triangular(form: Form, a: jax.Array, b: jax.Array, c: jax.Array) -> ja
 
     Where a divisor is zero the result is finite but meaningless.
     """
+    if max(c.shape[-2:]) <= _BLOCK:
+        return _kernels[form](a, b, c)
+    return on_each_device(functools.partial(_solve_by_blocks, form), (a, b, c))
+
+
+def _solve_by_blocks(form: Form, arrays: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    """The same where there are several blocks."""
+    a, b, c = arrays
     m, n = c.shape[-2:]
     rows, columns = _block_size(m), _block_size(n)
     num_rows, num_columns = -(-m // rows), -(-n // columns)
-    if num_rows == num_columns == 1:
-        return _kernels[form](a, b, c)
     a, b, c = (
         jnp.pad(x, ((0, 0), (0, r - x.shape[1]), (0, s - x.shape[2])))
         for x, r, s in (
