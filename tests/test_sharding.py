@@ -34,7 +34,8 @@ DRAWS = {
 }  # fmt: skip
 
 
-def mesh_of(axis_type):
+def mesh_of(how):
+    axis_type = AxisType.Explicit if how == "explicit" else AxisType.Auto
     devices = jax.devices("cpu")[:8]
     return jax.make_mesh((8,), ("devices",), axis_types=(axis_type,), devices=devices)
 
@@ -48,7 +49,7 @@ def collectives_of(program):
 
 def run_sharded(how, fn, batched, shared):
     """Results, and the collectives of the program."""
-    mesh = mesh_of(AxisType.Explicit if how == "explicit" else AxisType.Auto)
+    mesh = mesh_of(how)
     if how == "shard_map":
         fn_of_devices = jax.shard_map(
             fn, mesh=mesh, in_specs=(P("devices"), P()), out_specs=P("devices")
@@ -139,8 +140,8 @@ def recalibrated(logits, spectrum):
 
 
 def gradient(fn):
-    def gradient_fn(logits, spectrum):
-        return jax.grad(lambda logits: (fn(logits, spectrum) ** 2).sum())(logits)
+    def gradient_fn(batched, shared):
+        return jax.grad(lambda batched: (fn(batched, shared) ** 2).sum())(batched)
 
     return gradient_fn
 
@@ -150,16 +151,13 @@ def squares(num_matrices, size, count, *, hermitian=False):
     return list(matrices @ matrices.swapaxes(-1, -2) if hermitian else matrices)
 
 
-def solve(method, *, one_b=False, gradient=False):
+def solve(method, *, one_b=False):
     def solve_fn(matrices, shared):
         a, *rest = matrices
         b, c = (shared, *rest) if one_b else rest
         return linalg.solve_generalized(a, b, c, method=method)
 
-    def gradient_fn(matrices, shared):
-        return jax.grad(lambda matrices: (solve_fn(matrices, shared) ** 2).sum())(matrices)
-
-    return gradient_fn if gradient else solve_fn
+    return solve_fn
 
 
 def per_sample(samples, shared):
@@ -187,6 +185,11 @@ MORE = {
     "robust": (fused, *system(128, 8 * 80)),
     "robust, gradient": (gradient(fused), *system(128, 8 * 80)),
     "robust, for each gamma": (for_each_gamma, *system(10, 16)),
+    "robust, a Gram matrix a sample": (
+        lambda batched, _: fused(*batched),
+        system(10, 16, own=True),
+        (),
+    ),
     "robust, one by one": (one_by_one, *system(10, 16)),
     "recalibrate by products": (recalibrated, *system(100, 8 * 700)),
     "recalibrate by products, gradient": (gradient(recalibrated), *system(100, 8 * 20)),
@@ -195,7 +198,7 @@ MORE = {
     "several blocks": (solve("bartels_stewart"), squares(16, 65, 3), ()),
     "one B for all": (solve("auto", one_b=True), squares(16, 3, 2), squares(1, 3, 1)[0][0]),
     "auto": (solve("auto"), squares(16, 3, 3), ()),
-    "auto, gradient": (solve("auto", gradient=True), squares(16, 3, 3, hermitian=True), ()),
+    "auto, gradient": (gradient(solve("auto")), squares(16, 3, 3, hermitian=True), ()),
     "per_sample_jacobian": (per_sample, np.ones((16, 3)), np.ones((2, 3))),
     "total_jacobian": (total, *system(3, 16)),
 }
@@ -208,25 +211,13 @@ def test_chunks_gradients_and_other_methods_do_not_either(how, name, of_one_devi
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_gram_matrix_a_sample(how):
-    logits, spectra = system(10, 16, own=True)
-
-    def fn(batched, shared):
-        del shared
-        return fused(*batched)
-
-    check_sharded(how, fn, (logits, spectra), (), jax.jit(fn)((logits, spectra), ()))
-
-
-@pytest.mark.parametrize("how", HOW)
 def test_gradients_in_what_samples_share_are_summed_once(how):
     logits, spectrum = system(10, 64)
 
     def loss(logits, spectrum):
         return (fused(logits, spectrum) ** 2).sum()
 
-    axis_type = AxisType.Explicit if how == "explicit" else AxisType.Auto
-    mesh = mesh_of(axis_type)
+    mesh = mesh_of(how)
     placed = jax.device_put(logits, NamedSharding(mesh, P("devices")))
     spectrum = jax.device_put(spectrum, NamedSharding(mesh, P()))
 
@@ -265,7 +256,7 @@ def test_a_batch_over_two_axes(axis_type):
 @pytest.mark.parametrize("num_samples", [12, 3])
 def test_a_batch_that_devices_cannot_share_evenly(num_samples):
     logits, spectrum = system(10, num_samples)
-    mesh = mesh_of(AxisType.Auto)
+    mesh = mesh_of("automatic")
 
     @jax.jit
     def fn(logits, spectrum):
