@@ -51,6 +51,7 @@ test-matrix: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 typecheck: $(PEERS)
 	$(BIN)/pyright

@@ -8,12 +8,12 @@ libraries that read the others, unlike `experiments.robust_fusion`. Writes digit
 
 from absl import app, flags, logging
 
-from experiments.launch import parse_flags
+from jacfuse_jax.programs.command_line import parse_flags
 
 
 def main(_: list[str]) -> None:
     """Runs and writes the findings."""
-    from experiments.accelerator_digits_run import run  # takes seconds
+    from experiments.measuring.accelerator_digits import run  # takes seconds
 
     logging.set_verbosity(logging.WARNING)  # orbax reports every step of a save
     run(flags.FLAGS.workdir, flags.FLAGS.num_test, flags.FLAGS.num_steps)

@@ -10,12 +10,16 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments.launch import parse_flags
+from jacfuse_jax.programs.command_line import parse_flags
 
 
 def main(_: list[str]) -> None:
     """Writes the files, then prints."""
-    from experiments.accelerator_report_run import collect, describe, write  # takes seconds
+    from experiments.reports.accelerator import (
+        collect,
+        describe,
+        write,  # takes seconds
+    )
 
     findings = collect(Path(flags.FLAGS.partial))
     print(describe(findings))

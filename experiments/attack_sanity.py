@@ -13,16 +13,32 @@ allow.
 takes about four minutes on two CPU cores, most of it to compile.
 """
 
-from absl import flags
+from pathlib import Path
 
-from experiments import launch, settings
+from absl import flags as absl_flags
+
+from experiments.run import flags, launch
+from experiments.run.config import Config
+from experiments.run.flags import config_from_flags
+
+
+def run(config: Config) -> None:
+    """Runs all checks, prints a table and writes the file.
+
+    Args:
+      config: settings of the run whose classifiers are used.
+    """
+    from experiments.measuring.attack_sanity import measure  # takes seconds
+    from experiments.reports.attack_sanity import write
+
+    write(measure(config), Path(config.workdir))
 
 
 def main(argv: list[str]) -> None:
     """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
-    launch.start(argv, settings.config_from_flags, "experiments.attack_sanity_run")
+    launch.start(argv, config_from_flags, run)
 
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(settings)  # those that --help lists
+    absl_flags.adopt_module_key_flags(flags)  # those that --help lists
     launch.launch(main)

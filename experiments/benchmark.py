@@ -21,21 +21,43 @@ loops, `jnp.linalg.eig` and what calls it on 16 at most: the column `num_measure
 Times are then scaled to the batch, memory is not. The row of a method that fails says why.
 """
 
-from absl import app, flags
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from experiments import benchmark_settings, launch
+from absl import app
+from absl import flags as absl_flags
+
+from experiments.run import benchmark_flags, launch
+from experiments.run.benchmark_flags import BenchmarkConfig
+from jacfuse_jax.programs.command_line import parse_flags
+
+if TYPE_CHECKING:
+    from experiments.measuring.benchmark import Row
 
 
-def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
+def run(config: BenchmarkConfig) -> "list[Row]":
+    """Measures all methods at all sizes, prints the table and writes the files.
+
+    Args:
+      config: all settings.
+
+    Returns:
+      The rows of the CSV file.
+    """
+    from experiments.measuring.benchmark import measure  # takes seconds
+    from experiments.reports.benchmark import write
+
+    rows = measure(config)
+    write(rows, Path(config.workdir), num_repeats=config.num_repeats)
+    return rows
+
+
+def main(argv: list[str], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
-    launch.start(
-        argv,
-        lambda: benchmark_settings.config_from_flags(flag_values),
-        "experiments.benchmark_run",
-    )
+    launch.start(argv, lambda: benchmark_flags.config_from_flags(flag_values), run)
 
 
 if __name__ == "__main__":
-    benchmark_settings.define_flags(flags.FLAGS)
-    flags.adopt_module_key_flags(benchmark_settings)  # those that --help lists
-    app.run(main, flags_parser=launch.parse_flags)
+    benchmark_flags.define_flags(absl_flags.FLAGS)
+    absl_flags.adopt_module_key_flags(benchmark_flags)  # those that --help lists
+    app.run(main, flags_parser=parse_flags)

@@ -9,16 +9,46 @@ was killed carries on when the same command is given again.
 takes about five minutes on two CPU cores.
 """
 
-from absl import flags
+import time
+from pathlib import Path
 
-from experiments import launch, settings
+from absl import flags as absl_flags
+
+from experiments.run import flags, launch
+from experiments.run.config import Config
+from experiments.run.flags import config_from_flags
+
+
+def run(config: Config) -> None:
+    """Runs one experiment and writes its files.
+
+    Args:
+      config: all settings.
+
+    Raises:
+      DataError, InputError: as in `start.load` and `start.prepare`.
+    """
+    from experiments.measuring.robust_fusion import run_seed  # takes seconds
+    from experiments.reports import robust_fusion
+    from experiments.run import start
+
+    began = time.monotonic()
+    dataset = start.load(config)
+    findings = {
+        seed: run_seed(config, start.prepare(config, dataset, seed), seed)
+        for seed in range(config.seed, config.seed + config.num_seeds)
+    }
+    paths = robust_fusion.write(findings, Path(config.workdir))
+    paths.append(start.finish(config, dataset, time.monotonic() - began))
+    for path in paths:
+        print(f"wrote {path}")
 
 
 def main(argv: list[str]) -> None:
     """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
-    launch.start(argv, settings.config_from_flags, "experiments.robust_fusion_run")
+    launch.start(argv, config_from_flags, run)
 
 
 if __name__ == "__main__":
-    flags.adopt_module_key_flags(settings)  # those that --help lists
+    absl_flags.adopt_module_key_flags(flags)  # those that --help lists
     launch.launch(main)

@@ -1,5 +1,22 @@
 """Training of classifiers with optax, and their checkpoints with orbax."""
 
+from jacfuse_jax.training.batching import iterate_batches, num_batches
+from jacfuse_jax.training.heads import HEADS, FusionHead, train_head
 from jacfuse_jax.training.loop import Batch, CheckpointError, LossFn, cross_entropy, fit
+from jacfuse_jax.training.regimes import REGIMES, add_randomness, choose_loss_fn
 
-__all__ = ["Batch", "CheckpointError", "LossFn", "cross_entropy", "fit"]
+__all__ = [
+    "HEADS",
+    "REGIMES",
+    "Batch",
+    "CheckpointError",
+    "FusionHead",
+    "LossFn",
+    "add_randomness",
+    "choose_loss_fn",
+    "cross_entropy",
+    "fit",
+    "iterate_batches",
+    "num_batches",
+    "train_head",
+]

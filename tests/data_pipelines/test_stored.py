@@ -14,9 +14,9 @@ import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 
 from data_pipelines import stored
-from data_pipelines.batching import iterate_batches
 from data_pipelines.errors import DataError
 from data_pipelines.stored import StoredColumn, StoredSplit, summarise
+from jacfuse_jax.training.batching import iterate_batches
 
 _NUM_ROWS = 11
 _SHAPE = (4, 6, 1)

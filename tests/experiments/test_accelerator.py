@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from experiments import accelerator_digits_run, accelerator_report_run
-from experiments.benchmark_report import Row
-from experiments.benchmark_run import NOT_REACHED
+from experiments.measuring import accelerator_digits
+from experiments.measuring.benchmark import NOT_REACHED, Row
+from experiments.reports import accelerator
 from tests.experiments.runs import ROOT
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -68,7 +68,7 @@ def rows_of(findings):
 
 class TestCollect:
     def test_takes_the_last_line_of_every_row(self, partial):
-        rows = rows_of(accelerator_report_run.collect(partial))
+        rows = rows_of(accelerator.collect(partial))
         assert len(rows) == 6
         assert rows["recalibrate", "closed_form", 10]["skipped"] is None
         assert "out of memory" in rows["recalibrate", "eigh", 10]["skipped"]
@@ -76,7 +76,7 @@ class TestCollect:
         assert missing["skipped"] == "not reached: the step was ended after its 30 s"
 
     def test_relates_to_the_card(self, partial):
-        rows = rows_of(accelerator_report_run.collect(partial))
+        rows = rows_of(accelerator.collect(partial))
         row = rows["recalibrate", "closed_form", 10]
         assert row["nominal_flops"] == 6_690_000
         assert row["executed_flops"] == 13_380_000
@@ -89,14 +89,14 @@ class TestCollect:
         path = partial / "recalibrate" / "benchmark_recalibrate.jsonl"
         lines = [measured("closed_form", device="cpu"), measured("closed_form", dtype="float64")]
         write_lines(path, [{**line, "device": "cpu"} for line in lines])
-        findings = accelerator_report_run.collect(partial)
+        findings = accelerator.collect(partial)
         assert findings["ceilings"]["shares_are_of"].startswith("measured here")
         in_float32, in_float64 = findings["rows"][:2]
         assert in_float32["share_of_peak"] == pytest.approx(6690 / 50_000)
         assert in_float64["share_of_peak"] is None
 
     def test_says_how_steps_ended(self, partial):
-        outcomes = [step["outcome"] for step in accelerator_report_run.collect(partial)["steps"]]
+        outcomes = [step["outcome"] for step in accelerator.collect(partial)["steps"]]
         assert outcomes == [
             "was finished",
             "was ended after its 30 s",
@@ -105,10 +105,10 @@ class TestCollect:
         ]
 
     def test_of_nothing(self, tmp_path):
-        findings = accelerator_report_run.collect(tmp_path)
+        findings = accelerator.collect(tmp_path)
         assert findings["rows"] == findings["steps"] == []
-        accelerator_report_run.write(findings, tmp_path)
-        assert "no device" in accelerator_report_run.describe(findings)
+        accelerator.write(findings, tmp_path)
+        assert "no device" in accelerator.describe(findings)
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,12 @@ class TestCollect:
     ],
 )
 def test_counts_tests(text, counts):
-    assert accelerator_report_run.count_tests(text) == counts
+    assert accelerator.count_tests(text) == counts
 
 
 def test_writes_json_csv_and_figures(partial, tmp_path):
-    findings = accelerator_report_run.collect(partial)
-    accelerator_report_run.write(findings, tmp_path / "out")
+    findings = accelerator.collect(partial)
+    accelerator.write(findings, tmp_path / "out")
     files = {path.name for path in (tmp_path / "out").iterdir()}
     figures = {f"{name}.png" for name in ("time", "peers", "roofline", "compile")}
     assert files == {"accelerator.json", "accelerator.csv", *figures}
@@ -136,7 +136,7 @@ def test_writes_json_csv_and_figures(partial, tmp_path):
     with (tmp_path / "out" / "accelerator.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["share_of_peak"] for row in rows if row["share_of_peak"]] == ["0.1", "0.1"]
-    text = accelerator_report_run.describe(findings)
+    text = accelerator.describe(findings)
     assert "schur eig K=50 B=1000 float32: not reached" in text
     assert "all of step late: had no time left" in text
     cells = next(line for line in text.splitlines() if "closed_form" in line).split()
@@ -146,7 +146,7 @@ def test_writes_json_csv_and_figures(partial, tmp_path):
 
 @pytest.mark.slow
 def test_digits_are_trained_and_attacked():
-    findings = accelerator_digits_run.measure(num_test=60, num_steps=2)
+    findings = accelerator_digits.measure(num_test=60, num_steps=2)
     for name in ("statistical", "robust"):
         assert findings[f"clean_{name}"] > 0.4
         assert findings[f"attacked_{name}"] <= findings[f"clean_{name}"]

@@ -2,11 +2,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import attack_sanity, attack_sanity_run
-from experiments.methods import Method, Parameters, predict
-from experiments.names import HEADS, METHODS, REGIME_OF
-from experiments.sanity_checks import Subject, check_attacks, check_gradients
-from tests.experiments import runs, tiny
+from experiments import attack_sanity
+from experiments.measuring import attack_sanity as measuring
+from jacfuse_jax.evaluation.methods import Method, Parameters, predict
+from jacfuse_jax.evaluation.names import HEADS, METHODS, REGIME_OF
+from jacfuse_jax.evaluation.sanity import Subject, check_attacks, check_gradients
+from tests.evaluation import tiny
+from tests.experiments import runs
 
 NUM_FEATURES = 6
 WEIGHTS = np.random.default_rng(0).normal(size=(NUM_FEATURES, 3)).astype(np.float32)
@@ -114,9 +116,9 @@ class TestPredictionUnderAttack:
     def test_is_that_of_the_method(self, rule):
         method = Method(rule, self.ALL)
         regime = REGIME_OF.get(rule, "standard")
-        log_prob_fn = attack_sanity_run._make_log_prob_fn(self.MODELS, regime, "image", method)
+        log_prob_fn = measuring._make_log_prob_fn(self.MODELS, regime, "image", method)
         trusted = {"audio": self.ROWS.outputs[regime]["audio"]}
-        inputs = {"image": self.ROWS.inputs["image"], **attack_sanity_run._flatten(trusted)}
+        inputs = {"image": self.ROWS.inputs["image"], **measuring._flatten(trusted)}
         expected = predict(
             rule,
             tiny.observe_all(self.ROWS),

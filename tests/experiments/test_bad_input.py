@@ -6,9 +6,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import launch, robust_fusion, robust_fusion_run
-from experiments.config import ConfigError
-from experiments.settings import config_from_flags
+from experiments import robust_fusion
+from experiments.run import launch, start
+from experiments.run.flags import config_from_flags
+from jacfuse_jax.programs import InputError
 from tests.experiments import runs
 
 
@@ -158,13 +159,13 @@ class TestWorkdir:
         with flagsaver.flagsaver():
             flags.FLAGS(["robust_fusion", f"--workdir={tmp_path}"])
             config = config_from_flags()
-        dataset = robust_fusion_run.load(config)
-        robust_fusion_run.load(config)  # it is its own
+        dataset = start.load(config)
+        start.load(config)  # it is its own
         labels = dataset.splits["test"]["label"]
         labels[[0, 1]] = labels[[1, 0]]
-        monkeypatch.setattr(robust_fusion_run.datasets, "load", lambda *_, **__: dataset)
-        with pytest.raises(ConfigError, match="belongs to a run on other rows of digits"):
-            robust_fusion_run.load(config)
+        monkeypatch.setattr(start.datasets, "load", lambda *_, **__: dataset)
+        with pytest.raises(InputError, match="belongs to a run on other rows of digits"):
+            start.load(config)
 
     def test_that_is_a_file(self, tmp_path):
         (tmp_path / "file").write_text("")

@@ -14,10 +14,12 @@ import pytest
 import scipy.linalg
 from absl import flags
 
-from experiments import benchmark, benchmark_run, benchmark_settings, timing
-from experiments.benchmark_settings import BenchmarkConfig, Case, config_from_flags
-from experiments.flops import count_flops
-from experiments.operations import OPERATIONS, Method
+from experiments import benchmark
+from experiments.measuring import timing
+from experiments.measuring.flops import count_flops
+from experiments.measuring.operations import OPERATIONS, Method
+from experiments.run import benchmark_flags
+from experiments.run.benchmark_flags import BenchmarkConfig, Case, config_from_flags
 from jacfuse_jax import linalg
 from tests.experiments.runs import ROOT
 
@@ -45,7 +47,7 @@ def make_config(op, workdir, **changes):
 def measured(request, tmp_path_factory):
     """The folder and the rows of a run of each op."""
     workdir = tmp_path_factory.mktemp(request.param)
-    return workdir, benchmark_run.run(make_config(request.param, workdir))
+    return workdir, benchmark.run(make_config(request.param, workdir))
 
 
 class TestRun:
@@ -101,7 +103,7 @@ class TestRun:
             cases=tuple(Case(K, B, "float32") for K in (2, 5) for B in (1, 3)),
             methods=("closed_form",),
         )
-        rows = benchmark_run.run(config)
+        rows = benchmark.run(config)
         assert len({(row.num_classes, row.batch_size, row.dtype) for row in rows}) == 4
         assert {row.num_measured for row in rows} == {1, 3}
         assert (tmp_path / "benchmark_recalibrate.png").exists()
@@ -116,7 +118,7 @@ class TestRun:
         config = make_config(
             "recalibrate", tmp_path, cases=cases, peer_cases=peer_cases, methods=methods
         )
-        rows = benchmark_run.run(config)
+        rows = benchmark.run(config)
         of_own, of_peer = (("closed_form", 2), ("closed_form", 3)), (("eigh", 3), ("eigh", 4))
         assert tuple((row.method, row.num_classes) for row in rows) == of_own + of_peer
         own, peer = rows[1].median_s, rows[2].median_s
@@ -125,18 +127,18 @@ class TestRun:
         assert rows[2].ratio == peer / own
         assert rows[3].ratio is None
         only_peer = dataclasses.replace(config, methods=("eigh",))
-        assert [row.num_classes for row in benchmark_run.run(only_peer)] == [3, 4]
+        assert [row.num_classes for row in benchmark.run(only_peer)] == [3, 4]
 
     def test_without_the_own_method_has_no_ratio(self, tmp_path):
         config = make_config("recalibrate", tmp_path, methods=("scipy_loop",))
-        (row,) = benchmark_run.run(config)
+        (row,) = benchmark.run(config)
         assert row.median_s is not None
         assert row.ratio is None
 
     def test_says_why_it_skips(self, tmp_path, monkeypatch):
         monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
         peers = ("jax_schur", "jax_eigen")
-        rows = benchmark_run.run(make_config("solve_sylvester", tmp_path, methods=peers))
+        rows = benchmark.run(make_config("solve_sylvester", tmp_path, methods=peers))
         assert [row.skipped for row in rows] == ["not available on tpu"] * 2
         assert rows[0].median_s is None
         assert "not available on" in (tmp_path / "benchmark_solve_sylvester.csv").read_text()
@@ -149,7 +151,7 @@ class TestRun:
         methods = {**OPERATIONS["recalibrate"].methods, "closed_form": Method(fail)}
         operation = OPERATIONS["recalibrate"]._replace(methods=methods)
         monkeypatch.setitem(OPERATIONS, "recalibrate", operation)
-        rows = benchmark_run.run(make_config("recalibrate", tmp_path))
+        rows = benchmark.run(make_config("recalibrate", tmp_path))
         assert rows[0].skipped == "failed: NotImplementedError: no eigendecomposition here"
         assert [row.skipped for row in rows[1:]] == [None] * (len(rows) - 1)
 
@@ -159,7 +161,7 @@ class TestRun:
 
         operation = OPERATIONS["recalibrate"]._replace(make_inputs=fail)
         monkeypatch.setitem(OPERATIONS, "recalibrate", operation)
-        rows = benchmark_run.run(make_config("recalibrate", tmp_path))
+        rows = benchmark.run(make_config("recalibrate", tmp_path))
         assert {row.skipped for row in rows} == {
             "failed: RuntimeError: RESOURCE_EXHAUSTED: out of memory"
         }
@@ -172,7 +174,7 @@ class TestRun:
         operation = OPERATIONS["recalibrate"]._replace(methods=methods)
         monkeypatch.setitem(OPERATIONS, "recalibrate", operation)
         with pytest.raises(KeyboardInterrupt):
-            benchmark_run.run(make_config("recalibrate", tmp_path))
+            benchmark.run(make_config("recalibrate", tmp_path))
         lines = (tmp_path / "benchmark_recalibrate.jsonl").read_text().splitlines()
         rows = {row["method"]: row["skipped"] for row in map(json.loads, lines)}
         assert rows == {
@@ -184,7 +186,7 @@ class TestRun:
 
     def test_does_not_repeat_what_takes_too_long(self, tmp_path):
         config = make_config("recalibrate", tmp_path, methods=("closed_form",), max_s=0.0)
-        (row,) = benchmark_run.run(config)
+        (row,) = benchmark.run(config)
         assert row.num_repeats == 1
         assert row.min_s == row.median_s == row.max_s
 
@@ -192,7 +194,7 @@ class TestRun:
         cases = tuple(Case(NUM_CLASSES, BATCH_SIZE, dtype) for dtype in ("float32", "float64"))
         config = make_config("recalibrate", tmp_path, cases=cases)
         with jax.enable_x64(False):
-            rows = benchmark_run.run(dataclasses.replace(config, methods=("closed_form",)))
+            rows = benchmark.run(dataclasses.replace(config, methods=("closed_form",)))
             assert jax.dtypes.canonicalize_dtype("float64") == np.float32
         assert [row.skipped for row in rows] == [None, None]
         assert (rows[1].peak_mib or 0) > 1.5 * (rows[0].peak_mib or np.inf)
@@ -327,7 +329,7 @@ class TestMemory:
 def error_of(*arguments):
     """The message with which the binary ends."""
     flag_values = flags.FlagValues()
-    benchmark_settings.define_flags(flag_values)
+    benchmark_flags.define_flags(flag_values)
     flag_values(["benchmark", *arguments])
     with pytest.raises(SystemExit) as caught:
         benchmark.main(["benchmark"], flag_values)
@@ -358,7 +360,7 @@ class TestFlags:
     def test_cases_are_all_combinations_or_those_that_are_named(self):
         def cases_of(*arguments):
             flag_values = flags.FlagValues()
-            benchmark_settings.define_flags(flag_values)
+            benchmark_flags.define_flags(flag_values)
             flag_values(["benchmark", *arguments])
             return config_from_flags(flag_values).cases
 
@@ -374,7 +376,7 @@ class TestFlags:
     @pytest.mark.parametrize("argument", ["--num_repeats=4", "--op=fft", "--seed=-1"])
     def test_out_of_bounds(self, argument):
         flag_values = flags.FlagValues()
-        benchmark_settings.define_flags(flag_values)
+        benchmark_flags.define_flags(flag_values)
         with pytest.raises(flags.IllegalFlagValueError, match=argument.partition("=")[0]):
             flag_values(["benchmark", argument])
 

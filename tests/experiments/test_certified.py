@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from experiments import certified, certified_run, radii
-from experiments.certified_run import Row
+from experiments import certified
+from jacfuse_jax.evaluation import certified as certifying
+from jacfuse_jax.evaluation import radii
+from jacfuse_jax.evaluation.certified import Row
 from tests.experiments import runs
 
 FLAGS = (
@@ -125,13 +127,13 @@ def check_table_of_radii(table, rows):
 def make_outcomes(**counts):
     """Of ten rows, so many right and so many certified."""
     return {
-        rule: certified_run._Outcome(np.arange(10) < clean, np.arange(10) < sure)
+        rule: certifying._Outcome(np.arange(10) < clean, np.arange(10) < sure)
         for rule, (clean, sure) in counts.items()
     }
 
 
 def test_what_validation_data_choose():
-    rule = certified_run._Rule
+    rule = certifying._Rule
     outcomes = dict(
         zip(
             [
@@ -146,7 +148,7 @@ def test_what_validation_data_choose():
             strict=True,
         )
     )
-    assert certified_run._select(outcomes, 0.1) == {
+    assert certifying._select(outcomes, 0.1) == {
         rule("statistical"),
         rule("contaminated", 0.5),
         rule("cascade", None, 0.9),  # none is accurate enough: the most accurate

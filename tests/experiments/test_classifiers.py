@@ -2,28 +2,21 @@ from pathlib import Path
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from data_pipelines import datasets
-from experiments import classifiers, training_regimes
-from experiments.config import ConfigError
-from jacfuse_jax.models import IMAGENET_MEAN, IMAGENET_STDDEV, LeNet
+from experiments.run import classifiers
+from jacfuse_jax.evaluation.models import classify
+from jacfuse_jax.models import IMAGENET_MEAN, IMAGENET_STDDEV
+from jacfuse_jax.programs import InputError
+from jacfuse_jax.training import regimes
 
 
 @pytest.fixture(scope="module")
 def dataset():
     return datasets.load("digits", data_dir=Path("unused"), num_train=100, num_eval=50)
-
-
-def make_classifier():
-    model = LeNet((6, 5, 1), 3, channels=(4,), kernel_size=3, hidden_sizes=(7,), rngs=nnx.Rngs(0))
-    graph, parameters = nnx.split(model)
-    return classifiers.Classifier(
-        lambda p, x: nnx.merge(graph, p)(x), parameters, model.head.kernel[...]
-    )
 
 
 def train(dataset, workdir, regime="standard"):
@@ -37,30 +30,6 @@ def train(dataset, workdir, regime="standard"):
         weights={},
         regime=regime,
     )
-
-
-def test_input_grams_are_those_of_forward_mode_jacobians():
-    classifier = make_classifier()
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 5, 1)), jnp.float32)
-    grams = classifiers.input_grams(classifier, classifier.parameters, inputs)
-    assert grams.shape == (4, 3, 3)
-    for x, gram in zip(inputs, grams, strict=True):
-        jac = jax.jacfwd(lambda x: classifier.logits_fn(classifier.parameters, x[None])[0])(x)
-        flat = np.asarray(jac, np.float64).reshape(3, -1)
-        np.testing.assert_allclose(gram, flat @ flat.T, rtol=1e-4, atol=1e-6)
-
-
-def test_predictions_in_batches_are_those_of_all_rows():
-    classifier = make_classifier()
-    inputs = np.random.default_rng(0).normal(size=(10, 6, 5, 1)).astype(np.float32)
-    output = classifiers.predict(classifier, inputs, batch_size=4)
-    assert isinstance(output.logits, np.ndarray)
-    assert isinstance(output.features, np.ndarray)
-    expected = classifier.output_fn(classifier.parameters, jnp.asarray(inputs))
-    chex.assert_trees_all_close(output, expected, rtol=1e-5, atol=1e-6)
-    # The kernel is that of the layer between the two.
-    bias = output.logits - output.features @ np.asarray(classifier.kernel)
-    np.testing.assert_allclose(bias, np.zeros((10, 3)), atol=1e-5)
 
 
 def test_an_unknown_regime_is_named(dataset, tmp_path):
@@ -80,17 +49,17 @@ def test_regimes_share_initial_parameters_and_batches_but_no_folder(dataset, tmp
         chex.assert_trees_all_equal(last, batches[-len(last) :])
 
     monkeypatch.setattr(classifiers.training, "fit", record)
-    for regime in training_regimes.REGIMES:
+    for regime in regimes.REGIMES:
         train(dataset._replace(modalities=("upper",)), tmp_path, regime)
-    assert len(calls) == len(training_regimes.REGIMES)
+    assert len(calls) == len(regimes.REGIMES)
     state, batches, _ = calls[tmp_path / "checkpoints" / "upper"]
     assert len(batches) == 9
     assert len({tuple(jax.random.key_data(batch["key"]).tolist()) for batch in batches}) == 9
-    for regime in training_regimes.REGIMES[1:]:
+    for regime in regimes.REGIMES[1:]:
         other_state, other_batches, loss_fn = calls[tmp_path / f"checkpoints_{regime}" / "upper"]
         chex.assert_trees_all_equal(state, other_state)
         chex.assert_trees_all_equal(batches, other_batches)
-        assert loss_fn is training_regimes.choose_loss_fn(regime)
+        assert loss_fn is regimes.choose_loss_fn(regime)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +103,7 @@ def test_weights_of_torchvision_are_classifiers_without_training(
             expected = peers[modality](planes).numpy()
         if modality == "video":
             expected = expected.reshape(3, 2, 3).mean(axis=1)  # the head is linear
-        output = classifiers.predict(loaded[modality], x[modality], batch_size=2)
+        output = classify(loaded[modality], x[modality], batch_size=2)
         np.testing.assert_allclose(output.logits, expected, rtol=0, atol=1e-4)
 
 
@@ -143,7 +112,7 @@ def test_weights_of_other_classes_need_training(pictures, tmp_path, torchvision)
 
     path = tmp_path / "resnet18.safetensors"
     save_file(torchvision.models.resnet18(num_classes=4).state_dict(), path)
-    with pytest.raises(ConfigError, match=f"--weights=video={path}: 'fc.weight' has shape"):
+    with pytest.raises(InputError, match=f"--weights=video={path}: 'fc.weight' has shape"):
         classifiers.train_classifiers(
             pictures,
             num_epochs=0,

@@ -4,8 +4,9 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from experiments import extra_modality, extra_modality_run
-from experiments.extra_modality_run import Row
+from experiments import extra_modality
+from experiments.measuring import extra_modality as measuring
+from experiments.measuring.extra_modality import Row
 from tests.experiments import runs
 
 
@@ -14,7 +15,7 @@ def test_logits_of_the_gaussian_model_are_its_posterior():
     means = rng.normal(size=(4, 3))
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     x = rng.normal(size=(5, 3))
-    logits = extra_modality_run._gaussian_logits(jnp.asarray(x), jnp.asarray(means), 2.5)
+    logits = measuring._gaussian_logits(jnp.asarray(x), jnp.asarray(means), 2.5)
     densities = [scipy.stats.multivariate_normal(2.5 * mean).logpdf(x) for mean in means]
     expected = scipy.special.softmax(np.stack(densities, axis=-1), axis=-1)
     np.testing.assert_allclose(scipy.special.softmax(logits, axis=-1), expected, rtol=1e-12)

@@ -5,14 +5,16 @@ import sys
 import pytest
 
 from data_pipelines import datasets
-from experiments import benchmark_settings, names
-from experiments.operations import OPERATIONS
-from experiments.targets import STRENGTHS
-from experiments.workdir import claimed
+from experiments.measuring.operations import OPERATIONS
+from experiments.run import benchmark_flags
+from experiments.run.flags import DEFAULT_NUM_EPOCHS
+from experiments.run.workdir import claimed
+from jacfuse_jax.evaluation import names
+from jacfuse_jax.evaluation.targets import STRENGTHS
 from tests.experiments import runs
 
 # What takes seconds to load.
-HEAVY = {"jax", "jacfuse_jax", "tensorflow_datasets", "matplotlib", "scipy", "librosa"}
+HEAVY = {"tensorflow_datasets", "matplotlib", "scipy", "librosa", "flax", "orbax"}
 _HELP = f"""
 import runpy, sys
 sys.argv = [sys.argv[1], "--help"]
@@ -47,14 +49,14 @@ def test_help_lists_flags_without_loading_what_takes_seconds(binary, flag):
 
 
 def test_names_that_flags_take_are_those_of_what_they_name():
-    assert {op: tuple(o.methods) for op, o in OPERATIONS.items()} == benchmark_settings.METHODS
+    assert {op: tuple(o.methods) for op, o in OPERATIONS.items()} == benchmark_flags.METHODS
     assert ("clean", *STRENGTHS) == names.PERTURBATIONS
-    assert names.DEFAULT_NUM_EPOCHS.keys() == datasets.MODALITIES.keys()
+    assert DEFAULT_NUM_EPOCHS.keys() == datasets.MODALITIES.keys()
 
 
 _HOLD = """
 import sys, time
-from experiments.workdir import claimed
+from experiments.run.workdir import claimed
 with claimed(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from data_pipelines import datasets
-from experiments import prepared
-from experiments.config import ConfigError
-from tests.experiments import tiny
+from experiments.run import prepared
+from jacfuse_jax.programs import InputError
+from tests.evaluation import tiny
 
 
 def test_evidence_holds_the_mean_of_the_squared_jacobians(tmp_path):
@@ -26,9 +26,14 @@ def test_evidence_holds_the_mean_of_the_squared_jacobians(tmp_path):
 
 def test_input_grams_that_fill_the_memory_are_refused(monkeypatch):
     models = tiny.make_models()
-    classifier = models.classifiers["standard"]["image"]
-    monkeypatch.setattr(prepared, "_MAX_GRAMS", 1000)
-    with pytest.raises(ConfigError, match="--jacobian=input takes .* GiB .* 8 rows .*--num_eval"):
-        prepared._grams(classifier, np.zeros((8, *tiny.SHAPE)), 4)
-    grams = prepared._grams(classifier, np.zeros((3, *tiny.SHAPE)), 4)
-    assert grams.shape == (3, 6, 6)
+    rows = tiny.make_rows(models, 8)
+    split = {**rows.inputs, "label": rows.labels, "group": rows.groups}
+    config = tiny.make_config(jacobian="input")
+    monkeypatch.setattr(prepared, "_MAX_GRAMS", 2000)
+    with pytest.raises(InputError, match="--jacobian=input takes .* GiB .* 8 rows .*--num_eval"):
+        prepared.make_rows(config, models, split)
+    fewer = {name: array[:3] for name, array in split.items()}
+    grams = prepared.make_rows(config, models, fewer).grams
+    assert {name: gram.shape for name, gram in grams.items()} == dict.fromkeys(
+        tiny.MODALITIES, (3, 6, 6)
+    )

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import report
-from experiments.evaluation import ENSEMBLE, WORST_ATTACK, Row
-from experiments.figures import write_curves, write_trade_off
-from experiments.files import write_atomically
-from experiments.methods import Method
-from experiments.selection import Score
-from experiments.summary import Comparison, method_of, summarise
-from experiments.tables import make_comparison, make_tables
-from tests.experiments.tiny import STATISTICAL, make_row, robust, scaled
+from experiments.reports import robust_fusion
+from experiments.reports.figures import write_curves, write_trade_off
+from experiments.reports.tables import make_comparison, make_tables
+from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, Row
+from jacfuse_jax.evaluation.methods import Method
+from jacfuse_jax.evaluation.selection import Score
+from jacfuse_jax.evaluation.summary import Comparison, method_of, summarise
+from jacfuse_jax.programs.files import write_atomically
+from tests.evaluation.tiny import STATISTICAL, make_row, robust, scaled
 
 MEAN = Method("mean")
 GROUPS = np.arange(8, dtype=np.int32)
@@ -284,7 +284,7 @@ def read_csv(path):
 
 
 def test_csv_leaves_what_does_not_apply_empty(tmp_path):
-    report.write_csv(Row._fields, ROWS, tmp_path / "results.csv")
+    robust_fusion.write_csv(Row._fields, ROWS, tmp_path / "results.csv")
     first, second, *_ = read_csv(tmp_path / "results.csv")
     assert first["gamma"] == first["scale"] == first["attack_target"] == first["selected"] == ""
     assert second["gamma"] == "1e-06"
@@ -300,8 +300,8 @@ def test_all_files_of_several_seeds_are_written_and_named(tmp_path, capsys):
             for row in FIGURE_ROWS
         ]
         scores = [Score("image", "scaled t=0.2", 0.5, None, True)]
-        findings[seed] = report.Findings(rows, outcomes_of(rows), scores, GROUPS)
-    paths = report.write(findings, tmp_path)
+        findings[seed] = robust_fusion.Findings(rows, outcomes_of(rows), scores, GROUPS)
+    paths = robust_fusion.write(findings, tmp_path)
     files = {"results.csv", "summary.csv", "comparison.csv", "selection.csv", "report.md"}
     figures = {"accuracy_known_image.png", "accuracy_known_audio.png", "trade_off.png"}
     assert {str(path.relative_to(tmp_path)) for path in paths} == {

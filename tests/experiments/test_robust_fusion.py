@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from experiments import certified
-from experiments.evaluation import Row
-from experiments.summary import Summary
+from jacfuse_jax.evaluation.measure import Row
+from jacfuse_jax.evaluation.summary import Summary
 from tests.data_pipelines.raw_files import needs_published_files
 from tests.experiments import runs
 

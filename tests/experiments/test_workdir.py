@@ -5,9 +5,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments.config import ConfigError
-from experiments.settings import config_from_flags
-from experiments.workdir import check_workdir, claimed, write_config
+from experiments.run.flags import config_from_flags
+from experiments.run.workdir import check_workdir, claimed, write_config
+from jacfuse_jax.programs import InputError
 
 
 def config_of(*arguments):
@@ -33,7 +33,7 @@ def test_the_next_run_may_follow_in_the_same_process(tmp_path):
     for _ in range(2):
         with (
             claimed(str(tmp_path)),
-            pytest.raises(ConfigError, match="another run is at work there; wait"),
+            pytest.raises(InputError, match="another run is at work there; wait"),
             claimed(str(tmp_path)),
         ):
             pass
@@ -61,7 +61,7 @@ def owned(tmp_path):
 def test_flags_that_classifiers_do_not_depend_on_may_differ(owned, changes):
     changed = dataclasses.replace(owned, **changes)
     check_workdir(changed, "digest", classifiers_only=True)
-    with pytest.raises(ConfigError, match="belongs to a run with other flags"):
+    with pytest.raises(InputError, match="belongs to a run with other flags"):
         check_workdir(changed, "digest")
 
 
@@ -80,5 +80,5 @@ def test_flags_that_classifiers_do_not_depend_on_may_differ(owned, changes):
 def test_flags_that_classifiers_depend_on_must_agree(owned, changes):
     (name,) = changes
     old = json.loads(json.dumps(dataclasses.asdict(owned)))[name]
-    with pytest.raises(ConfigError, match=f"--{name}={old}, now {changes[name]}\\); repeat those"):
+    with pytest.raises(InputError, match=f"--{name}={old}, now {changes[name]}\\); repeat those"):
         check_workdir(dataclasses.replace(owned, **changes), classifiers_only=True)

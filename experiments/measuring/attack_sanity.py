@@ -1,0 +1,150 @@
+"""What `experiments.attack_sanity` checks."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from experiments.run import start
+from experiments.run.config import Config
+from experiments.run.prepared import make_rows
+from jacfuse_jax import fusion, metrics
+from jacfuse_jax.evaluation.evidence import Evidence
+from jacfuse_jax.evaluation.methods import Method, predict
+from jacfuse_jax.evaluation.models import Models
+from jacfuse_jax.evaluation.names import REGIME_OF
+from jacfuse_jax.evaluation.rows import Rows, observe
+from jacfuse_jax.evaluation.sanity import Check, Subject, check_attacks, check_gradients
+from jacfuse_jax.evaluation.targets import STRENGTHS
+from jacfuse_jax.models import UnimodalOutput
+
+_NUM_QUERIES = 500
+
+
+class Row(NamedTuple):
+    """One line of attack_sanity.csv; `check` and the columns after it as in `Check`."""
+
+    dataset: str
+    seed: int
+    perturbed: str
+    target: str
+    check: str
+    value: float
+    limit: float
+    passed: bool
+    detail: str
+
+
+def measure(config: Config) -> list[Row]:
+    """Runs all checks.
+
+    Args:
+      config: settings of the run whose classifiers are attacked.
+
+    Returns:
+      The rows of attack_sanity.csv.
+    """
+    dataset = start.load(config, classifiers_only=True)
+    prepared = start.prepare(config, dataset, config.seed)
+    methods = start.methods_of(config, dataset.modalities)
+    clean = make_rows(config, prepared.models, dataset.splits["test"]).first(config.num_attack)
+    steps = [
+        (perturbed, method)
+        for perturbed in config.perturbed
+        for method in [
+            Method(f"unimodal:{perturbed}"),
+            *(method for method in methods if not method.rule.startswith("unimodal:")),
+        ]
+    ]
+    rows: list[Row] = []
+    progress = tqdm(steps, disable=None)
+    for perturbed, method in progress:
+        progress.set_description(f"{perturbed} attacked: {method.label}")
+        rows += [
+            Row(config.dataset, config.seed, perturbed, method.label, *check)
+            for check in _check_method(config, prepared.models, clean, perturbed, method)
+        ]
+    return rows
+
+
+def _check_method(
+    config: Config, models: Models, rows: Rows, perturbed: str, method: Method
+) -> list[Check]:
+    """All checks of one prediction on the clean rows."""
+    regime = REGIME_OF.get(method.rule, "standard")
+    trusted = {name: output for name, output in rows.outputs[regime].items() if name != perturbed}
+    subject = Subject(
+        _make_log_prob_fn(models, regime, perturbed, method),
+        {perturbed: rows.inputs[perturbed], **_flatten(trusted)},
+        rows.labels,
+        perturbed,
+        models.valid_ranges[perturbed],
+        None
+        if method.rule.startswith("unimodal:")
+        else _accuracy(trusted, models.evidence, rows.labels),
+    )
+    key = jax.random.key(config.seed)
+    return [
+        *check_attacks(
+            subject,
+            epsilons=STRENGTHS["pgd"],
+            num_steps=config.attack_steps,
+            num_queries=_NUM_QUERIES,
+            batch_size=config.batch_size,
+            key=key,
+        ),
+        *check_gradients(subject, batch_size=config.batch_size, key=key),
+    ]
+
+
+def _make_log_prob_fn(models: Models, regime: str, perturbed: str, method: Method) -> Any:
+    """The prediction as a function of the perturbed input and what is said of the others."""
+    classifier = models.classifiers[regime][perturbed]
+    head_parameters = {name: head.parameters for name, head in models.heads.items()}
+
+    def log_prob_fn(inputs: Mapping[str, Any]) -> jax.Array:
+        # In the dtype of the inputs, so that gradients can be checked in float64.
+        dtype = jnp.result_type(inputs[perturbed])
+        parameters, heads, evidence, arrays = jax.tree.map(
+            lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+            (classifier.parameters, head_parameters, models.evidence, dict(inputs)),
+        )
+        outputs = {perturbed: classifier.output_fn(parameters, arrays.pop(perturbed))}
+        for name in models.evidence.grams:
+            if name != perturbed:
+                fields = (arrays[f"{name}/{field}"] for field in UnimodalOutput._fields)
+                outputs[name] = UnimodalOutput(*fields)
+        observed = observe(models, heads, {"standard": outputs, regime: outputs}, {})
+        return predict(
+            method.rule,
+            observed,
+            method.parameters,
+            evidence=evidence,
+            believed=(perturbed,),
+        )
+
+    return log_prob_fn
+
+
+def _flatten(outputs: Mapping[str, UnimodalOutput]) -> dict[str, NDArray[Any]]:
+    """Arrays under names of their own, for batches."""
+    return {
+        f"{name}/{field}": np.asarray(array)
+        for name, output in outputs.items()
+        for field, array in output._asdict().items()
+    }
+
+
+def _accuracy(
+    outputs: Mapping[str, UnimodalOutput], evidence: Evidence, labels: NDArray[Any]
+) -> float | None:
+    """Accuracy of the statistical fusion of these modalities."""
+    if not outputs:
+        return None
+    logits = {modality: output.logits for modality, output in outputs.items()}
+    log_probs = fusion.statistical_fusion(logits, evidence.class_prior)
+    return metrics.finalise(metrics.classification_sums(log_probs, labels)).accuracy

@@ -1,0 +1,1 @@
+"""Settings of a run, and how it starts: flags, working directory, data, classifiers."""

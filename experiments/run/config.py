@@ -1,0 +1,39 @@
+"""Settings of one run."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All flags of `experiments.robust_fusion`, under their own names; see its --help."""
+
+    dataset: str
+    workdir: str
+    data_dir: str
+    manual_dir: str | None
+    num_workers: int | None
+    max_missing: float
+    fold: int
+    weights: dict[str, str]
+    perturbed: tuple[str, ...]
+    perturbations: tuple[str, ...]
+    methods: tuple[str, ...]
+    threat_models: tuple[str, ...]
+    gammas: tuple[float, ...]
+    scales: tuple[float, ...]
+    contaminations: tuple[float, ...]
+    temperings: tuple[float, ...]
+    confidences: tuple[float, ...]
+    num_select: int
+    select_attack: str
+    max_clean_loss: float
+    jacobian: str
+    num_train: int | None
+    num_eval: int | None
+    num_attack: int
+    attack_steps: int
+    num_restarts: int
+    num_epochs: int
+    batch_size: int
+    seed: int
+    num_seeds: int

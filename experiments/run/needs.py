@@ -1,0 +1,95 @@
+"""What a run takes of memory and of disks: estimated from shapes, said and checked beforehand."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipelines.catalogue import MODALITIES
+from experiments.run.config import Config
+from jacfuse_jax.evaluation.names import HEADS, REGIME_OF
+from jacfuse_jax.programs.resources import check
+
+PROCESS_BYTES = 1.5 * 2**30
+"""Libraries, and the programs that they compile."""
+_REPORT_BYTES = 10e6  # tables and figures
+_CLIP_BYTES = 0.41e6  # of VGGSound: decoded, and in the data set
+
+
+class _Data(NamedTuple):
+    """Figures of a data set and of the classifiers that are trained on it.
+
+    Attributes:
+      num_rows: of training, validation and test.
+      num_classes: K.
+      row_bytes: of a row that is held in memory, all modalities; 0 where rows stay on disk.
+      sample_bytes: what a training step holds for each sample of a batch, as XLA counts it on CPUs,
+        for the modality that takes most.
+      num_parameters: of the classifiers of all modalities.
+    """
+
+    num_rows: tuple[int, int, int]
+    num_classes: int
+    row_bytes: int
+    sample_bytes: float
+    num_parameters: float
+
+
+_DATA = {
+    "digits": _Data((1097, 200, 500), 10, 256, 15e3, 23e3),
+    "av_mnist": _Data((55_000, 5000, 10_000), 10, 53_312, 0.3e6, 0.3e6),
+    "ravdess": _Data((960, 240, 240), 8, 0, 7e6, 0.4e6),
+    "vggsound": _Data((174_000, 9500, 15_500), 309, 0, 34e6, 23e6),
+}
+
+
+def num_test_rows(dataset: str) -> int:
+    """Test rows of a data set, as far as they are known beforehand.
+
+    Args:
+      dataset: its name.
+    """
+    return _DATA[dataset].num_rows[2]
+
+
+def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> None:
+    """Says what a run of `experiments.robust_fusion` takes, and refuses what does not fit.
+
+    Upper figures for whole data sets: fewer clips take less, and so does a run that carries on.
+
+    Args:
+      config: its settings.
+      num_step_rows: rows of single modalities in the files of one seed.
+      computes_on_host: the memory of batches is that of the host, not of an accelerator.
+
+    Raises:
+      InputError: more than is free.
+    """
+    data = _DATA[config.dataset]
+    num_train, num_validation, num_test = data.num_rows
+    num_train, num_test = config.num_train or num_train, config.num_eval or num_test
+    num_modalities = len(MODALITIES[config.dataset])
+    grams = data.num_classes**2 if config.jacobian == "input" else 0
+    memory = (
+        PROCESS_BYTES
+        + data.row_bytes * (num_train + num_validation + num_test)
+        + computes_on_host * 2 * config.batch_size * data.sample_bytes  # two programs run at once
+        + 4 * grams * num_modalities * num_test
+    )
+    num_regimes = 1 + sum(name in REGIME_OF for name in config.methods)
+    # Parameters and two moments; a checkpoint is removed when the next one is there.
+    checkpoints = num_regimes * 2 * 3 * 4 * data.num_parameters
+    num_heads = sum(name in HEADS for name in config.methods)
+    row_bytes = 4 * ((num_regimes + num_heads) * data.num_classes + grams)
+    steps = num_step_rows * row_bytes
+    folders = {Path(config.workdir): config.num_seeds * (checkpoints + steps) + _REPORT_BYTES}
+    if not (Path(config.data_dir) / config.dataset).exists():
+        folders[Path(config.data_dir)] = _data_bytes(config)
+    check(memory, folders, remedy="lower --batch_size, --num_train or --num_eval")
+
+
+def _data_bytes(config: Config) -> float:
+    """What the preparation of a data set takes."""
+    if config.dataset == "vggsound":
+        folder = Path(config.manual_dir or "") / "clips"
+        return _CLIP_BYTES * (sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0)
+    published = 13e9 if config.dataset == "ravdess" and not config.manual_dir else 0
+    return {"digits": 0, "av_mnist": 0.6e9, "ravdess": 0.4e9}[config.dataset] + published

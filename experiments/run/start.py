@@ -1,0 +1,167 @@
+"""How a run starts: its data, its working directory, its classifiers, its methods."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from data_pipelines import datasets
+from experiments.run import needs
+from experiments.run.config import Config
+from experiments.run.prepared import train_models
+from experiments.run.workdir import check_workdir, write_config
+from jacfuse_jax.evaluation.methods import Method, expand_methods
+from jacfuse_jax.evaluation.models import Models
+from jacfuse_jax.evaluation.names import ATTACKS, GRIDS
+from jacfuse_jax.evaluation.plan import SEVERITIES, Contest, list_steps
+from jacfuse_jax.evaluation.threat_models import make_scenarios
+from jacfuse_jax.programs import InputError
+from jacfuse_jax.training import CheckpointError
+
+
+class Prepared(NamedTuple):
+    """What a run evaluates with one seed.
+
+    Attributes:
+      dataset: all splits.
+      models: trained.
+      folder: of this seed, below the working directory.
+    """
+
+    dataset: datasets.MultimodalDataset
+    models: Models
+    folder: Path
+
+
+def load(config: Config, *, classifiers_only: bool = False) -> datasets.MultimodalDataset:
+    """Loads the data and makes the working directory that of this run.
+
+    Args:
+      config: all settings.
+      classifiers_only: takes the classifiers of a run whose flags differ in what they do not depend
+        on, and leaves its config.json alone.
+
+    Returns:
+      The data set.
+
+    Raises:
+      DataError: raw or prepared data are missing or damaged.
+      InputError: the working directory belongs to another run, or a flag does not fit the data.
+    """
+    check_workdir(config, classifiers_only=classifiers_only)
+    needs.check_run(
+        config,
+        0 if classifiers_only else _num_step_rows(config),
+        computes_on_host=jax.default_backend() == "cpu",
+    )
+    dataset = datasets.load(
+        config.dataset,
+        data_dir=Path(config.data_dir),
+        manual_dir=None if config.manual_dir is None else Path(config.manual_dir),
+        num_train=config.num_train,
+        num_eval=config.num_eval,
+        fold=config.fold,
+        max_missing=config.max_missing,
+        num_workers=config.num_workers,
+    )
+    counts = np.bincount(dataset.splits["train"]["label"], minlength=dataset.num_classes)
+    if counts.min() == 0:
+        raise InputError(
+            f"--num_train={config.num_train} leaves class {counts.argmin()} without a training "
+            "row; raise it"
+        )
+    groups = dataset.splits["test"]["group"]
+    for flag, count in (("num_eval", len(groups)), ("num_attack", config.num_attack)):
+        if len(set(groups[:count].tolist())) < 2:
+            raise InputError(f"--{flag}={count}: intervals need test rows of two groups; raise it")
+    data = _digest(dataset)
+    check_workdir(config, data, classifiers_only=classifiers_only)
+    if not classifiers_only or not (Path(config.workdir) / "config.json").exists():
+        write_config(config, data, _device(), wall_time_s=None)
+    return dataset
+
+
+def prepare(config: Config, dataset: datasets.MultimodalDataset, seed: int) -> Prepared:
+    """Trains all models of a seed, or restores what the working directory has.
+
+    Args:
+      config: all settings.
+      dataset: see `load`.
+      seed: of training.
+
+    Returns:
+      Data, models and their folder.
+
+    Raises:
+      InputError: a checkpoint in the working directory is damaged.
+    """
+    folder = Path(config.workdir) / f"seed_{seed}"
+    try:
+        return Prepared(dataset, train_models(config, dataset, seed, folder), folder)
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+
+
+def finish(config: Config, dataset: datasets.MultimodalDataset, wall_time_s: float) -> Path:
+    """Writes into config.json how long a run took.
+
+    Args:
+      config: all settings.
+      dataset: see `load`.
+      wall_time_s: in seconds.
+
+    Returns:
+      The path written.
+    """
+    write_config(config, _digest(dataset), _device(), wall_time_s=round(wall_time_s, 1))
+    return Path(config.workdir) / "config.json"
+
+
+def methods_of(config: Config, modalities: tuple[str, ...]) -> list[Method]:
+    """The methods of a run with all their parameters.
+
+    Args:
+      config: settings of the run.
+      modalities: of its data set.
+    """
+    values = {
+        "gamma": config.gammas,
+        "scale": config.scales,
+        "contamination": config.contaminations,
+        "tempering": config.temperings,
+        "confidence": config.confidences,
+    }
+    return expand_methods(config.methods, modalities, values)
+
+
+def _num_step_rows(config: Config) -> int:
+    """Rows of single modalities in the files of a seed; the first parameters stand for the best."""
+    modalities = datasets.MODALITIES[config.dataset]
+    methods = methods_of(config, modalities)
+    first = {method.rule: method for method in reversed(methods) if method.rule in GRIDS}
+    contest = Contest(methods, frozenset(first.values() if config.num_select else ()))
+    scenarios = make_scenarios(config.threat_models, config.perturbed, modalities)
+    steps = list_steps(config.perturbations, scenarios, {s.believed: contest for s in scenarios})
+    num_test = config.num_eval or needs.num_test_rows(config.dataset)
+    num_attack = min(config.num_attack, num_test)
+    num_selection_steps = len(SEVERITIES) * len(modalities) * (2 + len(methods))
+    return config.num_select * num_selection_steps + sum(
+        len(step.attacked) * (num_attack if step.perturbation in ATTACKS else num_test)
+        for step in steps
+    )
+
+
+def _device() -> str:
+    return str(jax.devices()[0].device_kind)
+
+
+def _digest(dataset: datasets.MultimodalDataset) -> str:
+    """SHA-256 of labels and groups: those of other rows differ."""
+    digest = hashlib.sha256()
+    for split, arrays in dataset.splits.items():
+        for name in ("label", "group"):
+            digest.update(f"{split} {name} {len(arrays[name])}\n".encode())
+            digest.update(np.asarray(arrays[name], np.int32).tobytes())
+    return digest.hexdigest()

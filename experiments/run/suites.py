@@ -1,0 +1,56 @@
+"""Sets of flags for `experiments.robust_fusion`: what --suite gives to flags that are not given."""
+
+from typing import Any
+
+from jacfuse_jax.evaluation.names import METHODS, PERTURBATIONS
+from jacfuse_jax.evaluation.threat_models import THREAT_MODELS
+
+SUITES: dict[str, dict[str, Any]] = {
+    "quick": {
+        "methods": [
+            *("unimodal", "mean", "statistical", "scaled", "robust", "contaminated", "cascade")
+        ],
+        "perturbations": ["clean", "gaussian_noise", "missing", "mismatched_pair", "apgd"],
+        "gammas": ["0.1"],
+        "scales": ["0.2"],
+        "contaminations": ["0.5"],
+        "temperings": ["1"],
+        "num_train": 5000,
+        "num_eval": 1000,
+        "num_attack": 100,
+        "attack_steps": 10,
+    },
+    "standard": {
+        "methods": METHODS,
+        "perturbations": [
+            *("clean", "gaussian_noise", "missing", "bias", "missing_modality"),
+            *("mismatched_pair", "occlusion", "gaussian_blur", "white_noise", "time_mask"),
+            *("pgd", "apgd"),
+        ],
+        "threat_models": ["known", "wrong", "unknown", "both", "either"],
+        "gammas": ["0.3", "0.1", "0.03", "0.01", "0.001"],
+        "scales": ["0.7", "0.5", "0.4", "0.3", "0.25", "0.2", "0.15", "0.1"],
+        "contaminations": ["0.03", "0.1", "0.3", "0.5", "0.7", "0.9"],
+        "temperings": ["1", "0.5", "0.33"],
+        "confidences": ["0.7", "0.75", "0.8", "0.9", "0.95"],
+        "num_train": 20_000,
+        "num_eval": 5000,
+        "num_attack": 200,
+        "num_select": 300,
+    },
+    "full": {
+        "methods": METHODS,
+        "perturbations": PERTURBATIONS,
+        "threat_models": THREAT_MODELS,
+        "gammas": ["0.5", "0.3", "0.1", "0.03", "0.01", "0.001", "0.0001"],
+        "scales": ["0.5", "0.35", "0.25", "0.2", "0.15", "0.1", "0.05"],
+        "contaminations": ["0.05", "0.1", "0.3", "0.5", "0.7", "0.9"],
+        "temperings": ["1", "0.5", "0.33", "0.2"],
+        "confidences": ["0.5", "0.6", "0.7", "0.75", "0.8", "0.85", "0.9", "0.95", "0.98"],
+        "num_attack": 2000,
+        "num_select": 1000,
+        "attack_steps": 50,
+        "num_restarts": 2,
+        "num_seeds": 3,
+    },
+}

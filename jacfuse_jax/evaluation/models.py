@@ -1,0 +1,104 @@
+"""Trained classifiers, as functions of their parameters, and what fusion knows of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from jacfuse_jax import jacobians
+from jacfuse_jax.evaluation.evidence import Evidence
+from jacfuse_jax.models import UnimodalOutput
+from jacfuse_jax.training import FusionHead, iterate_batches
+
+
+class Classifier(NamedTuple):
+    """A trained classifier of one modality.
+
+    Attributes:
+      output_fn: maps (parameters, inputs (B, H, W, C)) to `UnimodalOutput`.
+      parameters: pytree of its arrays.
+      kernel: (H, K), of its last linear layer.
+      lipschitz_fn: maps (parameters, key) to a bound on the Lipschitz constant of the logits in the
+        input, in the 2-norm; None where there is none.
+    """
+
+    output_fn: Callable[[Any, jax.Array], UnimodalOutput]
+    parameters: Any
+    kernel: jax.Array
+    lipschitz_fn: Callable[[Any, jax.Array], jax.Array] | None = None
+
+    def logits_fn(self, parameters: Any, inputs: jax.Array) -> jax.Array:
+        """Maps (parameters, inputs (B, H, W, C)) to logits (B, K)."""
+        return self.output_fn(parameters, inputs).logits
+
+
+class Models(NamedTuple):
+    """Everything that was trained, and what fusion knows of it.
+
+    Attributes:
+      classifiers: {regime of training: {modality: classifier}}.
+      heads: {name: trained fusion}.
+      evidence: of the standard classifiers.
+      valid_ranges: {modality: (low, high)} of the training inputs, which bounds perturbed ones.
+      fill_values: {modality: (H, W, C)}, the mean training input, which missing entries read.
+    """
+
+    classifiers: dict[str, dict[str, Classifier]]
+    heads: dict[str, FusionHead]
+    evidence: Evidence
+    valid_ranges: dict[str, tuple[float, float]]
+    fill_values: dict[str, NDArray[Any]]
+
+
+def classify(classifier: Classifier, inputs: Any, *, batch_size: int) -> UnimodalOutput:
+    """Classifies inputs in batches.
+
+    Args:
+      classifier: as trained.
+      inputs: (N, H, W, C), N >= 1.
+      batch_size: samples at a time.
+
+    Returns:
+      `UnimodalOutput(logits (N, K), features (N, H))` of NumPy arrays.
+    """
+    output_fn = jax.jit(classifier.output_fn)
+    outputs = [
+        jax.device_get(output_fn(classifier.parameters, batch["inputs"]))
+        for batch in iterate_batches({"inputs": inputs}, batch_size)
+    ]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(inputs)], *outputs)
+
+
+def classify_all(
+    classifiers: Mapping[str, Classifier], split: Mapping[str, Any], *, batch_size: int
+) -> dict[str, UnimodalOutput]:
+    """Classifies the inputs of every modality, see `classify`.
+
+    Args:
+      classifiers: {modality: classifier}.
+      split: {modality: inputs}, and whatever else.
+      batch_size: samples at a time.
+    """
+    return {
+        modality: classify(classifier, split[modality], batch_size=batch_size)
+        for modality, classifier in classifiers.items()
+    }
+
+
+def input_grams(classifier: Classifier, parameters: Any, inputs: jax.Array) -> jax.Array:
+    """Gram matrices D D^T of the Jacobians D of the logits in the input, one per sample.
+
+    Args:
+      classifier: differentiated by `jax.jacrev`, since inputs outnumber classes.
+      parameters: of the classifier.
+      inputs: (B, H, W, C).
+
+    Returns:
+      (B, K, K).
+    """
+    jac = jacobians.per_sample_jacobian(
+        lambda x: classifier.logits_fn(parameters, x[None])[0], inputs, mode="reverse"
+    )
+    return jacobians.gram_from_jacobian(jac)

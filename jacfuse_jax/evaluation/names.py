@@ -1,0 +1,40 @@
+"""Names of rules, attacks and corruptions, apart from what they name."""
+
+# Rules with parameters, and the parameters that they have.
+GRIDS: dict[str, tuple[str, ...]] = {
+    "scaled": ("scale",),
+    "fixed_robust": ("gamma",),
+    "robust": ("gamma",),
+    "contaminated": ("contamination", "tempering"),
+    "contaminated_robust": ("contamination", "gamma"),
+    "cascade": ("confidence", "tempering"),
+}
+# Statistical fusion of classifiers that were trained to be robust, by regime of training.
+REGIME_OF = {
+    "noise_training": "noise",
+    "adversarial_training": "pgd",
+    "jacobian_training": "jacobian",
+}
+HEADS = ("concatenation", "gated")
+METHODS = (
+    *("unimodal", "mean", "max", "product", "statistical", "temperature"),
+    *GRIDS,
+    *HEADS,
+    *REGIME_OF,
+)
+LINF_ATTACKS = (
+    *("fgm", "pgd", "apgd", "apgd_ce", "apgd_dlr", "apgd_targeted"),
+    *("square", "random_search", "hop_skip_jump"),
+)
+"""Attacks that share their budgets, so that the worst of them is one figure."""
+L2_ATTACKS = ("pgd_l2", "apgd_l2")
+L0_ATTACKS = ("adversarial_missing",)
+ATTACKS = (*LINF_ATTACKS, *L2_ATTACKS, *L0_ATTACKS)
+ANY_CORRUPTIONS = ("gaussian_noise", "missing", "bias", "missing_modality", "mismatched_pair")
+IMAGE_CORRUPTIONS = (
+    *("shot_noise", "impulse_noise", "gaussian_blur", "occlusion", "contrast", "brightness"),
+)
+# Not gain and clipping: entries of the spectrograms are levels, of which gain is a bias.
+AUDIO_CORRUPTIONS = ("white_noise", "pink_noise", "time_mask", "frequency_mask")
+CORRUPTIONS = (*ANY_CORRUPTIONS, *IMAGE_CORRUPTIONS, *AUDIO_CORRUPTIONS)
+PERTURBATIONS = ("clean", *CORRUPTIONS, *ATTACKS)

@@ -1,0 +1,103 @@
+"""Perturbations by name and strength, and what attacks are aimed at."""
+
+from typing import NamedTuple
+
+from jacfuse_jax.corruptions import SEVERITIES
+from jacfuse_jax.evaluation import corruptions
+from jacfuse_jax.evaluation.methods import Method, Surrogate
+from jacfuse_jax.evaluation.names import (
+    ATTACKS,
+    CORRUPTIONS,
+    L0_ATTACKS,
+    L2_ATTACKS,
+    LINF_ATTACKS,
+    REGIME_OF,
+)
+
+# The parameter at severities 1 to 5: of corruptions as graded by the library; of attacks the radius
+# in units of the input (range about one), or the share of entries that read their training mean.
+STRENGTHS: dict[str, tuple[float, ...]] = {
+    **{name: SEVERITIES[name].values for name in CORRUPTIONS},
+    **dict.fromkeys(LINF_ATTACKS, (0.01, 0.03, 0.1, 0.2, 0.4)),
+    **dict.fromkeys(L2_ATTACKS, (0.25, 0.5, 1.0, 2.0, 4.0)),
+    **dict.fromkeys(L0_ATTACKS, (0.01, 0.02, 0.05, 0.1, 0.2)),
+}
+
+
+class Target(NamedTuple):
+    """What an attacker differentiates.
+
+    Attributes:
+      method: a method, or `Method("unimodal")`: each perturbed modality's own classifier.
+      believed: the modalities that the method believes perturbed; empty for rules without belief.
+      surrogate: see `methods.predict`.
+    """
+
+    method: Method
+    believed: tuple[str, ...] = ()
+    surrogate: Surrogate = ""
+
+    @property
+    def name(self) -> str:
+        """All of it, for a file name."""
+        parameters = self.method.parameters._asdict().items()
+        parts = [self.method.rule, *(f"{k}_{v:.12g}" for k, v in parameters if v is not None)]
+        if self.believed:
+            parts.append(f"believed_{'+'.join(self.believed)}")
+        if self.surrogate:
+            parts.append(self.surrogate)
+        return "_".join(parts).replace(":", "_")
+
+
+OWN = Target(Method("unimodal"))
+
+
+class Step(NamedTuple):
+    """One perturbation of some rows.
+
+    Attributes:
+      attacked: the modalities to perturb, each by the perturbation at this severity.
+      perturbation: a key of `STRENGTHS`.
+      severity: 1 to 5.
+      target: what an attack differentiates; None for corruptions.
+    """
+
+    attacked: tuple[str, ...]
+    perturbation: str
+    severity: int
+    target: Target | None
+
+
+class Branch(NamedTuple):
+    """What one compiled attack can tell apart at run time: everything static about a target."""
+
+    rule: str
+    believed: tuple[str, ...]
+    surrogate: Surrogate
+
+
+def branch_of(step: Step) -> Branch:
+    """The branch that attacks the target of a step.
+
+    Classifiers of all regimes of training have one structure: which of them is attacked, their
+    parameters say.
+
+    Args:
+      step: an attack.
+    """
+    rule, believed, surrogate = (step.target or OWN).method.rule, *(step.target or OWN)[1:]
+    if step.target == OWN:
+        return Branch(rule, step.attacked, surrogate)
+    return Branch("statistical" if rule in REGIME_OF else rule, believed, surrogate)
+
+
+def applies(perturbation: str, attacked: tuple[str, ...]) -> bool:
+    """Whether the perturbation is one of all these modalities.
+
+    Args:
+      perturbation: a key of `STRENGTHS`.
+      attacked: names of modalities.
+    """
+    if perturbation in ATTACKS:
+        return perturbation != "hop_skip_jump" or len(attacked) == 1
+    return all(corruptions.applies(perturbation, modality) for modality in attacked)

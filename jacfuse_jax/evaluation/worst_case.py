@@ -1,0 +1,80 @@
+"""Predictions of a method for rows perturbed in several ways, and the worst of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from jacfuse_jax.evaluation.evidence import Evidence
+from jacfuse_jax.evaluation.methods import Method, Observed, predict
+from jacfuse_jax.evaluation.rows import Rows
+
+_predict = jax.jit(predict, static_argnames=("rule", "believed"))
+
+
+def predict_all(
+    method: Method,
+    believed: tuple[str, ...],
+    observations: Sequence[Observed],
+    rows: Rows,
+    evidence: Evidence,
+) -> NDArray[Any]:
+    """Log-probabilities (T, N, K) of a method for T perturbations of the same rows.
+
+    Args:
+      method: whose predictions.
+      believed: modalities that it believes perturbed.
+      observations: of the perturbed modalities; those missing in one are taken from the rows.
+      rows: clean.
+      evidence: what fusion knows.
+    """
+    clean_logits = {
+        regime: {modality: output.logits for modality, output in of_regime.items()}
+        for regime, of_regime in rows.outputs.items()
+    }
+    whole = [
+        Observed(
+            {regime: {**z, **observed.logits[regime]} for regime, z in clean_logits.items()},
+            observed.heads,
+            {**rows.grams, **observed.grams},
+        )
+        for observed in observations
+    ]
+    stacked = jax.tree.map(lambda *arrays: np.concatenate(arrays), *whole)
+    log_probs = _predict(
+        method.rule, stacked, method.parameters, evidence=evidence, believed=believed
+    )
+    return np.asarray(log_probs).reshape(len(whole), len(rows.labels), -1)
+
+
+def worst_case(candidates: Any, labels: NDArray[Any]) -> NDArray[Any]:
+    """Of T predictions for every sample the one that is worst for its label.
+
+    Wrong ones and NaN come before right ones, then the largest margin of a wrong class decides.
+
+    Args:
+      candidates: T x (N, K), log-probabilities.
+      labels: (N,).
+
+    Returns:
+      (N, K).
+    """
+    stacked = np.asarray(candidates)
+    of_label = np.arange(stacked.shape[-1]) == labels[:, None]
+    margins = np.where(of_label, -np.inf, stacked).max(axis=-1) - stacked[:, of_label]
+    wrong = ~np.stack([is_correct(log_probs, labels) for log_probs in stacked])
+    badness = np.where(wrong, 1 + np.maximum(margins, 0), np.minimum(margins, 0))
+    badness = np.where(np.isnan(stacked).any(axis=-1), np.inf, badness)
+    return stacked[badness.argmax(axis=0), np.arange(len(labels))]
+
+
+def is_correct(log_probs: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether the most likely class of each row is its label, (N,); rows with NaN are wrong.
+
+    Args:
+      log_probs: (N, K).
+      labels: (N,).
+    """
+    return (log_probs.argmax(axis=-1) == labels) & ~np.isnan(log_probs).any(axis=-1)

@@ -1,0 +1,1 @@
+"""What classifiers of any framework predicted, in files: read, joined, fused, written."""

@@ -1,0 +1,95 @@
+"""Ids of rows: integers or texts, of which none occurs twice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jacfuse_jax.predictions.parquet import Arrow
+from jacfuse_jax.programs import InputError
+
+_NUM_EXAMPLES = 3
+
+
+def is_integer_or_text(column_type: Arrow) -> bool:
+    """Whether entries of a type of Arrow can be ids.
+
+    Args:
+      column_type: of the column.
+    """
+    if pa.types.is_dictionary(column_type):
+        column_type = column_type.value_type
+    return (
+        pa.types.is_integer(column_type)
+        or pa.types.is_string(column_type)
+        or pa.types.is_large_string(column_type)
+        or pa.types.is_string_view(column_type)
+    )
+
+
+def is_distinct(batches: Iterator[Arrow]) -> bool:
+    """Whether no entry is null or occurs twice; keeps 8 bytes of each, since texts may be long.
+
+    Args:
+      batches: of a column of integers or texts, none of them empty, at least one.
+    """
+    kept: list[NDArray[Any]] = []
+    for part in batches:
+        batch = part.dictionary_decode() if pa.types.is_dictionary(part.type) else part
+        if batch.null_count:
+            return False
+        if pa.types.is_integer(batch.type):
+            keys = batch.to_numpy(zero_copy_only=False)
+        else:
+            # Of 10 million distinct texts two have the same hash once in 400,000 times.
+            keys = np.fromiter(map(hash, batch.to_pylist()), np.int64, len(batch))
+        if np.unique(keys).size < keys.size:
+            return False
+        kept.append(keys)
+    keys = np.concatenate(kept)
+    keys.sort()
+    return not np.any(keys[1:] == keys[:-1])
+
+
+def check_ids(path: Path, name: str, ids: Arrow) -> Arrow:
+    """Ids as int64 or large_string.
+
+    Args:
+      path: of their file, for messages.
+      name: of their column.
+      ids: (N,).
+
+    Raises:
+      InputError: they are of another type, some are null, or one occurs twice.
+    """
+    is_integer = pa.types.is_integer(ids.type)
+    try:
+        if pa.types.is_primitive(ids.type) and not is_integer:
+            raise pa.ArrowInvalid("a number or a time that may be rounded")
+        own = ids.cast(pa.int64() if is_integer else pa.large_string()).combine_chunks()
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: {name} are {ids.type}; save int64 or text") from error
+    if own.null_count:
+        raise InputError(f"{path}: {own.null_count} {name} are null")
+    counts = own.value_counts()
+    repeated = np.flatnonzero(counts.field("counts").to_numpy() > 1)
+    if repeated.size:
+        raise InputError(
+            f"{path}: {repeated.size} {name} occur more than once, "
+            f"{name_some(counts.field('values'), repeated)}; give every row its own"
+        )
+    return own
+
+
+def name_some(ids: Arrow, rows: NDArray[np.int64]) -> str:
+    """The ids of the first of these rows, for messages.
+
+    Args:
+      ids: (N,).
+      rows: (n,), positions.
+    """
+    texts = [repr(ids[row].as_py()) for row in rows[:_NUM_EXAMPLES].tolist()]
+    return ", ".join(texts) + (", ..." if len(rows) > _NUM_EXAMPLES else "")

@@ -1,0 +1,319 @@
+"""What classifiers of any framework predicted, in files.
+
+A file or folder holds `logits` (N, K), or `log_probs` as `outputs` writes them, and may hold
+`ids` (N,), `labels` (N,) and the last linear layer: `kernel` (H, K), torch's `weight` (K, H), or
+the Gram matrix itself, `gram` (K, K). Formats are those of `arrays`, a single .npy being the
+logits, and those of `parquet`: logits are a column of lists there, and are unpacked to a
+temporary file.
+
+Where there are no `ids`, any other column of integers or texts of which none occurs twice may be
+meant: rows that belong together are then found by it, if all inputs have it.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jacfuse_jax.predictions.arrays import (
+    ArrayOnDisk,
+    ScratchFn,
+    Shaped,
+    check_floating,
+    list_arrays,
+    not_whole,
+    open_arrays,
+)
+from jacfuse_jax.predictions.ids import check_ids, is_distinct, is_integer_or_text
+from jacfuse_jax.predictions.layers import HEADS
+from jacfuse_jax.predictions.parquet import (
+    Arrow,
+    is_table,
+    measure_lists,
+    open_table,
+    pandas_index,
+    read_column,
+    unpack_lists,
+)
+from jacfuse_jax.programs import InputError
+
+_RESERVED = ("logits", "log_probs", "labels", "class_prior", *HEADS)  # never taken for ids
+_COLUMN_ROWS = 2**16  # of an array in memory at a time
+
+
+class Names(NamedTuple):
+    """What arrays and columns are called; None: as the module says.
+
+    Attributes:
+      logits: of the logits.
+      ids: of the ids.
+      labels: of the labels.
+      by_position: whether ids are not looked for.
+    """
+
+    logits: str | None = None
+    ids: str | None = None
+    labels: str | None = None
+    by_position: bool = False
+
+
+_NAMES = Names()
+
+
+class Predictions(NamedTuple):
+    """What a classifier predicted.
+
+    Attributes:
+      path: of the file or folder.
+      logits: (N, K), floating.
+      ids: (N,), int64 or large_string, each once; None where none are named.
+      ids_name: of their column.
+      candidates: {column: reads it as ids}; empty where there are ids.
+      labels: (N,), from 0 to K - 1; None where there are none.
+      heads: those of `HEADS` that the file holds.
+      unused: what else it holds, candidates included.
+    """
+
+    path: Path
+    logits: ArrayOnDisk
+    ids: Arrow | None
+    ids_name: str | None
+    candidates: dict[str, Callable[[], Arrow]]
+    labels: NDArray[np.int64] | None
+    heads: dict[str, ArrayOnDisk]
+    unused: list[str]
+
+
+class Extent(NamedTuple):
+    """How large the predictions of a file are.
+
+    Attributes:
+      num_rows: N.
+      num_classes: K.
+      itemsize: bytes of a logit.
+      unpacked_bytes: what temporary files take, for what cannot be read in place.
+      may_have_ids: whether rows may be joined by a column.
+    """
+
+    num_rows: int
+    num_classes: int
+    itemsize: int
+    unpacked_bytes: int
+    may_have_ids: bool
+
+
+class _Opened(NamedTuple):
+    """A file of either kind: names, logits and heads in it, and what reads its columns."""
+
+    names: list[str]
+    may_be_ids: list[str]
+    index_names: list[str]
+    logits_name: str
+    logits: ArrayOnDisk
+    heads: dict[str, ArrayOnDisk]
+    read_fn: Callable[[str], Iterator[Arrow]]
+
+
+def open_predictions(path: Path, *, scratch_fn: ScratchFn, names: Names = _NAMES) -> Predictions:
+    """Opens what a classifier predicted; logits stay on disk.
+
+    Args:
+      path: of the file or folder.
+      scratch_fn: makes temporary files for what cannot be read in place.
+      names: of what it holds.
+
+    Raises:
+      InputError: there is no such file, it is damaged, or what it holds does not fit together.
+    """
+    opened = (_open_table if is_table(path) else _open_arrays)(path, names, scratch_fn)
+    logits = opened.logits
+    if len(logits.shape) != 2 or logits.shape[1] < 2:
+        raise InputError(f"{logits.name} has shape {logits.shape}, not (N, K) of K >= 2 classes")
+    check_floating(logits)
+    num_rows, num_classes = logits.shape
+    if names.labels is None and "label" in opened.names:
+        raise InputError(
+            f"{path} holds `label`; name it `labels`, give --labels_column=label, or leave it out"
+        )
+    if names.ids and names.ids not in opened.names:
+        raise _lacks(path, names.ids, opened.names, "--ids_column")
+
+    def read(name: str) -> Arrow:
+        column = pa.chunked_array(list(opened.read_fn(name)))
+        if len(column) != num_rows:
+            raise InputError(f"{path}: {num_rows} rows of logits, but {len(column)} {name}")
+        return column
+
+    def read_ids(name: str) -> Arrow:
+        return check_ids(path, name, read(name))
+
+    ids_name = names.ids or ("ids" if "ids" in opened.names else None)
+    labels_name = names.labels or "labels"
+    candidates: list[str] = []
+    if names.by_position:
+        ids_name = None
+    elif ids_name is None:
+        candidates = _candidates(path, opened, labels_name)
+    used = {opened.logits_name, ids_name, labels_name, *opened.heads, "class_prior"}
+    return Predictions(
+        path=path,
+        logits=logits,
+        ids=None if ids_name is None else read_ids(ids_name),
+        ids_name=ids_name,
+        candidates={name: functools.partial(read_ids, name) for name in candidates},
+        labels=(
+            _check_labels(path, labels_name, read(labels_name), num_classes)
+            if labels_name in opened.names
+            else None
+        ),
+        heads=opened.heads,
+        unused=[name for name in opened.names if name not in used],
+    )
+
+
+def measure_predictions(path: Path, *, names: Names = _NAMES) -> Extent:
+    """Measures what a classifier predicted by the headers alone.
+
+    Args:
+      path: of the file or folder.
+      names: of what it holds.
+
+    Raises:
+      InputError: it is damaged, or has no logits.
+    """
+    if is_table(path):
+        table = open_table(path)
+        logits_name = _logits_name(path, table.schema.names, names)
+        num_rows, num_entries, dtype = measure_lists(table, logits_name)
+        column_bytes = 0
+        may_have_ids = any(is_integer_or_text(field.type) for field in table.schema)
+    else:
+        shaped = list_arrays(path, bare=names.logits or "logits")
+        shape, dtype = shaped[_logits_name(path, list(shaped), names)]
+        num_rows, num_entries = shape[0] if shape else 0, math.prod(shape)
+        columns = _columns(shaped, num_rows)
+        # Each is looked at, then read.
+        column_bytes = 2 * num_rows * sum(column.itemsize for column in columns.values())
+        may_have_ids = bool(columns.keys() - set(_RESERVED))
+    itemsize = 1 if dtype is None else dtype.itemsize  # a dtype that is refused when it is read
+    is_packed = is_table(path) or path.suffix == ".npz"
+    return Extent(
+        num_rows,
+        num_entries // max(1, num_rows),
+        itemsize,
+        is_packed * (num_entries * itemsize + column_bytes),
+        may_have_ids,
+    )
+
+
+def _open_arrays(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
+    """A file or folder of arrays."""
+    bare = names.logits or "logits"
+    shaped = list_arrays(path, bare=bare)
+    open_fn = functools.partial(open_arrays, path, bare=bare, scratch_fn=scratch_fn)
+    logits_name = _logits_name(path, list(shaped), names)
+    arrays = open_fn([logits_name, *HEADS])
+    logits = arrays[logits_name]
+    return _Opened(
+        names=list(shaped),
+        may_be_ids=list(_columns(shaped, logits.shape[0])),
+        index_names=[],
+        logits_name=logits_name,
+        logits=logits,
+        heads={name: arrays[name] for name in HEADS if name in arrays},
+        read_fn=lambda name: _read_array(open_fn([name])[name]),
+    )
+
+
+def _open_table(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
+    """Parquet."""
+    table = open_table(path)
+    schema = table.schema
+    for name in (names.logits or "logits", names.ids or "ids", names.labels or "labels"):
+        if name in table.partitions:
+            raise InputError(f"{path}: only folders' names tell {name}; save it as a column")
+    logits_name = _logits_name(path, schema.names, names)
+    return _Opened(
+        names=[*schema.names, *table.partitions],
+        may_be_ids=[field.name for field in schema if is_integer_or_text(field.type)],
+        index_names=pandas_index(schema),
+        logits_name=logits_name,
+        logits=unpack_lists(table, logits_name, scratch_fn()),
+        heads={},
+        read_fn=functools.partial(read_column, table),
+    )
+
+
+def _columns(shaped: Mapping[str, Shaped], num_rows: int) -> dict[str, np.dtype[Any]]:
+    """The arrays that have an integer or text a row."""
+    return {
+        name: dtype
+        for name, (shape, dtype) in shaped.items()
+        # Texts may have been saved as Python objects, which is then said.
+        if shape == (num_rows,) and dtype is not None and dtype.kind in "iuUSO"
+    }
+
+
+def _logits_name(path: Path, present: Sequence[str], names: Names) -> str:
+    """Which array the logits are."""
+    for name in [names.logits] if names.logits else ["logits", "log_probs"]:
+        if name in present:
+            return name
+    raise _lacks(path, names.logits or "logits", present, "--logits_column")
+
+
+def _lacks(path: Path, name: str, present: Sequence[str], flag: str) -> InputError:
+    """The error for what is not there."""
+    only = f", only {', '.join(present)}" if present else ""
+    return InputError(f"{path} has no array `{name}`{only}; {flag} names one")
+
+
+def _candidates(path: Path, opened: _Opened, labels_name: str) -> list[str]:
+    """The columns that may be ids; raises where there is an index, but no such column."""
+    names = [
+        name
+        for name in opened.may_be_ids
+        if name not in (opened.logits_name, labels_name, *_RESERVED)
+        and is_distinct(opened.read_fn(name))
+    ]
+    if opened.index_names and not names:
+        raise InputError(
+            f"{path}: the pandas index {', '.join(opened.index_names)} is not one integer or text "
+            "a row, each once; make it such a column, or give --join=position"
+        )
+    return names
+
+
+def _read_array(array: ArrayOnDisk) -> Iterator[Arrow]:
+    """A column, some rows at a time."""
+    if len(array.shape) != 1:
+        raise InputError(f"{array.name} must have shape (N,), got {array.shape}")
+    for start in range(0, array.shape[0], _COLUMN_ROWS):
+        column = array.read(np.arange(start, min(start + _COLUMN_ROWS, array.shape[0])))
+        try:
+            yield pa.array(column.astype(column.dtype.newbyteorder("=")))
+        except pa.ArrowException as error:
+            raise InputError(f"{array.name} is {array.dtype}; save int64 or text") from error
+        except UnicodeDecodeError as error:
+            raise not_whole(array.name, ".npy", error) from error
+
+
+def _check_labels(path: Path, name: str, labels: Arrow, num_classes: int) -> NDArray[np.int64]:
+    """Labels as integers; raises on other types, nulls and classes that do not exist."""
+    if not pa.types.is_integer(labels.type) or labels.null_count:
+        raise InputError(
+            f"{path}: {name} are {labels.type}, {labels.null_count} of them null; save an integer "
+            "a row"
+        )
+    array = labels.to_numpy().astype(np.int64)
+    if array.min() < 0 or array.max() >= num_classes:
+        raise InputError(
+            f"{path}: {name} run from {array.min()} to {array.max()}, classes from 0 to "
+            f"{num_classes - 1}"
+        )
+    return array

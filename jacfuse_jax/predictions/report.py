@@ -1,0 +1,82 @@
+"""What is said of a fusion once it is done."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from tabulate import tabulate
+
+from jacfuse_jax import metrics
+from jacfuse_jax.predictions.rule import Evaluation
+
+
+class Found(NamedTuple):
+    """What some rows add to the report.
+
+    Attributes:
+      num_nan: how many have no prediction.
+      num_silent: {modality: in how many it says nothing}.
+      evaluation: metrics of those in which all say something, if labelled.
+    """
+
+    num_nan: int
+    num_silent: dict[str, int]
+    evaluation: Evaluation | None
+
+
+def make_report(facts: Mapping[str, Any], found: Sequence[Found]) -> str:
+    """Says what was done, with a line for each prediction where there are labels.
+
+    Args:
+      facts: as they are written beside the fused predictions.
+      found: of all rows.
+    """
+    rule = f"gamma={facts['gamma']:g}, contamination={facts['contamination']:g}"
+    if facts["perturbed"]:
+        rule = f"perturbed: {', '.join(facts['perturbed'])}; {rule}"
+    else:
+        rule = "statistical fusion, since nothing is perturbed"
+    lines = [f"{facts['num_rows']} rows, joined by {facts['joined_by']}; {rule}"]
+    if facts["chosen"]:
+        chosen = f"{' and '.join(facts['chosen'])} chosen on --{facts['chosen_on']}"
+        if facts["chosen_on"] == "input":
+            chosen += ": right only if nothing is perturbed there, and figures are optimistic then"
+        lines.append(chosen)
+    lines += [
+        f"no kernel of {name}: its Gram matrix is the identity" for name in facts["identity_gram"]
+    ]
+    for name in facts["input"]:
+        num_silent = sum(each.num_silent[name] for each in found)
+        if num_silent:
+            then = "; it counts as the class prior there" if name in facts["perturbed"] else ""
+            lines.append(
+                f"{name} says nothing in {num_silent} rows, of NaN, +inf or nothing finite{then}"
+            )
+    num_nan = sum(each.num_nan for each in found)
+    if num_nan:
+        lines.append(
+            f"{num_nan} rows have no prediction: a trusted modality says nothing, or no class is "
+            "left"
+        )
+    evaluations = [each.evaluation for each in found if each.evaluation]
+    total: Evaluation | None = None
+    if evaluations:
+        total = jax.tree.map(lambda *sums: sum(sums), *evaluations)
+    if total is not None and total.result.num_examples:
+        num_counted = int(total.result.num_examples)
+        if num_counted < facts["num_rows"]:
+            lines.append(
+                f"figures are of {num_counted} rows, in which all modalities say something"
+            )
+        unimodal = {name: total.unimodal[name] for name in facts["input"]}  # as they were given
+        rows = {**unimodal, "statistical fusion": total.statistical, "result": total.result}
+        headers = ["", "accuracy in %", "95% interval", "NLL"]
+        body = [[name, *_cells(metrics.finalise(sums))] for name, sums in rows.items()]
+        lines += ["", tabulate(body, headers, tablefmt="github", disable_numparse=True), ""]
+    return "\n".join(lines)
+
+
+def _cells(measured: metrics.ClassificationMetrics) -> list[str]:
+    """Accuracy, its interval, negative log-likelihood."""
+    accuracy, low, high = (100 * share for share in measured[:3])
+    return [f"{accuracy:.2f}", f"[{low:.2f}, {high:.2f}]", f"{measured.nll:.4f}"]

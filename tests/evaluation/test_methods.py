@@ -1,0 +1,276 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from jacfuse_jax import detection, fusion
+from jacfuse_jax.evaluation.evidence import Evidence
+from jacfuse_jax.evaluation.methods import (
+    RECALIBRATED,
+    Method,
+    Observed,
+    Parameters,
+    Surrogate,
+    expand_methods,
+    predict,
+)
+from jacfuse_jax.evaluation.names import GRIDS, HEADS, METHODS, REGIME_OF
+from jacfuse_jax.evaluation.threat_models import DETECT
+from jacfuse_jax.linalg import spectrum_from_kernel
+from tests import reference
+
+VALUES = {
+    "gamma": (0.5, 0.1),
+    "scale": (0.2,),
+    "contamination": (0.7, 0.3),
+    "tempering": (1.0, 0.5),
+    "confidence": (0.8,),
+}
+MODALITIES = ("image", "audio", "text")
+ALL = Parameters(gamma=0.1, scale=0.2, contamination=0.3, tempering=0.5, confidence=0.8)
+K = 4
+
+rng = np.random.default_rng(0)
+KERNELS = {name: rng.normal(size=(6, K)) for name in MODALITIES}
+LOGITS = {
+    regime: {name: 2 * rng.normal(size=(5, K)) for name in MODALITIES}
+    for regime in ("standard", *REGIME_OF.values())
+}
+STANDARD = LOGITS["standard"]
+PRIOR = rng.dirichlet(np.full(K, 3.0))
+OBSERVED = Observed(LOGITS, {name: rng.normal(size=(5, K)) for name in HEADS}, {})
+SQUARED_JACOBIANS = [
+    reference.softmax_jacobian(p) @ reference.softmax_jacobian(p)
+    for p in rng.dirichlet(np.ones(K), size=7)
+]
+EVIDENCE = Evidence(
+    {name: spectrum_from_kernel(kernel) for name, kernel in KERNELS.items()},
+    jnp.asarray(PRIOR),
+    {name: jnp.asarray(1.0 + index) for index, name in enumerate(MODALITIES)},
+    jnp.asarray(np.mean(SQUARED_JACOBIANS, axis=0)),
+    detection.fit_detector(STANDARD, np.arange(5) % K, PRIOR),
+)
+GRAMS = {name: kernel.T @ kernel for name, kernel in KERNELS.items()}
+
+
+def fuse(rule, believed, observed=OBSERVED, surrogate: Surrogate = ""):
+    return predict(rule, observed, ALL, evidence=EVIDENCE, believed=believed, surrogate=surrogate)
+
+
+def log_normalise(z):
+    return scipy.special.log_softmax(z, axis=-1)
+
+
+def statistical(logits):
+    return np.log(reference.statistical_fusion(logits, PRIOR))
+
+
+def fixed_matrix(gram):
+    """Minimises sum_n (1 - gamma) ||J_n R G^(1/2)||^2 + gamma ||R - I||^2, as one linear system.
+
+    Row by row, vec(A R B) = (A kron B^T) vec(R).
+    """
+    system = ALL.gamma * np.eye(K * K)
+    for squared in SQUARED_JACOBIANS:
+        system += (1 - ALL.gamma) / len(SQUARED_JACOBIANS) * np.kron(squared, gram.T)
+    return np.linalg.solve(system, ALL.gamma * np.eye(K).ravel()).reshape(K, K)
+
+
+def contaminated(z):
+    return np.log(0.7 * scipy.special.softmax(z, axis=-1) + 0.3 * PRIOR)
+
+
+def cascade(log_probs, believed):
+    log_prior = np.log(PRIOR)
+    trusted, fused = (
+        log_normalise(
+            log_prior
+            + sum((t if m in believed else 1) * (lp - log_prior) for m, lp in log_probs.items())
+        )
+        for t in (0, ALL.tempering)
+    )
+    is_sure = np.exp(trusted).max(axis=-1, keepdims=True) > ALL.confidence
+    assert is_sure.any()
+    assert not is_sure.all()
+    return np.where(is_sure, trusted, fused)
+
+
+def expected_of(rule, believed):
+    """The prediction, from the definition of the rule in NumPy."""
+
+    def change(fn):
+        return {name: fn(name, z) if name in believed else z for name, z in STANDARD.items()}
+
+    def recalibrated(logits):
+        probs, _ = reference.robust_fusion(logits, GRAMS, PRIOR, believed, ALL.gamma)
+        return np.log(probs)
+
+    log_prior = np.log(PRIOR)
+    log_probs = {name: log_normalise(z) for name, z in STANDARD.items()}
+    if rule in HEADS:
+        return OBSERVED.heads[rule]
+    if rule in REGIME_OF:
+        return statistical(LOGITS[REGIME_OF[rule]])
+    return {
+        "unimodal": lambda: np.sum([log_probs[name] for name in believed], axis=0),
+        "unimodal:audio": lambda: log_probs["audio"],
+        "mean": lambda: np.log(np.mean([np.exp(lp) for lp in log_probs.values()], axis=0)),
+        "max": lambda: log_normalise(np.max(list(log_probs.values()), axis=0)),
+        "product": lambda: log_normalise(sum(log_probs.values())),
+        "statistical": lambda: statistical(STANDARD),
+        "temperature": lambda: statistical(
+            {name: z / (1 + index) for index, (name, z) in enumerate(STANDARD.items())}
+        ),
+        "scaled": lambda: log_normalise(
+            log_prior
+            + sum((0.2 if m in believed else 1) * (lp - log_prior) for m, lp in log_probs.items())
+        ),
+        "contaminated": lambda: log_normalise(
+            log_prior
+            + sum(
+                0.5 * (contaminated(STANDARD[m]) - log_prior) if m in believed else lp - log_prior
+                for m, lp in log_probs.items()
+            )
+        ),
+        "cascade": lambda: cascade(log_probs, believed),
+        "fixed_robust": lambda: statistical(change(lambda m, z: z @ fixed_matrix(GRAMS[m]).T)),
+        "robust": lambda: recalibrated(STANDARD),
+        "contaminated_robust": lambda: recalibrated(change(lambda _, z: contaminated(z))),
+    }[rule]()
+
+
+RULES = ("unimodal:audio", *METHODS)
+
+
+class TestPredict:
+    @pytest.mark.parametrize("believed", [("image",), ("audio", "text")], ids="+".join)
+    @pytest.mark.parametrize("rule", RULES)
+    def test_is_the_rule_by_its_definition(self, rule, believed):
+        np.testing.assert_allclose(
+            fuse(rule, believed), expected_of(rule, believed), rtol=1e-9, atol=1e-9
+        )
+
+    @pytest.mark.parametrize("rule", [rule for rule in METHODS if rule != "unimodal"])
+    def test_heeds_the_belief_where_the_rule_has_parameters(self, rule):
+        differs = np.abs(fuse(rule, ("image",)) - fuse(rule, ("audio",))).max() > 0.01
+        assert differs == (rule in GRIDS)
+
+    def test_input_grams_take_the_place_of_the_heads(self):
+        grams = {name: rng.normal(size=(5, K, K)) for name in MODALITIES}
+        grams = {name: a @ a.swapaxes(1, 2) for name, a in grams.items()}
+        observed = OBSERVED._replace(grams=grams)
+        expected = [
+            reference.robust_fusion(
+                {name: z[[row]] for name, z in STANDARD.items()},
+                {name: gram[row] for name, gram in grams.items()},
+                PRIOR,
+                ("image", "text"),
+                ALL.gamma,
+            )[0][0]
+            for row in range(5)
+        ]
+        actual = fuse("robust", ("image", "text"), observed)
+        np.testing.assert_allclose(np.exp(actual), expected, rtol=1e-8, atol=1e-10)
+
+    def test_names_an_unknown_rule(self):
+        with pytest.raises(ValueError, match="unknown fusion rule 'magic'"):
+            fuse("magic", ("image",))
+
+
+def image_gradient(rule, surrogate):
+    def loss(z):
+        observed = OBSERVED._replace(logits={"standard": {**STANDARD, "image": z}})
+        return fuse(rule, ("image", "text"), observed, surrogate)[:, 0].sum()
+
+    return np.asarray(jax.grad(loss)(jnp.asarray(STANDARD["image"])))
+
+
+@pytest.mark.parametrize("rule", RECALIBRATED)
+class TestSurrogates:
+    def test_stop_gradient_predicts_the_same_but_holds_the_matrices_fixed(self, rule):
+        believed = ("image", "text")
+        np.testing.assert_allclose(
+            fuse(rule, believed, surrogate="stop_gradient"), fuse(rule, believed), rtol=1e-10
+        )
+        surrogate = image_gradient(rule, "stop_gradient")
+        assert np.abs(surrogate - image_gradient(rule, "")).max() > 1e-3
+
+        # With R fixed, p = softmax(R z + c): d log p_0 / dz = R^T (e_0 - p), and for contaminated
+        # likelihoods the derivative of log p~ in z comes on top.
+        contaminate = contaminated if rule == "contaminated_robust" else lambda z: z
+        logits = {m: contaminate(z) if m in believed else z for m, z in STANDARD.items()}
+        for row in range(5):
+            start = reference.statistical_fusion({m: z[[row]] for m, z in logits.items()}, PRIOR)
+            R = reference.recalibration_matrix(start[0], GRAMS["image"], 9)
+            p = np.exp(expected_of(rule, believed)[row])
+            expected = R.T @ (np.eye(K)[0] - p)
+            if rule == "contaminated_robust":
+                q = scipy.special.softmax(STANDARD["image"][row])
+                jac = 0.7 * reference.softmax_jacobian(q) / np.exp(logits["image"][row])[:, None]
+                expected = jac.T @ expected
+            np.testing.assert_allclose(surrogate[row], expected, rtol=1e-7, atol=1e-10)
+
+    def test_stop_gradient_predicts_the_same_with_input_grams(self, rule):
+        factors = rng.normal(size=(2, 5, K, K))
+        grams = dict(zip(("image", "text"), factors @ factors.swapaxes(-1, -2), strict=True))
+        observed, believed = OBSERVED._replace(grams=grams), ("image", "text")
+        found = fuse(rule, believed, observed, "stop_gradient")
+        np.testing.assert_allclose(found, fuse(rule, believed, observed), rtol=1e-9)
+        assert np.abs(found - fuse(rule, believed)).max() > 1e-3
+
+    def test_iterated_recalibrates_three_times(self, rule):
+        logits = dict(STANDARD)
+        if rule == "contaminated_robust":
+            logits["image"] = contaminated(logits["image"])
+        probs, _ = reference.robust_fusion(
+            logits, GRAMS, PRIOR, ("image",), ALL.gamma, num_iterations=3
+        )
+        actual = fuse(rule, ("image",), surrogate="iterated")
+        np.testing.assert_allclose(np.exp(actual), probs, rtol=1e-8, atol=1e-10)
+        direct = fusion.robust_fusion(
+            logits, EVIDENCE.grams, PRIOR, perturbed="image", gamma=ALL.gamma, num_iterations=3
+        )
+        np.testing.assert_allclose(actual, direct.log_probs, rtol=1e-10)
+        assert np.abs(actual - fuse(rule, ("image",))).max() > 1e-3
+
+
+@pytest.mark.parametrize("rule", GRIDS)
+def test_a_defender_who_detects_averages_over_whom_to_believe(rule):
+    found = detection.detect(STANDARD, EVIDENCE.detector, PRIOR)
+    expected = np.exp(found.log_unperturbed)[:, None] * np.exp(statistical(STANDARD))
+    for name in MODALITIES:
+        expected += np.exp(found.log_perturbed[name])[:, None] * np.exp(fuse(rule, (name,)))
+    np.testing.assert_allclose(np.exp(fuse(rule, DETECT)), expected, rtol=1e-9, atol=1e-12)
+    assert np.abs(expected - np.exp(fuse(rule, MODALITIES))).max() > 1e-3
+
+
+def test_rules_without_parameters_detect_nothing():
+    for rule in ("statistical", "mean", "concatenation", "unimodal:image"):
+        np.testing.assert_array_equal(fuse(rule, DETECT), fuse(rule, ("image",)))
+
+
+class TestExpandMethods:
+    def test_every_combination_of_parameters_is_a_method(self):
+        methods = expand_methods(METHODS, ("image", "audio"), VALUES)
+        counts = dict.fromkeys(METHODS, 1)
+        counts |= {"unimodal": 2, "scaled": 1, "fixed_robust": 2, "robust": 2}
+        counts |= {"contaminated": 4, "contaminated_robust": 4, "cascade": 2}
+        assert len(set(methods)) == len(methods) == sum(counts.values())
+        for rule, count in counts.items():
+            assert sum(m.rule.partition(":")[0] == rule for m in methods) == count
+        for method in methods:
+            given = {k for k, v in method.parameters._asdict().items() if v is not None}
+            assert given == set(GRIDS.get(method.rule, ()))
+
+    def test_labels_tell_rule_and_parameters_in_the_order_of_the_names(self):
+        names = ["robust", "unimodal", "mean", "contaminated"]
+        methods = expand_methods(names, ("image", "audio"), VALUES)
+        assert [method.label for method in methods] == [
+            *("robust γ=0.5", "robust γ=0.1", "unimodal:image", "unimodal:audio", "mean"),
+            *("contaminated e=0.7 t=1", "contaminated e=0.7 t=0.5"),
+            *("contaminated e=0.3 t=1", "contaminated e=0.3 t=0.5"),
+        ]
+
+    def test_rules_without_parameters_need_no_values(self):
+        assert expand_methods(["max"], ("image",), {}) == [Method("max")]

@@ -1,0 +1,75 @@
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments.run.config import Config
+from experiments.run.flags import config_from_flags
+from experiments.run.suites import SUITES
+
+
+def config_of(*arguments):
+    with flagsaver.flagsaver():
+        flags.FLAGS(["robust_fusion", *arguments])
+        return config_from_flags()
+
+
+def as_config(value):
+    """The value of a flag as the settings hold it."""
+    if isinstance(value, str | int | float):
+        return value
+    items = tuple(value)
+    return tuple(map(float, items)) if items[0][0].isdigit() else items
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_gives_its_values_to_flags_that_are_not_given(name):
+    plain = config_of("--dataset=av_mnist")
+    suite = config_of("--dataset=av_mnist", f"--suite={name}")
+    changed = SUITES[name]
+    assert set(changed) <= {*Config.__dataclass_fields__}
+    for field in Config.__dataclass_fields__:
+        expected = as_config(changed[field]) if field in changed else getattr(plain, field)
+        assert getattr(suite, field) == expected
+
+
+@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("dataset", ["digits", "ravdess", "vggsound"])
+def test_a_suite_takes_all_rows_of_data_sets_of_other_sizes(name, dataset):
+    config = config_of(f"--suite={name}", f"--dataset={dataset}")
+    assert config.num_train is config.num_eval is None
+    assert config.num_attack == SUITES[name]["num_attack"]
+
+
+def test_flags_that_are_given_win_over_the_suite_wherever_they_stand():
+    before = config_of("--num_attack=7", "--gammas=0.5,0.2", "--suite=quick")
+    after = config_of("--suite=quick", "--num_attack=7", "--gammas=0.5,0.2")
+    assert before == after
+    assert (after.num_attack, after.gammas) == (7, (0.5, 0.2))
+    assert after.attack_steps == SUITES["quick"]["attack_steps"]
+
+
+def test_flags_given_at_their_defaults_win_too():
+    assert config_of("--suite=quick", "--num_attack=2000").num_attack == 2000
+
+
+def test_a_suite_does_not_outlive_its_run():
+    before = config_of()
+    config_of("--suite=quick")
+    assert config_of() == before
+
+
+def test_modalities_and_epochs_are_those_of_the_data_set():
+    digits, av_mnist = config_of(), config_of("--dataset=av_mnist")
+    assert (digits.perturbed, av_mnist.perturbed) == (("upper", "lower"), ("image", "audio"))
+    assert (digits.num_epochs, av_mnist.num_epochs) == (30, 4)
+    assert config_of("--dataset=av_mnist", "--perturbed=audio,audio").perturbed == ("audio",)
+
+
+def test_weights_are_files_of_modalities(tmp_path):
+    files = {"video": tmp_path / "a=b.safetensors", "audio": tmp_path / "c"}
+    for file in files.values():
+        file.touch()
+    given = [f"--weights={modality}={file}" for modality, file in files.items()]
+    config = config_of("--dataset=vggsound", *given, "--num_epochs=0")
+    assert config.weights == {modality: str(file) for modality, file in files.items()}
+    assert config.num_epochs == 0

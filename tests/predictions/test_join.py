@@ -1,0 +1,249 @@
+"""Rows of several inputs that belong together."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.testing import assert_array_equal
+
+from jacfuse_jax.predictions import inputs
+from jacfuse_jax.predictions.inputs import Names, open_predictions
+from jacfuse_jax.predictions.join import join
+from jacfuse_jax.programs import InputError
+from tests.predictions.formats import WRITERS
+
+RNG = np.random.default_rng(0)
+NUM_ROWS, NUM_CLASSES = 20, 4
+LOGITS = RNG.normal(size=(NUM_ROWS, NUM_CLASSES)).astype(np.float32)
+IDS = RNG.permutation(100)[:NUM_ROWS]
+LABELS = RNG.integers(NUM_CLASSES, size=NUM_ROWS)
+
+
+class TestJoin:
+    def test_by_id_in_any_order(self, write):
+        order = RNG.permutation(NUM_ROWS)
+        joined = join(
+            {
+                "audio": write("npz", logits=LOGITS, ids=IDS),
+                "video": write("safetensors", logits=2 * LOGITS[order], ids=IDS[order]),
+                "image": write("parquet", logits=3 * LOGITS[::-1], ids=IDS[::-1].astype(np.int16)),
+            }
+        )
+        assert_array_equal(joined.ids.to_numpy(), IDS)
+        assert joined.left_out == []
+        logits = joined.read(np.array([4, 2]), np.float64)
+        for factor, name in enumerate(("audio", "video", "image"), 1):
+            assert_array_equal(logits[name], factor * LOGITS[[4, 2]])
+            assert logits[name].dtype == np.float64
+
+    def test_keeps_what_all_have_and_names_the_rest(self, write):
+        joined = join(
+            {
+                "audio": write(
+                    "npz", "a", logits=LOGITS[:12], ids=np.arange(12), labels=LABELS[:12]
+                ),
+                "video": write("npz", "v", logits=LOGITS[5:], ids=np.arange(5, NUM_ROWS)),
+            }
+        )
+        assert_array_equal(joined.ids.to_numpy(), np.arange(5, 12))
+        assert_array_equal(joined.labels, LABELS[5:12])
+        assert_array_equal(joined.read(np.arange(7), np.float32)["video"], LOGITS[5:12])
+        audio, video = joined.left_out
+        assert audio.endswith(
+            "a.npz: 5 of 12 rows are left out, since another input lacks their ids: 0, 1, 2, ..."
+        )
+        assert video.endswith(
+            "v.npz: 8 of 15 rows are left out, since another input lacks their ids: 12, 13, 14, ..."
+        )
+
+    def test_by_position_without_ids(self, write):
+        joined = join({m: write("npz", m, logits=LOGITS, labels=LABELS) for m in "av"})
+        assert_array_equal(joined.ids.to_numpy(), np.arange(NUM_ROWS))
+        assert_array_equal(joined.labels, LABELS)
+
+    @pytest.mark.parametrize("kind", WRITERS)
+    def test_other_classes(self, kind, write):
+        audio, video = write("npz", "a", logits=LOGITS), write(kind, "v", logits=LOGITS[:, 1:])
+        message = rf"must have the same classes, got logits of .*v.{kind}': \(20, 3\)}}$"
+        with pytest.raises(InputError, match=message):
+            join({"audio": audio, "video": video})
+
+    @pytest.mark.parametrize(
+        ("audio", "video", "message"),
+        [
+            ({}, {"logits": LOGITS[1:]}, "without ids inputs must have the same rows"),
+            (
+                {"ids": IDS},
+                {},
+                "inputs share no column of ids: .*a.npz has ids; .*v.npz has none; name",
+            ),
+            ({"ids": IDS}, {"ids": IDS + 100}, "no id is in all of .*a.npz, .*v.npz"),
+            ({"ids": IDS}, {"ids": IDS.astype(str)}, "ids are int64 in .*a.npz, but large_string"),
+            (
+                {"labels": LABELS, "ids": IDS},
+                {"labels": np.where(np.arange(NUM_ROWS) < 2, 3 - LABELS, LABELS), "ids": IDS},
+                rf"disagree about 2 of 20 labels, of id {IDS[0]}, {IDS[1]}$",
+            ),
+            (
+                {"labels": LABELS, "ids": np.array([f"{number} a" for number in IDS])},
+                {"labels": 3 - LABELS, "ids": np.array([f"{number} a" for number in IDS])},
+                rf"of id '{IDS[0]} a', '{IDS[1]} a', '{IDS[2]} a', \.\.\.$",
+            ),
+        ],
+    )
+    def test_what_does_not_belong_together(self, audio, video, message, write):
+        with pytest.raises(InputError, match=message):
+            join(
+                {
+                    "audio": write("npz", "a", **({"logits": LOGITS} | audio)),
+                    "video": write("npz", "v", **({"logits": LOGITS} | video)),
+                }
+            )
+
+
+TEXTS = np.array([f"clip {number}" for number in IDS])
+ORDER = RNG.permutation(NUM_ROWS)
+
+
+class TestIdsOfAnyName:
+    @pytest.mark.parametrize(
+        ("kind", "name", "ids"),
+        [
+            ("parquet", "video_id", TEXTS),
+            ("npz", "filename", TEXTS.astype("S")),
+            ("safetensors", "uid", IDS),
+            ("folder", "ID", TEXTS),
+            ("compressed.npz", "id", IDS.astype(np.uint64)),
+        ],
+    )
+    def test_one_that_all_share_is_used(self, kind, name, ids, write):
+        others = {"split": ids[::-1] if kind == "npz" else np.zeros(NUM_ROWS, int)}
+        joined = join(
+            {
+                "audio": write(kind, "a", logits=LOGITS, **{name: ids}, **others),
+                "video": write(kind, "v", logits=LOGITS[ORDER], **{name: ids[ORDER]}),
+            }
+        )
+        assert joined.ids_name == name
+        logits = joined.read(np.arange(NUM_ROWS), np.float32)
+        assert_array_equal(logits["audio"], LOGITS)
+        assert_array_equal(logits["video"], LOGITS)
+        assert [str(x) for x in joined.ids.to_pylist()] == ids.astype(str).tolist()
+
+    @pytest.mark.parametrize(
+        ("audio", "video", "message"),
+        [
+            (
+                ["uid", "ID"],
+                ["ID", "uid"],
+                "more than one column may be ids: .*a.npz has uid, ID; ",
+            ),
+            (
+                ["uid"],
+                ["ID"],
+                "share no column of ids: .*a.npz has uid; .*v.npz has ID; name one by",
+            ),
+            (["uid"], [], "v.npz has none; name one by --ids_column, or give --join=position"),
+            (["ids"], ["ID"], "a.npz has ids; .*v.npz has ID; name"),
+        ],
+    )
+    def test_several_or_others_are_refused(self, audio, video, message, write):
+        columns = [dict.fromkeys(names, IDS) for names in (audio, video)]
+        with pytest.raises(InputError, match=message):
+            join(
+                {
+                    "audio": write("npz", "a", logits=LOGITS, **columns[0]),
+                    "video": write("npz", "v", logits=LOGITS, **columns[1]),
+                }
+            )
+        names = Names(by_position=True)
+        inputs = {
+            "audio": write("npz", "b", logits=LOGITS, names=names, **columns[0]),
+            "video": write("npz", "w", logits=LOGITS, names=names, **columns[1]),
+        }
+        joined = join(inputs)
+        assert joined.ids_name is None
+        assert_array_equal(joined.ids.to_numpy(), np.arange(NUM_ROWS))
+
+    def test_a_named_one_is_used_whatever_else_there_is(self, write):
+        joined = join(
+            {
+                name: write(
+                    "npz",
+                    name,
+                    logits=LOGITS[order],
+                    ids=IDS,
+                    uid=IDS[order],
+                    names=Names(ids="uid"),
+                )
+                for name, order in (("audio", np.arange(NUM_ROWS)), ("video", ORDER))
+            }
+        )
+        assert joined.ids_name == "uid"
+        assert_array_equal(joined.read(np.arange(NUM_ROWS), np.float32)["video"], LOGITS)
+
+    @pytest.mark.parametrize("name", ["ids", "uid"])
+    def test_a_named_one_must_be_there(self, name, write):
+        with pytest.raises(
+            InputError, match=rf"no array `{name}`, only logits; --ids_column names"
+        ):
+            write("npz", logits=LOGITS, names=Names(ids=name))
+
+    @pytest.mark.parametrize("kind", ["npz", "parquet"])
+    @pytest.mark.parametrize("last", [0, 6])
+    def test_one_that_repeats_is_none(self, kind, last, write, monkeypatch):
+        monkeypatch.setattr(inputs, "_COLUMN_ROWS", 4)
+        texts = np.array([str(number) for number in (0, 1, 2, 3, 4, 5, 6, 7, last)])
+        assert write(kind, logits=LOGITS[:9], uid=texts).candidates == {}
+
+    def test_one_of_python_objects_is_not_overlooked(self, write):
+        with pytest.raises(InputError, match="uid holds Python objects, which are not loaded; sav"):
+            write("npz", logits=LOGITS, uid=TEXTS.astype(object))
+
+
+class TestPandas:
+    @pytest.fixture
+    def write_frame(self, tmp_path, scratch_fn):
+        def write_and_open(name, frame):
+            path = tmp_path / f"{name}.parquet"
+            frame.to_parquet(path)
+            return open_predictions(path, scratch_fn=scratch_fn)
+
+        return write_and_open
+
+    @pytest.mark.parametrize(
+        ("index", "name"),
+        [(pd.Index(TEXTS, name="clip"), "clip"), (pd.Index(IDS), "__index_level_0__")],
+        ids=["named", "unnamed"],
+    )
+    def test_index_is_ids(self, index, name, write_frame):
+        frame = pd.DataFrame({"logits": list(LOGITS), "labels": LABELS}, index=index)
+        joined = join({"a": write_frame("a", frame), "v": write_frame("v", frame.iloc[ORDER])})
+        assert joined.ids_name == name
+        assert_array_equal(joined.read(np.arange(NUM_ROWS), np.float32)["v"], LOGITS)
+        assert_array_equal(joined.labels, LABELS)
+
+    def test_index_that_counts_is_none(self, write_frame):
+        frame = pd.DataFrame({"logits": list(LOGITS)})
+        audio = write_frame("a", frame)
+        assert audio.candidates == {}
+        # The rows of the other one were sorted anew, and remember where they were.
+        with pytest.raises(InputError, match="a.parquet has none; .*v.parquet has __index_level_0"):
+            join({"a": audio, "v": write_frame("v", frame.iloc[ORDER])})
+
+    @pytest.mark.parametrize(
+        "index",
+        [
+            pd.Index(IDS // 2, name="clip"),
+            pd.date_range("2000-01-01", periods=NUM_ROWS, name="clip"),
+            pd.MultiIndex.from_arrays([IDS // 2, IDS % 2], names=["clip", "part"]),
+        ],
+        ids=["repeats", "times", "levels"],
+    )
+    def test_index_of_no_use_is_not_overlooked(self, index, write_frame):
+        frame = pd.DataFrame({"logits": list(LOGITS)}, index=index)
+        with pytest.raises(
+            InputError, match=r"the pandas index clip(, part)? is not one integer or"
+        ):
+            write_frame("a", frame)
+        frame["uid"] = TEXTS
+        assert list(write_frame("b", frame).candidates) == ["uid"]

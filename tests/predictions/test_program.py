@@ -1,0 +1,647 @@
+"""The binary that fuses predictions from files, against a NumPy oracle of the fusion."""
+
+import dataclasses
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+import scipy.special
+from numpy.testing import assert_allclose, assert_array_equal
+
+from jacfuse_jax import calibration, linalg
+from jacfuse_jax.predictions import stream
+from jacfuse_jax.predictions.flags import FuseConfig
+from tests import reference
+from tests.predictions.formats import WRITERS
+from tests.predictions.runs import (
+    AUDIO,
+    KERNEL,
+    LABELS,
+    NUM_CLASSES,
+    NUM_ROWS,
+    RNG,
+    ROOT,
+    VIDEO,
+    error_of,
+    fuse,
+    start,
+    write_inputs,
+)
+from tests.test_readme import README
+
+UNIFORM = np.full(NUM_CLASSES, 1 / NUM_CLASSES)
+
+
+def oracle(logits, grams, prior, *, gamma, contamination=0.0):
+    """Probabilities and norms of the Jacobian in float64, row by row with dense solves.
+
+    Args:
+      logits: {modality: (N, K)}.
+      grams: {perturbed modality: (K, K)}, not centred.
+    """
+    logits = {name: np.asarray(z, np.float64) for name, z in logits.items()}
+    C = np.eye(len(prior)) - 1 / len(prior)
+    grams = {name: C @ gram @ C for name, gram in grams.items()}
+    if contamination:
+        for name in grams:
+            posterior = scipy.special.softmax(logits[name], axis=1)
+            logits[name] = np.log((1 - contamination) * posterior + contamination * prior)
+    all_probs, norms = [], []
+    for i, p in enumerate(reference.statistical_fusion(logits, prior)):
+        R = {
+            name: reference.recalibration_matrix_by_eigh(p, gram, (1 - gamma) / gamma)
+            for name, gram in grams.items()
+        }
+        total = sum(R[name] @ z[i] if name in R else z[i] for name, z in logits.items())
+        probs = scipy.special.softmax(total - (len(logits) - 1) * np.log(prior))
+        J = reference.softmax_jacobian(probs)
+        squares = (np.trace(J @ R[name] @ gram @ R[name].T @ J) for name, gram in grams.items())
+        all_probs.append(probs)
+        norms.append(np.sqrt(sum(squares)))
+    return np.stack(all_probs), np.array(norms)
+
+
+def assert_agrees(path, expected, *, tolerance=8):
+    """That a file holds what the oracle says, to `tolerance` K roundings."""
+    probs, norms = expected
+    with np.load(path) as file:
+        eps = tolerance * probs.shape[1] * np.finfo(file["log_probs"].dtype).eps
+        assert_allclose(np.exp(file["log_probs"]), probs, rtol=0, atol=eps)
+        assert_allclose(file["jacobian_norm"], norms, rtol=0, atol=eps * max(1, norms.max()))
+        sure = np.diff(np.sort(probs, axis=1)[:, -2:]).ravel() > 2 * eps
+        assert_array_equal(file["prediction"][sure], probs.argmax(axis=1)[sure])
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write_inputs(tmp_path)
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "fused.npz"
+
+
+class TestAgreesWithTheOracle:
+    @pytest.mark.parametrize("perturbed", ["audio", "audio,video"])
+    def test_rows_joined_by_id_in_chunks(self, perturbed, files, output, monkeypatch, capsys):
+        monkeypatch.setattr(stream, "_CHUNK_ENTRIES", 7 * NUM_CLASSES)
+        fuse(*files, f"--perturbed={perturbed}", "--contamination=0.3", f"--output={output}")
+        grams = {"audio": KERNEL.T @ KERNEL, "video": np.eye(NUM_CLASSES)}
+        expected = oracle(
+            {"audio": AUDIO, "video": VIDEO},
+            {name: grams[name] for name in perturbed.split(",")},
+            UNIFORM,
+            gamma=0.1,
+            contamination=0.3,
+        )
+        assert_agrees(output, expected)
+        with np.load(output) as file:
+            assert_array_equal(file["ids"], np.arange(NUM_ROWS) + 100)
+            metadata = json.loads(str(file["jacfuse_jax"]))
+        # Where a modality has no kernel, both the report and the file say so.
+        said = "no kernel of video: its Gram matrix is the identity" in capsys.readouterr().out
+        assert said == ("video" in perturbed) == (metadata["identity_gram"] == ["video"])
+        assert metadata["perturbed"] == perturbed.split(",")
+
+    @pytest.mark.parametrize(("shape", "floating"), [((1, 2), "float64"), ((6, 309), "float32")])
+    def test_other_sizes(self, shape, floating, tmp_path, output):
+        logits = {name: 2 * RNG.normal(size=shape).astype(floating) for name in ("audio", "video")}
+        for name, z in logits.items():
+            np.save(tmp_path / f"{name}.npy", z)
+        kernel = RNG.normal(size=(400, shape[1])).astype(floating) / 20
+        np.save(tmp_path / "kernel.npy", kernel)
+        fuse(
+            *(f"--input={name}={tmp_path}/{name}.npy" for name in logits),
+            f"--kernel=audio={tmp_path}/kernel.npy",
+            "--perturbed=audio",
+            f"--output={output}",
+        )
+        kernel = kernel.astype(np.float64)
+        prior = np.full(shape[1], 1 / shape[1])
+        assert_agrees(output, oracle(logits, {"audio": kernel.T @ kernel}, prior, gamma=0.1))
+        with np.load(output) as file:
+            assert file["log_probs"].dtype == file["jacobian_norm"].dtype == floating
+
+    def test_both_parts_switched_off_are_statistical_fusion(self, files, output):
+        fuse(*files, "--perturbed=audio", "--gamma=1", "--contamination=0", f"--output={output}")
+        with np.load(output) as file:
+            probs = reference.statistical_fusion({"audio": AUDIO, "video": VIDEO}, UNIFORM)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+
+    @pytest.mark.parametrize("head", ["kernel", "weight", "gram", None])
+    def test_a_constant_in_a_row_changes_nothing(self, head, tmp_path, output):
+        matrices = {"kernel": KERNEL, "weight": KERNEL.T, "gram": KERNEL.T @ KERNEL}
+        heads: dict[str, Any] = {} if head is None else {head: matrices[head]}
+        inputs = [f"--input={name}={tmp_path}/{name}.npz" for name in ("audio", "video")]
+        all_probs = []
+        log_sums = np.log(np.exp(AUDIO.astype(np.float64)).sum(axis=1, keepdims=True))
+        for shift in (0, RNG.normal(size=(NUM_ROWS, 1)), -log_sums):
+            np.savez(tmp_path / "audio.npz", logits=AUDIO.astype(np.float64) + shift, **heads)
+            np.savez(tmp_path / "video.npz", logits=VIDEO.astype(np.float64) - shift)
+            for contamination in (0, 1e-30):
+                fuse(
+                    *inputs,
+                    "--perturbed=audio",
+                    f"--contamination={contamination}",
+                    f"--output={output}",
+                )
+                with np.load(output) as file:
+                    all_probs.append(np.exp(file["log_probs"]))
+                    eps = np.finfo(file["log_probs"].dtype).eps
+        statistical = reference.statistical_fusion({"audio": AUDIO, "video": VIDEO}, UNIFORM)
+        assert np.abs(all_probs[0] - statistical).max() > 0.05  # the rule does something
+        for probs in all_probs[1:]:
+            assert_allclose(probs, all_probs[0], rtol=0, atol=8 * NUM_CLASSES * eps)
+
+    def test_what_the_readme_saves_of_torch(self, tmp_path, monkeypatch, torch):
+        monkeypatch.chdir(tmp_path)
+        [(block, command)] = re.findall(
+            r"```python\n(import torch\n.*?)```\n\n .* -m jacfuse_jax.predictions (.*?)\n\n",
+            README.read_text(),
+            flags=re.DOTALL,
+        )
+        torch.manual_seed(0)
+        saved: dict[str, Any] = {}
+        exec(compile(block, str(README), "exec"), saved)
+        audio, weight = saved["logits"].numpy(), saved["model"][-1].weight.detach().numpy()
+        video, order = RNG.normal(size=audio.shape).astype(np.float32), RNG.permutation(len(audio))
+        np.savez("video.npz", logits=video[order], ids=order)
+        fuse(*shlex.split(command.replace("\\\n", " ")))
+        table = pq.read_table("fused.parquet")
+        contamination = json.loads(table.schema.metadata[b"jacfuse_jax"])["contamination"]
+        assert 0 < contamination < 1
+        probs, norms = oracle(
+            {"audio": audio, "video": video},
+            {"audio": weight.astype(np.float64) @ weight.T.astype(np.float64)},
+            np.full(10, 0.1),
+            gamma=0.1,
+            contamination=contamination,
+        )
+        eps = 80 * float(np.finfo(np.float32).eps)
+        assert_array_equal(table["ids"], np.arange(200))
+        assert_allclose(np.exp(table["log_probs"].to_pylist()), probs, rtol=0, atol=eps)
+        assert_allclose(table["jacobian_norm"], norms, rtol=0, atol=eps * max(1, norms.max()))
+
+    @pytest.mark.parametrize("gamma", [1e-30, 0.1, 1])
+    def test_large_kernels_give_norms(self, gamma, tmp_path, output):
+        largest = np.finfo(np.float32).max * np.finfo(np.float32).eps
+        kernel = KERNEL * np.sqrt(0.9 * largest / np.sum(KERNEL.astype(np.float64) ** 2))
+        inputs = [f"--input={name}={tmp_path}/{name}.npz" for name in ("audio", "video")]
+        for name, logits in (("audio", AUDIO), ("video", VIDEO)):
+            np.savez(tmp_path / f"{name}.npz", logits=logits, kernel=kernel)
+        fuse(*inputs, "--perturbed=audio,video", f"--gamma={gamma}", f"--output={output}")
+        with np.load(output) as file:
+            assert np.isfinite(file["jacobian_norm"]).all()
+            assert np.isfinite(file["log_probs"]).all()
+
+
+class TestReport:
+    def test_judges_before_and_after(self, files, output, capsys):
+        fuse(*files, "--perturbed=audio", "--contamination=0.3", f"--output={output}")
+        printed = capsys.readouterr().out
+        logits = {"audio": AUDIO, "video": VIDEO}
+        result = oracle(
+            logits, {"audio": KERNEL.T @ KERNEL}, UNIFORM, gamma=0.1, contamination=0.3
+        )[0]
+        all_probs = {
+            **{name: scipy.special.softmax(z.astype(float), axis=1) for name, z in logits.items()},
+            "statistical fusion": reference.statistical_fusion(logits, UNIFORM),
+            "result": result,
+        }
+        rows = [line.split("|")[1:5] for line in printed.splitlines() if line.startswith("|")][2:]
+        assert [row[0].strip() for row in rows] == list(all_probs)
+        for row, probs in zip(rows, all_probs.values(), strict=True):
+            accuracy = 100 * (probs.argmax(axis=1) == LABELS).mean()
+            assert float(row[1]) == pytest.approx(accuracy, abs=0.006)
+            nll = -np.log(probs[np.arange(NUM_ROWS), LABELS]).mean()
+            assert float(row[3]) == pytest.approx(nll, abs=1e-4)
+
+    @pytest.mark.parametrize("is_perturbed", [True, False])
+    @pytest.mark.parametrize("kind", ["npz", "safetensors", "parquet"])
+    def test_rows_that_are_not_numbers(self, kind, is_perturbed, files, tmp_path, output, capsys):
+        np.save(tmp_path / "kernel.npy", KERNEL)
+        bad = AUDIO.copy()
+        bad[3, 1], bad[7] = np.nan, np.inf
+        path = tmp_path / f"bad.{kind}"
+        WRITERS[kind](path, {"logits": bad, "ids": np.arange(NUM_ROWS) + 100, "labels": LABELS})
+        perturbed_flag = "--perturbed=audio" if is_perturbed else "--perturbed=video"
+        fuse(*files, perturbed_flag, f"--output={output}")
+        with np.load(output) as file:
+            clean = {name: file[name] for name in file}
+        capsys.readouterr()
+        arguments = [f"--input=audio={path}", files[1], perturbed_flag]
+        if is_perturbed:
+            arguments.append(f"--kernel=audio={tmp_path}/kernel.npy")
+        fuse(*arguments, f"--output={output}")
+        printed = capsys.readouterr().out
+        said = "\naudio says nothing in 2 rows, of NaN, +inf or nothing finite"
+        if is_perturbed:
+            said += "; it counts as the class prior there"
+        else:
+            said += (
+                "\n2 rows have no prediction: a trusted modality says nothing, or no class is left"
+            )
+        assert f"{said}\nfigures are of 38 rows, in which all modalities say something\n" in printed
+        is_bad = np.isin(np.arange(NUM_ROWS), (3, 7))
+        with np.load(output) as file:
+            for name in ("prediction", "log_probs", "jacobian_norm"):
+                assert_array_equal(file[name][~is_bad], clean[name][~is_bad])
+            if is_perturbed:
+                video = scipy.special.softmax(VIDEO[is_bad], axis=1)
+                assert_allclose(np.exp(file["log_probs"][is_bad]), video, atol=1e-6)
+            else:
+                assert_array_equal(file["prediction"][is_bad], -1)
+                assert np.isnan(file["log_probs"][is_bad]).all()
+        correct = (clean["prediction"] == LABELS)[~is_bad].mean()
+        assert f"| result             | {100 * correct:.2f} " in printed
+
+    def test_classes_that_are_excluded(self, files, tmp_path, output):
+        logits = AUDIO.copy()
+        logits[:, 2] = -np.inf
+        np.savez(tmp_path / "audio.npz", logits=logits, ids=np.arange(NUM_ROWS) + 100)
+        fuse(*files, "--perturbed=video", f"--output={output}")
+        with np.load(output) as file:
+            probs = np.exp(file["log_probs"])
+        assert_array_equal(probs[:, 2], 0)
+        assert_allclose(probs.sum(axis=1), 1, rtol=1e-6)
+
+    def test_nothing_but_such_rows(self, files, tmp_path, output, capsys):
+        ids = np.arange(NUM_ROWS) + 100
+        np.savez(tmp_path / "audio.npz", logits=AUDIO * np.nan, ids=ids, labels=LABELS)
+        fuse(*files, "--perturbed=video", f"--output={output}")
+        printed = capsys.readouterr().out
+        assert f"\n{NUM_ROWS} rows have no prediction" in printed
+        assert "accuracy" not in printed
+
+    def test_rows_that_another_input_lacks(self, files, tmp_path, output, capsys):
+        logits, ids = np.concatenate([VIDEO, VIDEO[:10]]), np.arange(NUM_ROWS + 10) + 100
+        safetensors.numpy.save_file({"logits": logits, "ids": ids}, tmp_path / "video.safetensors")
+        fuse(*files, "--perturbed=audio", f"--output={output}")
+        assert capsys.readouterr().err.startswith(
+            f"{tmp_path}/video.safetensors: 10 of 50 rows are left out, since another input lacks "
+            "their ids: 140, 141, 142, ...\n"
+        )
+        with np.load(output) as file:
+            assert_array_equal(file["ids"], ids[:NUM_ROWS])
+
+
+class TestJoin:
+    @pytest.fixture
+    def shuffled(self, tmp_path):
+        """Flags of two data frames that are one only by a column `video_id`."""
+        order = RNG.permutation(NUM_ROWS)
+        frame = pd.DataFrame({"video_id": [f"v{i:03}" for i in range(NUM_ROWS)]})
+        frame["split"] = "test"
+        frame.assign(logits=list(AUDIO), labels=LABELS).to_parquet(tmp_path / "a.parquet")
+        video = frame.assign(logits=list(VIDEO)).iloc[order].reset_index(drop=True)
+        video.to_parquet(tmp_path / "v.parquet")
+        return f"--input=audio={tmp_path}/a.parquet", f"--input=video={tmp_path}/v.parquet", order
+
+    def test_by_a_column_of_another_name(self, shuffled, output, tmp_path, capsys):
+        fuse(*shuffled[:2], f"--output={output}")
+        printed = capsys.readouterr()
+        assert f"{NUM_ROWS} rows, joined by video_id; statistical fusion, since not" in printed.out
+        assert f"{tmp_path}/a.parquet: not used: split\n" in printed.err
+        assert f"{tmp_path}/v.parquet: not used: split\n" in printed.err
+        with np.load(output) as file:
+            probs = reference.statistical_fusion({"audio": AUDIO, "video": VIDEO}, UNIFORM)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+            assert_array_equal(file["jacobian_norm"], 0)
+            assert file["ids"].tolist() == [f"v{i:03}" for i in range(NUM_ROWS)]
+            metadata = json.loads(str(file["jacfuse_jax"]))
+        assert metadata["joined_by"] == "video_id"
+        assert metadata["perturbed"] == []
+
+    def test_by_position_if_told_to(self, shuffled, output, tmp_path, capsys):
+        *inputs, order = shuffled
+        fuse(*inputs, "--join=position", f"--output={output}")
+        printed = capsys.readouterr()
+        assert f"{NUM_ROWS} rows, joined by position; " in printed.out
+        assert f"{tmp_path}/a.parquet: not used: video_id, split\n" in printed.err
+        with np.load(output) as file:
+            probs = reference.statistical_fusion({"audio": AUDIO, "video": VIDEO[order]}, UNIFORM)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+            assert_array_equal(file["ids"], np.arange(NUM_ROWS))
+
+    def test_by_position_is_said(self, tmp_path, output, capsys):
+        for name, logits in (("audio", AUDIO), ("video", VIDEO)):
+            np.save(tmp_path / f"{name}.npy", logits)
+        inputs = [f"--input={name}={tmp_path}/{name}.npy" for name in ("audio", "video")]
+        fuse(*inputs, f"--output={output}")
+        assert capsys.readouterr().err.startswith(
+            "no input has a column of ids: rows are joined by position\n"
+        )
+
+    @pytest.mark.parametrize("ending", ["parquet", "npz"])
+    def test_output_can_be_fused_again(self, ending, files, tmp_path, output):
+        twice = tmp_path / f"twice.{ending}"
+        fuse(*files, f"--output={twice}")
+        fuse(f"--input=both={twice}", files[1], f"--output={output}")
+        logits = {"both": np.log(reference.statistical_fusion({"a": AUDIO, "v": VIDEO}, UNIFORM))}
+        with np.load(output) as file:
+            probs = reference.statistical_fusion({**logits, "video": VIDEO}, UNIFORM)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+            assert_array_equal(file["ids"], np.arange(NUM_ROWS) + 100)
+
+
+class TestNames:
+    def test_of_columns(self, files, tmp_path, output, capsys):
+        columns: dict[str, Any] = {
+            "scores": AUDIO,
+            "key": np.arange(NUM_ROWS),
+            "target": LABELS,
+            "ids": LABELS,
+        }
+        np.savez(tmp_path / "audio.npz", logits=AUDIO[:, 1:], **columns)
+        np.savez(tmp_path / "clean.npz", **columns)
+        flags = ["--logits_column=scores", "--ids_column=key", "--labels_column=target"]
+        arguments = [f"--validation=audio={tmp_path}/clean.npz", "--class_prior=labels"]
+        fuse(files[0], *arguments, *flags, f"--output={output}")
+        assert f"{tmp_path}/audio.npz: not used: logits, ids\n" in capsys.readouterr().err
+        prior = np.bincount(LABELS) / NUM_ROWS
+        with np.load(output) as file:
+            metadata = json.loads(str(file["jacfuse_jax"]))
+            probs = scipy.special.softmax(AUDIO.astype(float), axis=1)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+        assert_allclose(metadata["class_prior"], prior, rtol=1e-6)
+        assert metadata["joined_by"] == "key"
+        np.savez(tmp_path / "audio.npz", scores=AUDIO)
+        message = error_of(files[0], *flags[::2], f"--output={output}")
+        assert message == "--labels_column=target is in no input"
+
+
+class TestProbabilities:
+    @pytest.mark.parametrize("floating", [np.float32, np.float64])
+    def test_give_what_their_logits_give(self, floating, files, tmp_path, output, capsys):
+        ids = np.arange(NUM_ROWS) + 100
+        for name, logits in (("audio", AUDIO), ("video", VIDEO)):
+            probs = scipy.special.softmax(logits.astype(floating), axis=1)
+            np.savez(tmp_path / f"{name}.npz", logits=probs, ids=ids, kernel=KERNEL)
+        arguments = (files[0], f"--input=video={tmp_path}/video.npz", "--perturbed=audio")
+        fuse(*arguments, "--inputs_are=probabilities", f"--output={output}")
+        assert "look like" not in capsys.readouterr().err
+        kernel = KERNEL.astype(np.float64)
+        expected = oracle(
+            {"audio": AUDIO, "video": VIDEO}, {"audio": kernel.T @ kernel}, UNIFORM, gamma=0.1
+        )
+        assert_agrees(output, expected)
+        fuse(*arguments, f"--output={output}")
+        said = capsys.readouterr().err
+        for name in ("audio", "video"):
+            assert f"warning: {tmp_path}/{name}.npz: logits look like probabilities: all" in said
+        fuse(*arguments, "--inputs_are=logits", f"--output={output}")
+        assert "look like" not in capsys.readouterr().err
+
+    def test_must_be_such(self, files, output):
+        message = error_of(*files, "--inputs_are=probabilities", f"--output={output}")
+        assert message.startswith("--inputs_are=probabilities: in row 0 of ")
+
+
+class TestChoice:
+    @pytest.mark.slow
+    def test_on_validation_data(self, files, tmp_path, output, capsys):
+        num_rows = 200
+        labels = RNG.integers(NUM_CLASSES, size=num_rows)
+        logits = {
+            name: RNG.normal(size=(num_rows, NUM_CLASSES)) + 3 * np.eye(NUM_CLASSES)[labels]
+            for name in ("audio", "video")
+        }
+        logits = {name: z.astype(np.float32) for name, z in logits.items()}
+        for name, z in logits.items():
+            np.savez(tmp_path / f"clean_{name}.npz", logits=z, labels=labels)
+        fuse(
+            *files,
+            *(f"--validation={name}={tmp_path}/clean_{name}.npz" for name in logits),
+            *("--perturbed=audio", "--contamination=auto", "--gamma=auto", "--class_prior=labels"),
+            f"--output={output}",
+        )
+        prior = np.bincount(labels) / num_rows
+        contamination = float(
+            jax.jit(
+                lambda: calibration.choose_contamination(
+                    logits, jnp.asarray(labels), prior, perturbed="audio"
+                )
+            )().contamination
+        )
+        posterior = scipy.special.softmax(logits["audio"], axis=1)
+        contaminated = np.log((1 - contamination) * posterior + contamination * prior)
+        centred = KERNEL - KERNEL.mean(axis=1, keepdims=True)
+        # Rows are exchanged in the order in which the binary draws them.
+        order = np.random.default_rng(0).permutation(num_rows)
+        gamma = jax.jit(
+            lambda: calibration.choose_gamma(
+                {"audio": contaminated[order], "video": logits["video"][order]},
+                {"audio": linalg.spectrum_from_kernel(centred)},
+                jnp.asarray(labels[order]),
+                prior,
+                jax.random.key(0),
+                perturbed="audio",
+            )
+        )().gamma
+        with np.load(output) as file:
+            metadata = json.loads(str(file["jacfuse_jax"]))
+        assert metadata["contamination"] == pytest.approx(contamination)
+        assert metadata["gamma"] == pytest.approx(float(gamma))
+        assert metadata["chosen"] == ["contamination", "gamma"]
+        assert metadata["chosen_on"] == "validation"
+        assert_allclose(metadata["class_prior"], prior)
+        expected = oracle(
+            {"audio": AUDIO, "video": VIDEO},
+            {"audio": KERNEL.T @ KERNEL},
+            prior,
+            gamma=float(gamma),
+            contamination=contamination,
+        )
+        assert_agrees(output, expected)
+        assert "contamination and gamma chosen on --validation\n" in capsys.readouterr().out
+
+    def test_on_what_is_fused_takes_a_sample_of_rows_that_say_something(
+        self, files, tmp_path, output, monkeypatch, capsys
+    ):
+        def choose(rule, logits, labels, *, names):
+            sample = np.random.default_rng(0).permutation(NUM_ROWS)[:20]
+            rows = sample[sample != bad]
+            assert len(rows) == 19
+            assert_array_equal(logits["audio"], audio[rows])
+            assert_array_equal(logits["video"], VIDEO[rows])
+            assert_array_equal(labels, LABELS[rows])
+            assert names == ["contamination"]
+            return rule._replace(contamination=0.3)
+
+        bad, excluding = np.random.default_rng(0).permutation(NUM_ROWS)[7:9]
+        audio, ids = AUDIO.copy(), np.arange(NUM_ROWS) + 100
+        audio[bad, 0], audio[excluding, 0] = np.inf, -np.inf
+        np.savez(tmp_path / "audio.npz", logits=audio, ids=ids, labels=LABELS)
+        monkeypatch.setattr(stream, "choose", choose)
+        monkeypatch.setattr(stream, "NUM_CHOICE_ROWS", 20)
+        fuse(*files, "--perturbed=audio", "--contamination=auto", f"--output={output}")
+        printed = capsys.readouterr()
+        assert (
+            "gamma=0.1, contamination=0.3\ncontamination chosen on --input: right only if nothing "
+            "is perturbed there, and figures are optimistic then\n" in printed.out
+        )
+        assert printed.err.startswith(
+            "--contamination=auto leaves out, of 40 rows of --input: 20 not among 20 drawn at "
+            "random, 1 in which a modality says nothing\n"
+        )
+
+    def test_needs_a_gamma_of_finite_likelihood(self, files, tmp_path, output):
+        logits = AUDIO.copy()
+        logits[3, LABELS[3]] = -np.inf
+        ids = np.arange(NUM_ROWS) + 100
+        np.savez(tmp_path / "audio.npz", logits=logits, ids=ids, labels=LABELS)
+        message = error_of(*files, "--perturbed=audio", "--gamma=auto", f"--output={output}")
+        assert message.startswith(
+            "--gamma=auto: no gamma has a finite likelihood, since logits of "
+        )
+
+
+class TestClassPrior:
+    @pytest.mark.parametrize("counts", [[1, 2, 3, 4, 5], [0.1, 0.2, 0.2, 0.25, 0.25]])
+    def test_from_a_file_of_counts_or_frequencies(self, counts, files, tmp_path, output):
+        np.save(tmp_path / "prior.npy", counts)
+        prior_flag = f"--class_prior={tmp_path}/prior.npy"
+        fuse(*files, "--perturbed=audio", "--gamma=1", prior_flag, f"--output={output}")
+        prior = np.divide(counts, np.sum(counts))
+        with np.load(output) as file:
+            probs = reference.statistical_fusion({"audio": AUDIO, "video": VIDEO}, prior)
+            assert_allclose(np.exp(file["log_probs"]), probs, atol=1e-6)
+
+
+class TestProcess:
+    """The binary as users start it: x64 is off."""
+
+    def test_rounds_float64_and_makes_the_folder(self, files, tmp_path):
+        np.savez(tmp_path / "audio.npz", logits=AUDIO.astype(np.float64), ids=np.arange(100, 140))
+        output = tmp_path / "new" / "folder" / "fused.parquet"
+        process = start(*files, "--perturbed=audio", f"--output={output}")
+        stdout, stderr = process.communicate()
+        assert process.returncode == 0, stderr
+        assert f"wrote {output}\n" in stdout
+        assert stderr == "float64 logits are rounded to float32\n"  # no bar, without a terminal
+        table = pq.read_table(output)
+        assert str(table.schema.field("log_probs").type.value_type) == "float"
+        expected, _ = oracle(
+            {"audio": AUDIO, "video": VIDEO}, {"audio": np.eye(NUM_CLASSES)}, UNIFORM, gamma=0.1
+        )
+        assert_allclose(np.exp(table["log_probs"].to_pylist()), expected, atol=5e-6)
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory as Linux tells it")
+    def test_takes_no_more_memory_for_more_rows(self, tmp_path):
+        # Of this process alone: resource.getrusage also knows the peak of the one that started it.
+        script = (
+            "import sys\n"
+            "from absl import flags\n"
+            "from jacfuse_jax.predictions import __main__ as program, stream\n"
+            "from jacfuse_jax.predictions.flags import define_flags\n"
+            "stream._CHUNK_ENTRIES = 2**16\n"
+            "define_flags(flags.FLAGS)\n"
+            "flags.FLAGS(sys.argv)\n"
+            "program.main(sys.argv[:1])\n"
+            "print(open('/proc/self/status').read())\n"
+        )
+        names, num_classes = ("audio", "video"), 10
+        sizes, peaks = (100_000, 1_700_000), []
+        for num_rows in sizes:
+            for name in names:
+                logits = RNG.normal(size=(num_rows, num_classes)).astype(np.float32)
+                np.save(tmp_path / f"{name}.npy", logits)
+            arguments = [f"--input={name}={tmp_path}/{name}.npy" for name in names]
+            arguments += ["--perturbed=audio", f"--output={tmp_path}/fused.parquet"]
+            process = subprocess.run(
+                [sys.executable, "-c", script, *arguments],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            [kib] = re.findall(r"VmHWM:\s+(\d+) kB", process.stdout)
+            peaks.append(1024 * int(kib))
+        added = (sizes[1] - sizes[0]) * num_classes * 4 * len(names)
+        assert peaks[1] - peaks[0] < added / 2
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+    def test_that_is_ended_leaves_what_was_there(self, sent, tmp_path):
+        shape = (200_000, 60)
+        for name in ("audio", "video"):
+            np.save(tmp_path / f"{name}.npy", RNG.normal(size=shape).astype(np.float32))
+        output = tmp_path / "fused.parquet"
+        output.write_text("of an earlier run")
+        process = start(
+            *(f"--input={name}={tmp_path}/{name}.npy" for name in ("audio", "video")),
+            "--perturbed=audio",
+            f"--output={output}",
+        )
+        while not any(
+            path.stat().st_size > 100_000 for path in tmp_path.glob(".fused.*.partial.parquet")
+        ):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        process.send_signal(sent)
+        _, stderr = process.communicate()
+        assert output.read_text() == "of an earlier run"
+        if sent == signal.SIGINT:
+            assert process.returncode == 130
+            assert "\ninterrupted\n" in stderr
+            assert "Traceback" not in stderr
+
+    def test_errors_take_one_line(self, files, output):
+        process = start(*files, "--perturbed=smell", f"--output={output}")
+        _, stderr = process.communicate()
+        assert process.returncode == 1
+        assert stderr == "error: --perturbed: unknown 'smell'; choose from audio,video\n"
+
+    @pytest.mark.parametrize(
+        ("argument", "message"),
+        [
+            (
+                "--imput=a=a.npz",
+                "--imput is no flag of this program (did you mean --input or --inputs_are?)",
+            ),
+            pytest.param("--gamma", "Missing value for flag --gamma", marks=pytest.mark.slow),
+            pytest.param(
+                "--join=ids", "--join=ids: value should be one of", marks=pytest.mark.slow
+            ),
+        ],
+    )
+    def test_errors_of_the_command_line_too(self, argument, message):
+        process = start(argument)
+        _, stderr = process.communicate()
+        assert process.returncode == 1
+        assert stderr.startswith(f"error: {message}")
+        assert stderr.endswith(" (--help lists all flags)\n")
+        assert stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("name", ["jacfuse_jax.predictions", "experiments.fuse_predictions"])
+    def test_help_lists_the_flags_without_loading_what_reads_files(self, name):
+        script = (
+            "import runpy, sys\n"
+            "sys.argv = ['predictions', '--help']\n"
+            "try:\n"
+            f"    runpy.run_module({name!r}, None, '__main__', True)\n"
+            "finally:\n"
+            "    print({'pyarrow', 'scipy', 'tabulate'} & set(sys.modules))\n"
+        )
+        process = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        listed = re.findall(r"^  --(\w+):", process.stdout, flags=re.MULTILINE)
+        assert sorted(listed) == sorted(field.name for field in dataclasses.fields(FuseConfig))
+        assert "Robust late fusion of what classifiers of any framework predicted" in process.stdout
+        assert process.stdout.endswith("set()\n")
