@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from data_pipelines import av_mnist, digits, ravdess, vggsound
 from data_pipelines.av_mnist import AvMnistConfig
-from data_pipelines.catalogue import MODALITIES
+from data_pipelines.catalogue import KINDS, MODALITIES
 from data_pipelines.errors import DataError
 from data_pipelines.preparing import make_builder
 from data_pipelines.ravdess import Ravdess, RavdessConfig
@@ -25,6 +25,7 @@ class MultimodalDataset(NamedTuple):
     Attributes:
       name: of the data set.
       modalities: their names, in the order of `MODALITIES`.
+      kinds: {modality: "image", "video" or "spectrogram"}, see `catalogue.KINDS`.
       num_classes: labels are 0 .. num_classes - 1.
       splits: {"train" | "validation" | "test": {modality: (N, ...) float32, "label": (N,) int32,
         "group": (N,) int32}}. A row of a modality is a picture (H, W, 1) or frames (T, H, W, 3);
@@ -35,6 +36,7 @@ class MultimodalDataset(NamedTuple):
 
     name: str
     modalities: tuple[str, ...]
+    kinds: dict[str, str]
     num_classes: int
     splits: Splits
 
@@ -84,12 +86,12 @@ def load(
         raise DataError(f"--fold={fold}: choose from 0 to {ravdess.NUM_FOLDS - 1}")
     data_dir = Path(data_dir)
     if name == "digits":
-        return MultimodalDataset(name, MODALITIES[name], 10, _load_digits(num_train, num_eval))
+        return _dataset(name, 10, _load_digits(num_train, num_eval))
     if name == "av_mnist":
         splits = _load_av_mnist(
             data_dir, manual_dir, num_train, num_eval, progress, av_mnist_config
         )
-        return MultimodalDataset(name, MODALITIES[name], 10, splits)
+        return _dataset(name, 10, splits)
     if name == "ravdess":
         most = {
             split: len(actors) * ravdess.MAX_CLIPS_PER_ACTOR
@@ -112,6 +114,11 @@ def load(
     )
     parts = _vggsound_parts(make_builder(VggSound, data_dir, vggsound_config))
     return _load_stored(name, parts, "youtube_id", num_train, num_eval, progress)
+
+
+def _dataset(name: str, num_classes: int, splits: Splits) -> MultimodalDataset:
+    """Adds what is known of a data set before it is read."""
+    return MultimodalDataset(name, MODALITIES[name], dict(KINDS[name]), num_classes, splits)
 
 
 def _load_digits(num_train: int | None, num_eval: int | None) -> Splits:
@@ -200,7 +207,7 @@ def _load_stored(
         splits[split]["label"] = np.array(columns["label"], np.int32)
         splits[split]["group"] = _groups(np.array(columns[group_feature]))
     num_classes = parts["train"][0].features["label"].num_classes
-    return MultimodalDataset(name, MODALITIES[name], num_classes, splits)
+    return _dataset(name, num_classes, splits)
 
 
 def _groups(values: NDArray[Any]) -> NDArray[np.int32]:

@@ -1,5 +1,7 @@
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from data_pipelines.av_mnist import read_split
 from data_pipelines.batching import iterate_batches
-from data_pipelines.datasets import MODALITIES, load
+from data_pipelines.datasets import KINDS, MODALITIES, load
 from data_pipelines.errors import DataError
 from data_pipelines.ravdess import Ravdess, split_actors
 from data_pipelines.stored import StoredColumn, StoredSplit
@@ -112,6 +114,28 @@ def test_first_rows_are_those_of_the_whole(name: str, keywords: dict[str, dict[s
                 : None if split == "validation" else len(array)
             ]
             np.testing.assert_array_equal(np.asarray(array), expected)
+
+
+# Channels and dimensions of a row.
+LAYOUTS = {"image": (1, 3), "spectrogram": (1, 3), "video": (3, 4)}
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_rows_of_a_modality_have_the_shape_of_its_kind(
+    name: str, keywords: dict[str, dict[str, Any]]
+) -> None:
+    dataset = load(name, **keywords[name])
+    assert dataset.kinds == KINDS[name]
+    assert tuple(dataset.kinds) == dataset.modalities == MODALITIES[name]
+    for columns in dataset.splits.values():
+        for modality, kind in dataset.kinds.items():
+            row = columns[modality].shape[1:]
+            assert (row[-1], len(row)) == LAYOUTS[kind]
+
+
+def test_scikit_learn_is_loaded_where_it_is_used() -> None:
+    code = "import sys, data_pipelines.datasets; sys.exit('sklearn' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
 
 
 def _assert_groups(groups: NDArray[np.int32], values: NDArray[Any]) -> None:
