@@ -81,9 +81,8 @@ def load(
       DataError: unknown name or fold, fewer rows than asked for, or raw files that cannot be used.
     """
     if name not in MODALITIES:
-        raise DataError(f"--dataset={name}: unknown; choose from {', '.join(MODALITIES)}")
-    if not 0 <= fold < ravdess.NUM_FOLDS:
-        raise DataError(f"--fold={fold}: choose from 0 to {ravdess.NUM_FOLDS - 1}")
+        raise DataError(f"name={name!r}: unknown; choose from {', '.join(MODALITIES)}")
+    actors = ravdess.split_actors(fold)  # refuses a fold that there is not
     data_dir = Path(data_dir)
     if name == "digits":
         return _dataset(name, 10, _load_digits(num_train, num_eval))
@@ -93,11 +92,8 @@ def load(
         )
         return _dataset(name, 10, splits)
     if name == "ravdess":
-        most = {
-            split: len(actors) * ravdess.MAX_CLIPS_PER_ACTOR
-            for split, actors in ravdess.split_actors(fold).items()
-        }
-        _check_counts(num_train, most["train"], num_eval, most["test"])
+        most = ravdess.MAX_CLIPS_PER_ACTOR
+        _check_counts(num_train, most * len(actors["train"]), num_eval, most * len(actors["test"]))
         ravdess.prepare(
             data_dir, manual_dir, ravdess_config, num_workers=num_workers, progress=progress
         )
@@ -220,9 +216,11 @@ def _check_counts(
     num_train: int | None, max_train: int, num_eval: int | None, max_eval: int
 ) -> None:
     """Refuses numbers of rows that the data set does not have."""
-    for flag, count, available in (
-        ("--num_train", num_train, max_train),
-        ("--num_eval", num_eval, max_eval),
+    for argument, count, available in (
+        ("num_train", num_train, max_train),
+        ("num_eval", num_eval, max_eval),
     ):
         if count is not None and not 1 <= count <= available:
-            raise DataError(f"{flag}={count}: choose between 1 and the {available} rows available")
+            raise DataError(
+                f"{argument}={count}: choose between 1 and the {available} rows available", argument
+            )

@@ -73,15 +73,18 @@ def prepare_builder(
         claim = FileLock(folder.parent.parent / "lock").acquire()
     except OSError as error:
         reason = error.strerror
-        raise DataError(f"--data_dir={data_dir}: {reason}; name a folder to write to") from None
+        raise DataError(
+            f"data_dir={data_dir}: {reason}; name a folder to write to", "data_dir"
+        ) from None
     with claim:
         if folder.exists() and not builder.is_prepared():
             raise DataError(f"{folder}: not a prepared data set; remove the folder")
         if not folder.exists():
             if manual_dir is not None and not Path(manual_dir).is_dir():
                 raise DataError(
-                    f"--manual_dir={manual_dir}: no such folder; name the one with the raw files,"
-                    " or leave the flag out to download them"
+                    f"manual_dir={manual_dir}: no such folder; name the one with the raw files,"
+                    " or leave it out to download them",
+                    "manual_dir",
                 )
             # Nobody else is at work while the lock is held, so these are remains of a killed
             # process.
@@ -129,8 +132,9 @@ def download(dl_manager: tfds.download.DownloadManager, urls: Mapping[str, str])
     except (OSError, tfds.download.DownloadError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"download failed ({reason}); check the network, or get the files in another way and"
-            " name their folder with --manual_dir"
+            f"manual_dir is not given, and the download failed ({reason}); check the network, or"
+            " get the files in another way and name their folder",
+            "manual_dir",
         ) from None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, with_flag
 from experiments.config import ConfigError
 from experiments.workdir import claimed
 
@@ -63,7 +63,7 @@ def one_line_errors(argv: list[str]) -> Generator[None]:
     try:
         yield
     except (ConfigError, DataError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {with_flag(error)}")
 
 
 def start(argv: list[str], config_fn: Callable[[], Any], module: str) -> None:

@@ -39,6 +39,6 @@ def prepare(
     if num_workers is None:
         num_workers = cpu_count()
     if num_workers < 1:
-        raise DataError(f"--num_workers={num_workers}: choose at least 1")
+        raise DataError(f"num_workers={num_workers}: choose at least 1", "num_workers")
     builder = make_builder(Ravdess, data_dir, config, num_workers=num_workers, progress=progress)
     prepare_builder(builder, data_dir, manual_dir=manual_dir, progress=progress)

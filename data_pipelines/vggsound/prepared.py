@@ -42,11 +42,11 @@ def prepare(
         clips, or `data_dir` cannot be written to.
     """
     if not 0 <= max_missing <= 1:
-        raise DataError(f"--max_missing={max_missing}: choose a share from 0 to 1")
+        raise DataError(f"max_missing={max_missing}: choose a share from 0 to 1", "max_missing")
     if num_workers is None:
         num_workers = cpu_count()
     if num_workers < 1:
-        raise DataError(f"--num_workers={num_workers}: choose at least 1")
+        raise DataError(f"num_workers={num_workers}: choose at least 1", "num_workers")
     builder = make_builder(
         VggSound,
         data_dir,
@@ -58,8 +58,9 @@ def prepare(
     folder = Path(builder.data_dir)
     if not folder.exists() and (manual_dir is None or not (manual_dir / "vggsound.csv").is_file()):
         raise DataError(
-            f"--manual_dir={manual_dir}: VGGSound is not downloaded; name the folder that holds"
-            " vggsound.csv and clips/"
+            f"manual_dir={manual_dir}: VGGSound is not downloaded; name the folder that holds"
+            " vggsound.csv and clips/",
+            "manual_dir",
         )
     prepare_builder(builder, data_dir, manual_dir=manual_dir, progress=progress)
     # Read anew: another process may have prepared it in the meantime.
@@ -75,5 +76,5 @@ def prepare(
             " and it is prepared again"
         )
         if num_missing > max_missing * num_clips:
-            raise DataError(f"--max_missing={max_missing} allows fewer: {report}")
+            raise DataError(f"max_missing={max_missing} allows fewer: {report}", "max_missing")
         logging.warning("%s", report)
