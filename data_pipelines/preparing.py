@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from filelock import FileLock
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.download import downloader
 
 from data_pipelines.errors import DataError
@@ -18,6 +19,24 @@ from data_pipelines.stored import reading
 
 # With ten attempts, the default, it takes over three minutes to find that there is no network.
 downloader.MAX_RETRIES = 4
+
+
+class ArrayRecordBuilder(FileReaderBuilder, skip_registration=True):
+    """A builder that writes array_record files, which needs no TensorFlow.
+
+    To be inherited from in front of a builder of tensorflow-datasets that generates examples.
+    """
+
+    def __init__(self, *, file_format: Any = None, **keywords: Any) -> None:
+        """Makes the builder.
+
+        Args:
+          file_format: of what is to be written; None is array_record, or what is there already.
+          **keywords: of the base class, such as data_dir and config.
+        """
+        super().__init__(file_format=file_format, **keywords)
+        if file_format is None and not self.info.initialized:
+            self.info.set_file_format("array_record", override=True)
 
 
 def make_builder(builder_class: Any, data_dir: Path, config: Any, **keywords: Any) -> Any:
@@ -93,7 +112,6 @@ def prepare_builder(
             # What is printed here is that all sizes are unknown; progress bars go to stderr.
             with redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(
-                    file_format="array_record",
                     download_dir=downloads,
                     download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
                 )

@@ -7,10 +7,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines.errors import DataError
-from data_pipelines.preparing import decoded_dir, prepare_builder
+from data_pipelines.preparing import ArrayRecordBuilder, decoded_dir, prepare_builder
 
 
-class _Numbers(tfds.core.GeneratorBasedBuilder):
+class _Numbers(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
     """Three numbers."""
 
     name = "numbers"
