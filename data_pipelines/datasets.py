@@ -10,8 +10,8 @@ from data_pipelines import av_mnist, digits, ravdess, vggsound
 from data_pipelines.av_mnist import AvMnistConfig
 from data_pipelines.catalogue import KINDS, MODALITIES
 from data_pipelines.errors import DataError
-from data_pipelines.preparing import make_builder
-from data_pipelines.ravdess import Ravdess, RavdessConfig
+from data_pipelines.preparing import is_prepared, make_builder
+from data_pipelines.ravdess import RavdessConfig
 from data_pipelines.stored import StoredColumn, StoredSplit
 from data_pipelines.vggsound import VggSound, VggSoundConfig
 
@@ -94,13 +94,13 @@ def load(
     if name == "ravdess":
         most = ravdess.MAX_CLIPS_PER_ACTOR
         _check_counts(num_train, most * len(actors["train"]), num_eval, most * len(actors["test"]))
-        ravdess.prepare(
+        builder = ravdess.prepare(
             data_dir, manual_dir, ravdess_config, num_workers=num_workers, progress=progress
         )
-        parts = _ravdess_parts(make_builder(Ravdess, data_dir, ravdess_config), fold)
+        parts = _ravdess_parts(builder, actors)
         return _load_stored(name, parts, "actor", num_train, num_eval, progress)
     _check_listed_counts(data_dir, manual_dir, num_train, num_eval, vggsound_config)
-    vggsound.prepare(
+    builder = vggsound.prepare(
         data_dir,
         manual_dir,
         vggsound_config,
@@ -108,8 +108,7 @@ def load(
         max_missing=max_missing,
         progress=progress,
     )
-    parts = _vggsound_parts(make_builder(VggSound, data_dir, vggsound_config))
-    return _load_stored(name, parts, "youtube_id", num_train, num_eval, progress)
+    return _load_stored(name, _vggsound_parts(builder), "youtube_id", num_train, num_eval, progress)
 
 
 def _dataset(name: str, num_classes: int, splits: Splits) -> MultimodalDataset:
@@ -162,20 +161,17 @@ def _check_listed_counts(
     """Refuses more rows than VGGSound's list has before hours go into decoding them."""
     listing = manual_dir and manual_dir / "vggsound.csv"
     builder = make_builder(VggSound, data_dir, config)
-    if listing and listing.is_file() and not builder.is_prepared():
+    if listing and listing.is_file() and not is_prepared(builder):
         splits = vggsound.split_clips(vggsound.read_clips(listing))
         _check_counts(num_train, len(splits["train"]), num_eval, len(splits["test"]))
 
 
-def _ravdess_parts(builder: Any, fold: int) -> Parts:
-    """Returns which rows are in which split of a fold, actors and emotions mixed."""
+def _ravdess_parts(builder: Any, actors_of: dict[str, tuple[int, ...]]) -> Parts:
+    """Returns which rows are in which split, actors and emotions mixed."""
     rows = StoredSplit(builder, "full")
     order = np.random.default_rng(0).permutation(len(rows))
     actors = np.array(rows.read(["actor"], order)["actor"])
-    return {
-        split: (rows, order[np.isin(actors, chosen)])
-        for split, chosen in ravdess.split_actors(fold).items()
-    }
+    return {split: (rows, order[np.isin(actors, chosen)]) for split, chosen in actors_of.items()}
 
 
 def _vggsound_parts(builder: Any) -> Parts:

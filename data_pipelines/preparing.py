@@ -82,7 +82,7 @@ def prepare_builder(
     """
     tfds.display_progress_bar(progress and sys.stderr.isatty())
     folder = Path(builder.data_dir)
-    if builder.is_prepared() and not decoded_dir(builder).exists():
+    if is_prepared(builder) and not decoded_dir(builder).exists():
         return
     # The lock is that of one data set: others may be downloading.
     downloads = Path(data_dir) / "downloads" / builder.name
@@ -96,7 +96,7 @@ def prepare_builder(
             f"data_dir={data_dir}: {reason}; name a folder to write to", "data_dir"
         ) from None
     with claim:
-        if folder.exists() and not builder.is_prepared():
+        if folder.exists() and not is_prepared(builder):
             raise DataError(f"{folder}: not a prepared data set; remove the folder")
         if not folder.exists():
             if manual_dir is not None and not Path(manual_dir).is_dir():
@@ -118,6 +118,11 @@ def prepare_builder(
         # Here as well for a process that was killed after the last renaming.
         if decoded_dir(builder).exists():
             shutil.rmtree(decoded_dir(builder))
+
+
+def is_prepared(builder: Any) -> bool:
+    """Tells whether a data set is there; TFDS would log a warning where it is not."""
+    return (Path(builder.data_dir) / "dataset_info.json").is_file()
 
 
 def decoded_dir(builder: Any) -> Path:

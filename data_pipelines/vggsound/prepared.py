@@ -1,6 +1,7 @@
 """Makes VGGSound on disk, once and whole, out of the clips that are there."""
 
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from joblib import cpu_count
@@ -20,7 +21,7 @@ def prepare(
     num_workers: int | None = None,
     max_missing: float = 1.0,
     progress: bool = True,
-) -> None:
+) -> Any:
     """Makes the data set in `data_dir` unless it is there already.
 
     Clips that are missing or damaged are left out and listed in `vggsound/{config}/
@@ -36,6 +37,9 @@ def prepare(
       num_workers: processes that decode clips; None is one for each CPU that this process may use.
       max_missing: share of the clips that may be missing or damaged, 0 to 1.
       progress: shows progress bars where standard error is a terminal.
+
+    Returns:
+      The builder of tensorflow-datasets, which knows where the data set lies and what is in it.
 
     Raises:
       DataError: an argument is out of range, the list of clips cannot be used, there are too few
@@ -64,7 +68,8 @@ def prepare(
         )
     prepare_builder(builder, data_dir, manual_dir=manual_dir, progress=progress)
     # Read anew: another process may have prepared it in the meantime.
-    info = make_builder(VggSound, data_dir, config).info
+    prepared = make_builder(VggSound, data_dir, config)
+    info = prepared.info
     with reading(folder, "its description"):
         num_clips, num_missing = (int(info.metadata[key]) for key in ("num_clips", "num_missing"))
         if info.metadata["labels"] != info.features["label"].names:
@@ -78,3 +83,4 @@ def prepare(
         if num_missing > max_missing * num_clips:
             raise DataError(f"max_missing={max_missing} allows fewer: {report}", "max_missing")
         logging.warning("%s", report)
+    return prepared
