@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from data_pipelines import av_mnist, digits, ravdess, vggsound
 from data_pipelines.av_mnist import AvMnistConfig
-from data_pipelines.catalogue import MODALITIES
+from data_pipelines.catalogue import KINDS, MODALITIES
 from data_pipelines.errors import DataError
-from data_pipelines.preparing import make_builder
-from data_pipelines.ravdess import Ravdess, RavdessConfig
+from data_pipelines.preparing import is_prepared, make_builder
+from data_pipelines.ravdess import RavdessConfig
 from data_pipelines.stored import StoredColumn, StoredSplit
 from data_pipelines.vggsound import VggSound, VggSoundConfig
 
@@ -25,6 +25,7 @@ class MultimodalDataset(NamedTuple):
     Attributes:
       name: of the data set.
       modalities: their names, in the order of `MODALITIES`.
+      kinds: {modality: "image", "video" or "spectrogram"}, see `catalogue.KINDS`.
       num_classes: labels are 0 .. num_classes - 1.
       splits: {"train" | "validation" | "test": {modality: (N, ...) float32, "label": (N,) int32,
         "group": (N,) int32}}. A row of a modality is a picture (H, W, 1) or frames (T, H, W, 3);
@@ -35,6 +36,7 @@ class MultimodalDataset(NamedTuple):
 
     name: str
     modalities: tuple[str, ...]
+    kinds: dict[str, str]
     num_classes: int
     splits: Splits
 
@@ -79,30 +81,26 @@ def load(
       DataError: unknown name or fold, fewer rows than asked for, or raw files that cannot be used.
     """
     if name not in MODALITIES:
-        raise DataError(f"--dataset={name}: unknown; choose from {', '.join(MODALITIES)}")
-    if not 0 <= fold < ravdess.NUM_FOLDS:
-        raise DataError(f"--fold={fold}: choose from 0 to {ravdess.NUM_FOLDS - 1}")
+        raise DataError(f"name={name!r}: unknown; choose from {', '.join(MODALITIES)}")
+    actors = ravdess.split_actors(fold)  # refuses a fold that there is not
     data_dir = Path(data_dir)
     if name == "digits":
-        return MultimodalDataset(name, MODALITIES[name], 10, _load_digits(num_train, num_eval))
+        return _dataset(name, 10, _load_digits(num_train, num_eval))
     if name == "av_mnist":
         splits = _load_av_mnist(
             data_dir, manual_dir, num_train, num_eval, progress, av_mnist_config
         )
-        return MultimodalDataset(name, MODALITIES[name], 10, splits)
+        return _dataset(name, 10, splits)
     if name == "ravdess":
-        most = {
-            split: len(actors) * ravdess.MAX_CLIPS_PER_ACTOR
-            for split, actors in ravdess.split_actors(fold).items()
-        }
-        _check_counts(num_train, most["train"], num_eval, most["test"])
-        ravdess.prepare(
+        most = ravdess.MAX_CLIPS_PER_ACTOR
+        _check_counts(num_train, most * len(actors["train"]), num_eval, most * len(actors["test"]))
+        builder = ravdess.prepare(
             data_dir, manual_dir, ravdess_config, num_workers=num_workers, progress=progress
         )
-        parts = _ravdess_parts(make_builder(Ravdess, data_dir, ravdess_config), fold)
+        parts = _ravdess_parts(builder, actors)
         return _load_stored(name, parts, "actor", num_train, num_eval, progress)
     _check_listed_counts(data_dir, manual_dir, num_train, num_eval, vggsound_config)
-    vggsound.prepare(
+    builder = vggsound.prepare(
         data_dir,
         manual_dir,
         vggsound_config,
@@ -110,8 +108,12 @@ def load(
         max_missing=max_missing,
         progress=progress,
     )
-    parts = _vggsound_parts(make_builder(VggSound, data_dir, vggsound_config))
-    return _load_stored(name, parts, "youtube_id", num_train, num_eval, progress)
+    return _load_stored(name, _vggsound_parts(builder), "youtube_id", num_train, num_eval, progress)
+
+
+def _dataset(name: str, num_classes: int, splits: Splits) -> MultimodalDataset:
+    """Adds what is known of a data set before it is read."""
+    return MultimodalDataset(name, MODALITIES[name], dict(KINDS[name]), num_classes, splits)
 
 
 def _load_digits(num_train: int | None, num_eval: int | None) -> Splits:
@@ -159,20 +161,17 @@ def _check_listed_counts(
     """Refuses more rows than VGGSound's list has before hours go into decoding them."""
     listing = manual_dir and manual_dir / "vggsound.csv"
     builder = make_builder(VggSound, data_dir, config)
-    if listing and listing.is_file() and not builder.is_prepared():
+    if listing and listing.is_file() and not is_prepared(builder):
         splits = vggsound.split_clips(vggsound.read_clips(listing))
         _check_counts(num_train, len(splits["train"]), num_eval, len(splits["test"]))
 
 
-def _ravdess_parts(builder: Any, fold: int) -> Parts:
-    """Returns which rows are in which split of a fold, actors and emotions mixed."""
+def _ravdess_parts(builder: Any, actors_of: dict[str, tuple[int, ...]]) -> Parts:
+    """Returns which rows are in which split, actors and emotions mixed."""
     rows = StoredSplit(builder, "full")
     order = np.random.default_rng(0).permutation(len(rows))
     actors = np.array(rows.read(["actor"], order)["actor"])
-    return {
-        split: (rows, order[np.isin(actors, chosen)])
-        for split, chosen in ravdess.split_actors(fold).items()
-    }
+    return {split: (rows, order[np.isin(actors, chosen)]) for split, chosen in actors_of.items()}
 
 
 def _vggsound_parts(builder: Any) -> Parts:
@@ -200,7 +199,7 @@ def _load_stored(
         splits[split]["label"] = np.array(columns["label"], np.int32)
         splits[split]["group"] = _groups(np.array(columns[group_feature]))
     num_classes = parts["train"][0].features["label"].num_classes
-    return MultimodalDataset(name, MODALITIES[name], num_classes, splits)
+    return _dataset(name, num_classes, splits)
 
 
 def _groups(values: NDArray[Any]) -> NDArray[np.int32]:
@@ -213,9 +212,11 @@ def _check_counts(
     num_train: int | None, max_train: int, num_eval: int | None, max_eval: int
 ) -> None:
     """Refuses numbers of rows that the data set does not have."""
-    for flag, count, available in (
-        ("--num_train", num_train, max_train),
-        ("--num_eval", num_eval, max_eval),
+    for argument, count, available in (
+        ("num_train", num_train, max_train),
+        ("num_eval", num_eval, max_eval),
     ):
         if count is not None and not 1 <= count <= available:
-            raise DataError(f"{flag}={count}: choose between 1 and the {available} rows available")
+            raise DataError(
+                f"{argument}={count}: choose between 1 and the {available} rows available", argument
+            )

@@ -23,9 +23,30 @@ ZIP_ERRORS = (
 class DataError(ValueError):
     """Raw or prepared data cannot be used.
 
-    The message is a single line that names the file or flag and the remedy, so that a binary can
-    print it as it is, without a traceback.
+    The message is a single line that names the file or argument and the remedy, so that a binary
+    can print it without a traceback, see `with_flag`.
+
+    Attributes:
+      argument: of the function that was called, where another value of it is a remedy, and binaries
+        have a flag of the same name. The message begins with it. None elsewhere.
     """
+
+    def __init__(self, message: str, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+
+def with_flag(error: Exception) -> str:
+    """Returns the message of an error in the words of a command line: arguments become flags.
+
+    Args:
+      error: any; only those of `DataError` name arguments.
+
+    Returns:
+      The message: "num_workers=0: choose at least 1" with "--" in front.
+    """
+    is_of_argument = isinstance(error, DataError) and error.argument is not None
+    return f"--{error}" if is_of_argument else str(error)
 
 
 class MediaError(DataError):

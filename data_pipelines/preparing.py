@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from filelock import FileLock
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tensorflow_datasets.core.download import downloader
 
 from data_pipelines.errors import DataError
@@ -18,6 +19,24 @@ from data_pipelines.stored import reading
 
 # With ten attempts, the default, it takes over three minutes to find that there is no network.
 downloader.MAX_RETRIES = 4
+
+
+class ArrayRecordBuilder(FileReaderBuilder, skip_registration=True):
+    """A builder that writes array_record files, which needs no TensorFlow.
+
+    To be inherited from in front of a builder of tensorflow-datasets that generates examples.
+    """
+
+    def __init__(self, *, file_format: Any = None, **keywords: Any) -> None:
+        """Makes the builder.
+
+        Args:
+          file_format: of what is to be written; None is array_record, or what is there already.
+          **keywords: of the base class, such as data_dir and config.
+        """
+        super().__init__(file_format=file_format, **keywords)
+        if file_format is None and not self.info.initialized:
+            self.info.set_file_format("array_record", override=True)
 
 
 def make_builder(builder_class: Any, data_dir: Path, config: Any, **keywords: Any) -> Any:
@@ -63,7 +82,7 @@ def prepare_builder(
     """
     tfds.display_progress_bar(progress and sys.stderr.isatty())
     folder = Path(builder.data_dir)
-    if builder.is_prepared() and not decoded_dir(builder).exists():
+    if is_prepared(builder) and not decoded_dir(builder).exists():
         return
     # The lock is that of one data set: others may be downloading.
     downloads = Path(data_dir) / "downloads" / builder.name
@@ -73,15 +92,18 @@ def prepare_builder(
         claim = FileLock(folder.parent.parent / "lock").acquire()
     except OSError as error:
         reason = error.strerror
-        raise DataError(f"--data_dir={data_dir}: {reason}; name a folder to write to") from None
+        raise DataError(
+            f"data_dir={data_dir}: {reason}; name a folder to write to", "data_dir"
+        ) from None
     with claim:
-        if folder.exists() and not builder.is_prepared():
+        if folder.exists() and not is_prepared(builder):
             raise DataError(f"{folder}: not a prepared data set; remove the folder")
         if not folder.exists():
             if manual_dir is not None and not Path(manual_dir).is_dir():
                 raise DataError(
-                    f"--manual_dir={manual_dir}: no such folder; name the one with the raw files,"
-                    " or leave the flag out to download them"
+                    f"manual_dir={manual_dir}: no such folder; name the one with the raw files,"
+                    " or leave it out to download them",
+                    "manual_dir",
                 )
             # Nobody else is at work while the lock is held, so these are remains of a killed
             # process.
@@ -90,13 +112,17 @@ def prepare_builder(
             # What is printed here is that all sizes are unknown; progress bars go to stderr.
             with redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(
-                    file_format="array_record",
                     download_dir=downloads,
                     download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
                 )
         # Here as well for a process that was killed after the last renaming.
         if decoded_dir(builder).exists():
             shutil.rmtree(decoded_dir(builder))
+
+
+def is_prepared(builder: Any) -> bool:
+    """Tells whether a data set is there; TFDS would log a warning where it is not."""
+    return (Path(builder.data_dir) / "dataset_info.json").is_file()
 
 
 def decoded_dir(builder: Any) -> Path:
@@ -129,8 +155,9 @@ def download(dl_manager: tfds.download.DownloadManager, urls: Mapping[str, str])
     except (OSError, tfds.download.DownloadError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"download failed ({reason}); check the network, or get the files in another way and"
-            " name their folder with --manual_dir"
+            f"manual_dir is not given, and the download failed ({reason}); check the network, or"
+            " get the files in another way and name their folder",
+            "manual_dir",
         ) from None
 
 

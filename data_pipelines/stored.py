@@ -151,12 +151,14 @@ def reading(folder: Path, part: str) -> Generator[None]:
     except Exception as error:  # array_record, protobuf and TFDS raise many types
         if reason := system_failure(error):
             raise DataError(
-                f"--data_dir: {folder} cannot be read ({part}, {reason}); that is no fault of the"
-                " data: mend it, and run again"
+                f"data_dir: {folder} cannot be read ({part}, {reason}); that is no fault of the"
+                " data: mend it, and run again",
+                "data_dir",
             ) from error
         raise DataError(
-            f"--data_dir: {folder} is damaged ({part}, {type(error).__name__}); remove this"
-            " folder, and it is prepared again"
+            f"data_dir: {folder} is damaged ({part}, {type(error).__name__}); remove this"
+            " folder, and it is prepared again",
+            "data_dir",
         ) from error
 
 

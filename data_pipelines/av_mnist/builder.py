@@ -14,7 +14,7 @@ from data_pipelines.av_mnist.pairing import pair_recordings
 from data_pipelines.av_mnist.sources import PUBLISHED, RawData, Sources, manual_paths, read_sources
 from data_pipelines.av_mnist.spectrogram import SIZE, encode_png, log_spectrogram
 from data_pipelines.errors import DataError
-from data_pipelines.preparing import download, forget_download
+from data_pipelines.preparing import ArrayRecordBuilder, download, forget_download
 
 _CITATION = """@article{lecun1998gradient,
   title={Gradient-based learning applied to document recognition},
@@ -55,7 +55,7 @@ class AvMnistConfig(tfds.core.BuilderConfig):
 DEFAULT_CONFIG = AvMnistConfig(name="default")
 
 
-class AvMnist(tfds.core.GeneratorBasedBuilder):
+class AvMnist(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
     """MNIST images reduced to 25% of their energy, paired with spectrograms of spoken digits."""
 
     VERSION = tfds.core.Version("1.0.0")

@@ -1,14 +1,18 @@
 """Removes most of the energy of images, so that they alone do not settle the digit."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
+
+if TYPE_CHECKING:
+    from sklearn.decomposition import PCA
 
 KEPT_ENERGY = 0.25
 """Share of the training images' variance that is kept."""
 
 
-def fit_subspace(train_images: NDArray[np.uint8]) -> PCA:
+def fit_subspace(train_images: NDArray[np.uint8]) -> "PCA":
     """Finds the fewest leading principal components that hold 25% of the variance.
 
     Args:
@@ -17,13 +21,15 @@ def fit_subspace(train_images: NDArray[np.uint8]) -> PCA:
     Returns:
       Mean and components of pixels / 255.
     """
+    from sklearn.decomposition import PCA  # takes a second to load, for a preparation alone
+
     # For leading components the covariance matrix is as accurate as an SVD of the images, and takes
     # a fraction of the time.
     pca = PCA(n_components=KEPT_ENERGY, svd_solver="covariance_eigh")
     return pca.fit(_rows(train_images))
 
 
-def project(subspace: PCA, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def project(subspace: "PCA", images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Returns mean + V V^T (x - mean) for x = pixels / 255, V the components.
 
     Args:

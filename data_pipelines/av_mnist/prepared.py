@@ -20,7 +20,7 @@ def prepare(
     config: AvMnistConfig = DEFAULT_CONFIG,
     *,
     progress: bool = True,
-) -> None:
+) -> Any:
     """Makes the data set in `data_dir` unless it is there already.
 
     `preparing.prepare_builder` says what happens when it is interrupted, or called twice at once.
@@ -31,12 +31,17 @@ def prepare(
       config: sizes, seed and raw files; in one `data_dir`, different ones need different names.
       progress: shows progress bars where standard error is a terminal.
 
+    Returns:
+      The builder of tensorflow-datasets, which knows where the data set lies and what is in it.
+
     Raises:
       DataError: raw files are missing, damaged or foreign, or cannot be downloaded; `data_dir`
         cannot be written to, or holds something else in the place of the data set.
     """
     builder = make_builder(AvMnist, data_dir, config)
     prepare_builder(builder, data_dir, manual_dir=manual_dir, progress=progress)
+    # Read anew: another process may have prepared it in the meantime.
+    return make_builder(AvMnist, data_dir, config)
 
 
 def read_split(

@@ -105,16 +105,18 @@ def manual_paths(sources: Sources, manual_dir: Path) -> dict[str, Path]:
     """
     if not manual_dir.is_dir():
         raise DataError(
-            f"--manual_dir={manual_dir}: no such folder; name the one that holds mnist/ and fsdd/,"
-            " or leave the flag out to download the files"
+            f"manual_dir={manual_dir}: no such folder; name the one that holds mnist/ and fsdd/,"
+            " or leave it out to download the files",
+            "manual_dir",
         )
     paths: dict[str, Path] = {}
     for name, source in sources._asdict().items():
         found = sorted(manual_dir.glob(source.pattern))
         if len(found) != 1:
             raise DataError(
-                f"{manual_dir / source.pattern}: found {len(found)} files, expected one; get it"
-                f" from {source.url}, or leave out --manual_dir to download it"
+                f"manual_dir: {manual_dir / source.pattern}: found {len(found)} files, expected"
+                f" one; get it from {source.url}, or name no folder to download it",
+                "manual_dir",
             )
         paths[name] = found[0]
     return paths

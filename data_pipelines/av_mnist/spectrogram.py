@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.signal import ShortTimeFFT, get_window
 
+from data_pipelines.media.spectrograms import centred, relative_levels
+
 SIZE = 112
 """Frequency bins and frames of a spectrogram."""
 
@@ -16,7 +18,6 @@ SIZE = 112
 _WINDOW_SIZE = 2 * (SIZE - 1)
 _HOP = 71
 _NUM_SAMPLES = (SIZE - 1) * _HOP + _WINDOW_SIZE
-_DYNAMIC_RANGE_DB = 80.0
 _TRANSFORM = ShortTimeFFT(np.asarray(get_window("hann", _WINDOW_SIZE)), _HOP, fs=8000)
 
 
@@ -34,14 +35,10 @@ def log_spectrogram(waveform: NDArray[np.float64]) -> NDArray[np.uint8]:
       (112, 112): row = frequency, from 0 to 4 kHz; column = time.
     """
     # SciPy centres frame 0 on sample k_offset: half a window, so that it starts with the recording.
-    frames = _TRANSFORM.stft(_centred(waveform), p0=0, p1=SIZE, k_offset=_WINDOW_SIZE // 2)
-    magnitudes = np.abs(frames)
-    peak = magnitudes.max()
-    if peak == 0:
-        return np.zeros((SIZE, SIZE), np.uint8)
-    floor = 10 ** (-_DYNAMIC_RANGE_DB / 20)
-    level_db = 20 * np.log10(np.maximum(magnitudes / peak, floor))
-    return np.rint(255 * (1 + level_db / _DYNAMIC_RANGE_DB)).astype(np.uint8)
+    frames = _TRANSFORM.stft(
+        centred(waveform, _NUM_SAMPLES), p0=0, p1=SIZE, k_offset=_WINDOW_SIZE // 2
+    )
+    return relative_levels(np.abs(frames), decade_db=20)
 
 
 def encode_png(picture: NDArray[np.uint8]) -> bytes:
@@ -64,11 +61,3 @@ def decode_pngs(files: Sequence[bytes]) -> NDArray[np.float32]:
     pictures = np.stack([np.asarray(Image.open(io.BytesIO(content))) for content in distinct])
     scaled = (pictures / 255).astype(np.float32)[..., np.newaxis]
     return scaled[[distinct[content] for content in files]]
-
-
-def _centred(waveform: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pads or crops both ends alike to the length of the spectrogram."""
-    surplus = len(waveform) - _NUM_SAMPLES
-    if surplus >= 0:
-        return waveform[surplus // 2 : surplus // 2 + _NUM_SAMPLES]
-    return np.pad(waveform, (-surplus // 2, -surplus - -surplus // 2))

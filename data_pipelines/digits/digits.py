@@ -1,9 +1,10 @@
-"""scikit-learn's handwritten digits, whose two halves serve as two modalities."""
+"""scikit-learn's handwritten digits, whose two halves serve as two modalities.
+
+scikit-learn is imported by the functions that call it: other data sets do without.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 SPLIT_SIZES = {"train": 1097, "validation": 200, "test": 500}
 # The splits are part of the data set: the same for every experiment, whatever its own seed.
@@ -36,6 +37,8 @@ def read_splits() -> dict[str, dict[str, NDArray[np.generic]]]:
 
 def _images_and_labels() -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Returns images (1797, 8, 8, 1) in [0, 1] and labels (1797,)."""
+    from sklearn.datasets import load_digits
+
     pixels, labels = load_digits(return_X_y=True)
     images = (np.asarray(pixels) / _MAX_PIXEL).astype(np.float32).reshape(-1, 8, 8, 1)
     return images, np.asarray(labels).astype(np.int32)
@@ -45,6 +48,8 @@ def _stratified(
     rows: NDArray[np.intp], labels: NDArray[np.int32], num_held_out: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Splits rows into (kept, held out) with the class frequencies of the whole in both."""
+    from sklearn.model_selection import train_test_split
+
     kept, held_out = train_test_split(
         rows, test_size=num_held_out, random_state=_SPLIT_SEED, stratify=labels[rows]
     )

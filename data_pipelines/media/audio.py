@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from data_pipelines.errors import MediaError
 from data_pipelines.media.container import count_packets, first_stream, opened
+from data_pipelines.media.spectrograms import centred, relative_levels
 
 _WINDOW_S = 0.025
 _HOP_S = 0.010
-_DYNAMIC_RANGE_DB = 80.0
 _UNKNOWN_LENGTH = 0xFFFFFFFF  # what programs write that cannot go back to the header
 # Others are in no use, but damaged files have them: a few samples would become gigabytes, and PyAV
 # crashes on more channels.
@@ -119,7 +119,7 @@ def log_mel(
     window, hop = round(_WINDOW_S * sample_rate_hz), round(_HOP_S * sample_rate_hz)
     # Low bands are narrower than the window's own frequency bins: zeros interpolate between these.
     num_fft = 1 << (2 * window - 1).bit_length()
-    waveform = _centred(waveform, (num_frames - 1) * hop + num_fft)
+    waveform = centred(waveform, (num_frames - 1) * hop + num_fft)
     # The power of very large samples would overflow. A power of two takes away no digit.
     _, exponent = np.frexp(np.abs(waveform).max())
     power = librosa.feature.melspectrogram(
@@ -131,12 +131,7 @@ def log_mel(
         center=False,
         n_mels=num_mels,
     )
-    peak = power.max()
-    if peak == 0:
-        return np.zeros((num_mels, num_frames), np.uint8)
-    floor = 10 ** (-_DYNAMIC_RANGE_DB / 10)
-    level_db = 10 * np.log10(np.maximum(power / peak, floor))
-    return np.rint(255 * (1 + level_db / _DYNAMIC_RANGE_DB)).astype(np.uint8)
+    return relative_levels(power, decade_db=10)
 
 
 def _format(frame: av.AudioFrame) -> tuple[str, av.AudioLayout, int]:
@@ -174,11 +169,3 @@ def _is_cut(file: BinaryIO) -> bool:
             return length != _UNKNOWN_LENGTH and position + length > size
         position += length + length % 2
     return True
-
-
-def _centred(waveform: NDArray[np.float32], num_samples: int) -> NDArray[np.float32]:
-    """Pads or crops both ends alike."""
-    surplus = len(waveform) - num_samples
-    if surplus >= 0:
-        return waveform[surplus // 2 : surplus // 2 + num_samples]
-    return np.pad(waveform, (-surplus // 2, -surplus - -surplus // 2))

@@ -83,9 +83,10 @@ def manual_paths(manual_dir: Path) -> dict[str, Path]:
     missing = [name for name in URLS if not (manual_dir / name).is_file()]
     if missing:
         raise DataError(
-            f"--manual_dir={manual_dir}: {len(missing)} of {len(URLS)} archives are missing:"
+            f"manual_dir={manual_dir}: {len(missing)} of {len(URLS)} archives are missing:"
             f" {list_some(missing)}; get them from {HOMEPAGE}, unpack all of them there and leave"
-            " none, or leave out --manual_dir to download them"
+            " none, or name no folder to download them",
+            "manual_dir",
         )
     return {name: manual_dir / name for name in URLS}
 

@@ -10,7 +10,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_pipelines.media.decode import decode_all, read_decoded
-from data_pipelines.preparing import bytes_feature, decoded_dir, download, forget_download
+from data_pipelines.preparing import (
+    ArrayRecordBuilder,
+    bytes_feature,
+    decoded_dir,
+    download,
+    forget_download,
+)
 from data_pipelines.ravdess.archives import (
     HOMEPAGE,
     URLS,
@@ -52,7 +58,7 @@ class RavdessConfig(tfds.core.BuilderConfig):
 DEFAULT_CONFIG = RavdessConfig(name="default")
 
 
-class Ravdess(tfds.core.GeneratorBasedBuilder):
+class Ravdess(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
     """Sentences spoken by 24 actors in eight emotions: frames and log-mel spectrograms.
 
     All clips are in one split, "full"; `split_actors` says which actors train and which test.

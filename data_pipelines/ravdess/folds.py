@@ -23,7 +23,7 @@ def split_actors(fold: int) -> dict[str, tuple[int, ...]]:
       DataError: there is no such fold.
     """
     if not 0 <= fold < NUM_FOLDS:
-        raise DataError(f"fold {fold}: choose from 0 to {NUM_FOLDS - 1}")
+        raise DataError(f"fold={fold}: choose from 0 to {NUM_FOLDS - 1}", "fold")
     test, validation = _group(fold), _group((fold + 1) % NUM_FOLDS)
     train = tuple(a for a in range(1, NUM_ACTORS + 1) if a not in test + validation)
     return {"train": train, "validation": validation, "test": test}

@@ -1,6 +1,7 @@
 """Makes RAVDESS on disk, once and whole."""
 
 from pathlib import Path
+from typing import Any
 
 from joblib import cpu_count
 
@@ -16,7 +17,7 @@ def prepare(
     *,
     num_workers: int | None = None,
     progress: bool = True,
-) -> None:
+) -> Any:
     """Makes the data set in `data_dir` unless it is there already.
 
     Clips are decoded in parallel into a folder that outlives a kill: the next call decodes what is
@@ -31,6 +32,9 @@ def prepare(
       num_workers: processes that decode; None is one for each CPU that this process may use.
       progress: shows progress bars where standard error is a terminal.
 
+    Returns:
+      The builder of tensorflow-datasets, which knows where the data set lies and what is in it.
+
     Raises:
       DataError: `num_workers` is below 1; archives are missing, damaged or foreign, or cannot be
         downloaded; clips cannot be decoded, which is said after all have been tried; `data_dir`
@@ -39,6 +43,8 @@ def prepare(
     if num_workers is None:
         num_workers = cpu_count()
     if num_workers < 1:
-        raise DataError(f"--num_workers={num_workers}: choose at least 1")
+        raise DataError(f"num_workers={num_workers}: choose at least 1", "num_workers")
     builder = make_builder(Ravdess, data_dir, config, num_workers=num_workers, progress=progress)
     prepare_builder(builder, data_dir, manual_dir=manual_dir, progress=progress)
+    # Read anew: another process may have prepared it in the meantime.
+    return make_builder(Ravdess, data_dir, config)

@@ -14,7 +14,7 @@ def is_unpacked(folder: Path) -> bool:
     """Tells whether a folder holds no archive but folders of actors, at any depth.
 
     Args:
-      folder: of the flag.
+      folder: with the raw files.
     """
     archived = any((folder / name).exists() for name in URLS)
     return not archived and next(folder.glob("**/Actor_[0-9][0-9]/"), None) is not None

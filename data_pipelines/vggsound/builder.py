@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from tqdm.auto import tqdm
 
 from data_pipelines.media.decode import decode_all, read_decoded
-from data_pipelines.preparing import bytes_feature, decoded_dir
+from data_pipelines.preparing import ArrayRecordBuilder, bytes_feature, decoded_dir
 from data_pipelines.vggsound.clips import Clip, read_clips, split_clips
 from data_pipelines.vggsound.decoding import decode_clip
 from data_pipelines.vggsound.missing import LISTING, ClipFile, find_clips, report_missing
@@ -54,7 +54,7 @@ DEFAULT_CONFIG = VggSoundConfig(name="default")
 
 # Not a GeneratorBasedBuilder: from 1 GB on that sorts the rows of a split on disk, which takes
 # TensorFlow.
-class VggSound(tfds.core.ShardBasedBuilder):
+class VggSound(ArrayRecordBuilder, tfds.core.ShardBasedBuilder):
     """Sound and pictures of YouTube clips in which what is heard is seen."""
 
     name = "vggsound"  # TFDS would make it vgg_sound

@@ -68,8 +68,9 @@ def read_clips(path: Path) -> list[Clip]:
                 clips[clip.name] = clip
     except OSError as error:
         raise DataError(
-            f"{path}: {error.strerror}; --manual_dir names the folder that holds vggsound.csv and"
-            " clips/"
+            f"manual_dir: {path}: {error.strerror}; name the folder that holds vggsound.csv and"
+            " clips/",
+            "manual_dir",
         ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a CSV file in UTF-8 ({error}); fetch it again") from None

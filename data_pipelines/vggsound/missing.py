@@ -58,8 +58,9 @@ def find_clips(
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise DataError(
-            f"{folder}: {error.strerror}; --manual_dir names the folder that holds vggsound.csv"
-            " and clips/"
+            f"manual_dir: {folder}: {error.strerror}; name the folder that holds vggsound.csv and"
+            " clips/",
+            "manual_dir",
         ) from None
     found = _by_clip(folder, names)
     files: dict[str, ClipFile] = {}
@@ -114,8 +115,9 @@ def report_missing(
     num_clips = sum(map(len, splits.values()))
     if len(problems) > max_missing * num_clips:
         raise DataError(
-            f"{len(problems)} of {num_clips} clips are missing or damaged, more than"
-            f" --max_missing={max_missing} allows; fetch those that {listing} names, or raise it"
+            f"max_missing={max_missing} allows fewer: {len(problems)} of {num_clips} clips are"
+            f" missing or damaged; fetch those that {listing} names, or raise it",
+            "max_missing",
         )
     usable = {
         split: [clip for clip in clips if clip.name not in problems]

@@ -1,6 +1,7 @@
 """Makes VGGSound on disk, once and whole, out of the clips that are there."""
 
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from joblib import cpu_count
@@ -20,7 +21,7 @@ def prepare(
     num_workers: int | None = None,
     max_missing: float = 1.0,
     progress: bool = True,
-) -> None:
+) -> Any:
     """Makes the data set in `data_dir` unless it is there already.
 
     Clips that are missing or damaged are left out and listed in `vggsound/{config}/
@@ -37,16 +38,19 @@ def prepare(
       max_missing: share of the clips that may be missing or damaged, 0 to 1.
       progress: shows progress bars where standard error is a terminal.
 
+    Returns:
+      The builder of tensorflow-datasets, which knows where the data set lies and what is in it.
+
     Raises:
       DataError: an argument is out of range, the list of clips cannot be used, there are too few
         clips, or `data_dir` cannot be written to.
     """
     if not 0 <= max_missing <= 1:
-        raise DataError(f"--max_missing={max_missing}: choose a share from 0 to 1")
+        raise DataError(f"max_missing={max_missing}: choose a share from 0 to 1", "max_missing")
     if num_workers is None:
         num_workers = cpu_count()
     if num_workers < 1:
-        raise DataError(f"--num_workers={num_workers}: choose at least 1")
+        raise DataError(f"num_workers={num_workers}: choose at least 1", "num_workers")
     builder = make_builder(
         VggSound,
         data_dir,
@@ -58,12 +62,14 @@ def prepare(
     folder = Path(builder.data_dir)
     if not folder.exists() and (manual_dir is None or not (manual_dir / "vggsound.csv").is_file()):
         raise DataError(
-            f"--manual_dir={manual_dir}: VGGSound is not downloaded; name the folder that holds"
-            " vggsound.csv and clips/"
+            f"manual_dir={manual_dir}: VGGSound is not downloaded; name the folder that holds"
+            " vggsound.csv and clips/",
+            "manual_dir",
         )
     prepare_builder(builder, data_dir, manual_dir=manual_dir, progress=progress)
     # Read anew: another process may have prepared it in the meantime.
-    info = make_builder(VggSound, data_dir, config).info
+    prepared = make_builder(VggSound, data_dir, config)
+    info = prepared.info
     with reading(folder, "its description"):
         num_clips, num_missing = (int(info.metadata[key]) for key in ("num_clips", "num_missing"))
         if info.metadata["labels"] != info.features["label"].names:
@@ -75,5 +81,6 @@ def prepare(
             " and it is prepared again"
         )
         if num_missing > max_missing * num_clips:
-            raise DataError(f"--max_missing={max_missing} allows fewer: {report}")
+            raise DataError(f"max_missing={max_missing} allows fewer: {report}", "max_missing")
         logging.warning("%s", report)
+    return prepared

@@ -8,8 +8,9 @@ from typing import Any
 
 from absl import app
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, with_flag
 from experiments.run.workdir import claimed
+from jacfuse_jax.programs import InputError
 from jacfuse_jax.programs.command_line import one_line_errors, parse_flags
 
 
@@ -33,10 +34,13 @@ def start(argv: list[str], config_fn: Callable[[], Any], run_fn: Callable[[Any],
       run_fn: takes them; what takes seconds to load it imports itself, for which what is wrong with
         the flags need not wait.
     """
-    with one_line_errors(argv, DataError):
+    with one_line_errors(argv):
         config = config_fn()
         with claimed(config.workdir):
-            run_fn(config)
+            try:
+                run_fn(config)
+            except DataError as error:
+                raise InputError(with_flag(error)) from None
 
 
 def end_at_once(*_: object) -> None:

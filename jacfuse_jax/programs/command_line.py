@@ -32,12 +32,11 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 @contextmanager
-def one_line_errors(argv: list[str], *others: type[Exception]) -> Generator[None]:
+def one_line_errors(argv: list[str]) -> Generator[None]:
     """Ends the process with one line and a non-zero exit where an error is the user's.
 
     Args:
       argv: what absl leaves of the command line; there must be nothing but the program.
-      *others: errors of the user's beside `InputError` and those of the system.
     """
     if len(argv) > 1:
         sys.exit(f"error: unexpected argument {argv[1]!r}; all settings are --flags")
@@ -46,7 +45,7 @@ def one_line_errors(argv: list[str], *others: type[Exception]) -> Generator[None
         logging.set_verbosity(logging.WARNING)
     try:
         yield
-    except (InputError, OSError, *others) as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -195,7 +195,9 @@ def test_a_failed_download_says_so_and_the_next_run_succeeds(
             prepare(tmp_path, None, tiny_config(sources=missing), progress=False)
         _assert_same(_build(tmp_path, None, tiny_config(sources=sources)), built)
     assert not list((tmp_path / "downloads").rglob("*.tmp.*"))
-    with pytest.raises(DataError, match=r"download failed \(.*refused.*--manual_dir") as caught:
+    with pytest.raises(
+        DataError, match=r"^manual_dir is not given, and the download failed \(.*refused.*; check"
+    ) as caught:
         prepare(tmp_path / "offline", None, tiny_config(sources=sources), progress=False)
     assert "\n" not in str(caught.value)
 

@@ -84,11 +84,11 @@ def _add_archive(folder: Path) -> None:
 TRAIN_LABELS = labels_of(85)
 STEREO = wav_bytes(np.zeros((50, 2)))
 CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "no folder": (shutil.rmtree, "", r"--manual_dir=.*: no such folder; name the one"),
+    "no folder": (shutil.rmtree, "", r"manual_dir=.*: no such folder; name the one"),
     "no file": (
         lambda folder: (folder / IMAGES).unlink(),
         IMAGES,
-        r"found 0 files, expected one; get it from https://\S+train-images.*--manual_dir",
+        r"found 0 files, expected one; get it from https://\S+train-images.*name no folder",
     ),
     "no archive": (
         lambda folder: (folder / TAR).unlink(),
@@ -266,5 +266,5 @@ def test_a_folder_that_is_no_prepared_data_set_is_refused(tmp_path: Path) -> Non
 def test_a_data_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
     data_dir = tmp_path / "file"
     data_dir.write_text("")
-    with pytest.raises(DataError, match=r"--data_dir=.*file: .*; name a folder"):
+    with pytest.raises(DataError, match=r"data_dir=.*file: .*; name a folder"):
         prepare(data_dir, None, tiny_config(), progress=False)

@@ -1,5 +1,7 @@
 """What tensorflow-datasets' own test case asks of every builder; that one needs TensorFlow."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,10 +10,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines.av_mnist import AvMnist
 from data_pipelines.av_mnist.spectrogram import encode_png
-from data_pipelines.ravdess import EMOTIONS, Ravdess
-from data_pipelines.vggsound import VggSound
+from data_pipelines.catalogue import MODALITIES
+from data_pipelines.datasets import load
+from data_pipelines.ravdess import EMOTIONS
+from data_pipelines.tfds_builders import AvMnist, Digits, Ravdess, VggSound
 from tests.data_pipelines import raw_files, vggsound_files
 from tests.data_pipelines.media_files import ravdess_zips, tiny_ravdess_config
 
@@ -21,7 +24,7 @@ class Case(NamedTuple):
 
     Attributes:
       builder_class: of tensorflow-datasets.
-      config: small.
+      config: small; None where there is none.
       write_fn: writes raw files to a folder.
       sizes: {split: rows}.
       labels: names of the classes, as far as the builder knows them.
@@ -39,6 +42,15 @@ class Case(NamedTuple):
 
 
 CASES = {
+    "digits": Case(
+        Digits,
+        None,
+        Path.mkdir,
+        {"train": 1097, "validation": 200, "test": 500},
+        [str(digit) for digit in range(10)],
+        ("upper", "lower"),
+        "CC BY 4.0",
+    ),
     "av_mnist": Case(
         AvMnist,
         raw_files.tiny_config(),
@@ -86,8 +98,7 @@ def built(
     tfds.display_progress_bar(False)
     builder: Any = tfds.builder(request.param, data_dir=folder, config=case.config)
     builder.download_and_prepare(
-        file_format="array_record",
-        download_config=tfds.download.DownloadConfig(manual_dir=folder / "raw"),
+        download_config=tfds.download.DownloadConfig(manual_dir=folder / "raw")
     )
     rows: dict[str, list[dict[str, Any]]] = {}
     for split in case.sizes:
@@ -104,7 +115,8 @@ def test_is_registered_by_its_name(built: Built) -> None:
 
 def test_says_what_it_is(built: Built) -> None:
     info = built.builder.info
-    assert info.full_name == f"{built.builder.name}/tiny/1.0.0"
+    config = "" if built.case.config is None else "/tiny"
+    assert info.full_name == f"{built.builder.name}{config}/1.0.0"
     assert info.description
     assert info.citation.startswith("@")
     if built.case.licence is not None:
@@ -112,7 +124,7 @@ def test_says_what_it_is(built: Built) -> None:
         assert info.homepage.startswith("https://")
     assert info.features["label"].names == built.case.labels
     names = [config.name for config in built.case.builder_class.BUILDER_CONFIGS]
-    assert len(set(names)) == len(names) > 0
+    assert len(set(names)) == len(names) == bool(config)
 
 
 def test_splits_have_the_rows_that_they_say(built: Built) -> None:
@@ -156,3 +168,46 @@ def test_can_be_opened_where_it_lies_and_read_in_any_order(built: Built) -> None
         for i in (len(rows) - 1, 0, 0, len(rows) // 2):
             for name, value in rows[i].items():
                 np.testing.assert_array_equal(source[i][name], value)
+
+
+def test_digits_are_the_rows_that_load_gives_without_a_file(tmp_path: Path) -> None:
+    builder: Any = tfds.builder("digits", data_dir=tmp_path / "built")
+    tfds.display_progress_bar(False)
+    builder.download_and_prepare()
+    tfds.display_progress_bar(True)
+    for split, columns in load("digits", data_dir=tmp_path / "none").splits.items():
+        source = builder.as_data_source(split)
+        rows = [source[i] for i in range(len(source))]
+        for name in (*MODALITIES["digits"], "label"):
+            np.testing.assert_array_equal(np.stack([row[name] for row in rows]), columns[name])
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_files_are_array_record_unless_something_else_is_asked_for(
+    name: str, tmp_path: Path
+) -> None:
+    def format_of(**keywords: Any) -> str:
+        builder: Any = tfds.builder(name, data_dir=tmp_path, **keywords)
+        return builder.info.file_format.value
+
+    assert format_of() == "array_record"
+    assert format_of(file_format="tfrecord") == "tfrecord"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_in_another_format_is_opened_as_it_is(tmp_path: Path) -> None:
+    builder: Any = tfds.builder("digits", data_dir=tmp_path)
+    Path(builder.data_dir).mkdir(parents=True)
+    builder.info.set_file_format("riegeli", override=True)
+    builder.info.write_to_directory(builder.data_dir)
+    again: Any = tfds.builder("digits", data_dir=tmp_path)
+    assert again.info.file_format.value == "riegeli"
+
+
+def test_all_data_sets_are_known_after_one_import() -> None:
+    code = (
+        "import data_pipelines.tfds_builders, tensorflow_datasets as tfds\n"
+        f"for name in {tuple(MODALITIES)}: assert tfds.builder_cls(name).name == name"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)

@@ -1,5 +1,7 @@
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from data_pipelines.av_mnist import read_split
-from data_pipelines.datasets import MODALITIES, load
+from data_pipelines.datasets import KINDS, MODALITIES, load
 from data_pipelines.errors import DataError
 from data_pipelines.ravdess import Ravdess, split_actors
 from data_pipelines.stored import StoredColumn, StoredSplit
@@ -112,6 +114,28 @@ def test_first_rows_are_those_of_the_whole(name: str, keywords: dict[str, dict[s
                 : None if split == "validation" else len(array)
             ]
             np.testing.assert_array_equal(np.asarray(array), expected)
+
+
+# Channels and dimensions of a row.
+LAYOUTS = {"image": (1, 3), "spectrogram": (1, 3), "video": (3, 4)}
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_rows_of_a_modality_have_the_shape_of_its_kind(
+    name: str, keywords: dict[str, dict[str, Any]]
+) -> None:
+    dataset = load(name, **keywords[name])
+    assert dataset.kinds == KINDS[name]
+    assert tuple(dataset.kinds) == dataset.modalities == MODALITIES[name]
+    for columns in dataset.splits.values():
+        for modality, kind in dataset.kinds.items():
+            row = columns[modality].shape[1:]
+            assert (row[-1], len(row)) == LAYOUTS[kind]
+
+
+def test_scikit_learn_is_loaded_where_it_is_used() -> None:
+    code = "import sys, data_pipelines.datasets; sys.exit('sklearn' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
 
 
 def _assert_groups(groups: NDArray[np.int32], values: NDArray[Any]) -> None:
@@ -237,11 +261,11 @@ def test_batches_of_stored_rows_hold_together(keywords: dict[str, dict[str, Any]
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("ravdess", {"num_train": 49}, r"--num_train=49: choose between 1 and the 48 rows"),
-        ("ravdess", {"num_eval": 13}, r"--num_eval=13: choose between 1 and the 12 rows"),
-        ("vggsound", {"num_train": 25}, r"--num_train=25: choose between 1 and the 24 rows"),
-        ("vggsound", {"num_eval": 0}, r"--num_eval=0: choose between 1 and the 12 rows"),
-        ("ravdess", {"num_workers": 0}, "--num_workers=0: choose at least 1"),
+        ("ravdess", {"num_train": 49}, r"num_train=49: choose between 1 and the 48 rows"),
+        ("ravdess", {"num_eval": 13}, r"num_eval=13: choose between 1 and the 12 rows"),
+        ("vggsound", {"num_train": 25}, r"num_train=25: choose between 1 and the 24 rows"),
+        ("vggsound", {"num_eval": 0}, r"num_eval=0: choose between 1 and the 12 rows"),
+        ("ravdess", {"num_workers": 0}, "num_workers=0: choose at least 1"),
     ],
 )
 def test_more_rows_than_there_are_are_refused(
@@ -256,38 +280,40 @@ def test_more_rows_than_there_are_are_refused(
     [
         (
             {"name": "cifar"},
-            r"--dataset=cifar: unknown; choose from digits, av_mnist, ravdess, vggs",
+            r"name='cifar': unknown; choose from digits, av_mnist, ravdess, vggs",
         ),
         (
             {"name": "digits", "num_train": 1098},
-            r"--num_train=1098: choose between 1 and the 1097 rows",
+            r"num_train=1098: choose between 1 and the 1097 rows",
         ),
-        ({"name": "digits", "num_train": 0}, r"--num_train=0: choose between 1"),
-        ({"name": "digits", "num_eval": 501}, r"--num_eval=501: choose between 1 and the 500 rows"),
-        ({"name": "av_mnist", "num_train": 55_001}, r"--num_train=55001: .* the 55000 rows"),
-        ({"name": "ravdess", "fold": 6}, "--fold=6: choose from 0 to 5"),
-        ({"name": "ravdess", "fold": -1}, "--fold=-1: choose from 0 to 5"),
-        ({"name": "vggsound"}, "--manual_dir=None: VGGSound is not downloaded; name the folder"),
-        ({"name": "vggsound", "max_missing": 2}, "--max_missing=2: choose a share from 0 to 1"),
-        ({"name": "vggsound", "num_workers": -1}, "--num_workers=-1: choose at least 1"),
-        ({"name": "av_mnist", "num_eval": 10_001}, r"--num_eval=10001: .* the 10000 rows"),
-        ({"name": "ravdess", "num_train": 961}, r"--num_train=961: .* the 960 rows"),
-        ({"name": "ravdess", "num_eval": 241}, r"--num_eval=241: .* the 240 rows"),
+        ({"name": "digits", "num_train": 0}, r"num_train=0: choose between 1"),
+        ({"name": "digits", "num_eval": 501}, r"num_eval=501: choose between 1 and the 500 rows"),
+        ({"name": "av_mnist", "num_train": 55_001}, r"num_train=55001: .* the 55000 rows"),
+        ({"name": "ravdess", "fold": 6}, "fold=6: choose from 0 to 5"),
+        ({"name": "ravdess", "fold": -1}, "fold=-1: choose from 0 to 5"),
+        ({"name": "vggsound"}, "manual_dir=None: VGGSound is not downloaded; name the folder"),
+        ({"name": "vggsound", "max_missing": 2}, "max_missing=2: choose a share from 0 to 1"),
+        ({"name": "vggsound", "num_workers": -1}, "num_workers=-1: choose at least 1"),
+        ({"name": "av_mnist", "num_eval": 10_001}, r"num_eval=10001: .* the 10000 rows"),
+        ({"name": "ravdess", "num_train": 961}, r"num_train=961: .* the 960 rows"),
+        ({"name": "ravdess", "num_eval": 241}, r"num_eval=241: .* the 240 rows"),
     ],
 )
 def test_what_is_not_there_is_refused_before_anything_is_made(
     keywords: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=f"^{message}") as caught:
         load(data_dir=tmp_path, **keywords)
+    argument, _, _ = message.partition("=")
+    assert caught.value.argument == (None if argument == "name" else argument)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("flag", "available"), [("num_train", 24), ("num_eval", 12)])
+@pytest.mark.parametrize(("argument", "available"), [("num_train", 24), ("num_eval", 12)])
 def test_more_rows_than_are_listed_are_refused_before_clips_are_decoded(
-    flag: str, available: int, keywords: dict[str, dict[str, Any]], tmp_path: Path
+    argument: str, available: int, keywords: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
-    changes: dict[str, Any] = {flag: available + 1, "data_dir": tmp_path}
-    with pytest.raises(DataError, match=f"--{flag}={available + 1}: .* the {available} rows"):
+    changes: dict[str, Any] = {argument: available + 1, "data_dir": tmp_path}
+    with pytest.raises(DataError, match=f"{argument}={available + 1}: .* the {available} rows"):
         load("vggsound", **{**keywords["vggsound"], **changes})
     assert not list(tmp_path.iterdir())

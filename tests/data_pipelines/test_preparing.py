@@ -7,10 +7,10 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines.errors import DataError
-from data_pipelines.preparing import decoded_dir, prepare_builder
+from data_pipelines.preparing import ArrayRecordBuilder, decoded_dir, prepare_builder
 
 
-class _Numbers(tfds.core.GeneratorBasedBuilder):
+class _Numbers(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
     """Three numbers."""
 
     name = "numbers"
@@ -71,5 +71,5 @@ def test_a_folder_that_cannot_be_written_to_is_named(place: str, kind: str, tmp_
         (tmp_path / place).mkdir(parents=True)
     else:
         (tmp_path / place).write_bytes(b"a file")
-    with pytest.raises(DataError, match=rf"^--data_dir={tmp_path}: (Not a|{kind}).*; name a fol"):
+    with pytest.raises(DataError, match=rf"^data_dir={tmp_path}: (Not a|{kind}).*; name a fol"):
         _prepare(tmp_path)

@@ -195,7 +195,7 @@ def test_missing_archives_are_counted_and_named(tmp_path: Path) -> None:
         (tmp_path / VIDEO_ZIPS[actor - 1]).unlink()
     with pytest.raises(
         DataError,
-        match=rf"--manual_dir={tmp_path}: 5 of 25 archives are missing: Video_Speech_Actor_02\.zip,"
+        match=rf"manual_dir={tmp_path}: 5 of 25 archives are missing: Video_Speech_Actor_02\.zip,"
         r" \S*05\.zip, \S*07\.zip and 2 more; get them from https://zenodo\.org/records/1188976",
     ):
         manual_paths(tmp_path)

@@ -254,13 +254,11 @@ def test_clips_of_other_sizes_are_not_taken_for_these(
 
 
 def test_bad_arguments_are_named(manual_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^--num_workers=0: choose at least 1"):
+    with pytest.raises(DataError, match=r"^num_workers=0: choose at least 1"):
         _prepare(tmp_path, manual_dir, num_workers=0)
-    with pytest.raises(DataError, match=rf"^--manual_dir={tmp_path}/gone: no such folder"):
+    with pytest.raises(DataError, match=rf"^manual_dir={tmp_path}/gone: no such folder"):
         _prepare(tmp_path, tmp_path / "gone")
-    with pytest.raises(
-        DataError, match=rf"^--manual_dir={tmp_path}: 25 of 25 archives are missing"
-    ):
+    with pytest.raises(DataError, match=rf"^manual_dir={tmp_path}: 25 of 25 archives are missing"):
         _prepare(tmp_path, tmp_path)
 
 

@@ -85,5 +85,5 @@ def test_folds_share_no_actor_and_test_everyone_once() -> None:
 
 @pytest.mark.parametrize("fold", [-1, 6])
 def test_folds_that_do_not_exist_are_refused(fold: int) -> None:
-    with pytest.raises(DataError, match=rf"fold {fold}: choose from 0 to 5"):
+    with pytest.raises(DataError, match=rf"^fold={fold}: choose from 0 to 5"):
         split_actors(fold)

@@ -170,7 +170,7 @@ def test_damage_is_named_with_its_remedy(damage: Any, tmp_path: Path) -> None:
     builder = _builder(tmp_path)
     for file in tmp_path.rglob("*train.array_record*"):
         damage(file)
-    with pytest.raises(DataError, match=r"--data_dir: \S+ is damaged .*train.*remove") as caught:
+    with pytest.raises(DataError, match=r"data_dir: \S+ is damaged .*train.*remove") as caught:
         np.asarray(StoredColumn(StoredSplit(builder, "train"), "picture", np.arange(_NUM_ROWS)))
     assert "\n" not in str(caught.value)
 

@@ -213,7 +213,7 @@ def test_too_many_missing_clips_are_refused_before_any_is_decoded(
         raise AssertionError
 
     monkeypatch.setattr("data_pipelines.vggsound.builder.decode_all", decode)
-    message = r"4 of 40 clips are missing or damaged, more than --max_missing=0\.09 allows; fetch"
+    message = r"max_missing=0\.09 allows fewer: 4 of 40 clips are missing or damaged; fetch"
     with pytest.raises(DataError, match=message) as caught:
         _prepare(tmp_path / "data", tmp_path / "raw", max_missing=0.09)
     listing = tmp_path / "data/vggsound/tiny/missing_clips.txt"
@@ -228,11 +228,11 @@ def test_missing_and_damaged_clips_count_together(manual_dir: Path, tmp_path: Pa
     damaged.unlink()
     damaged.write_bytes(b"nothing")
 
-    with pytest.raises(DataError, match=r"2 of 40 clips .* --max_missing=0\.04"):
+    with pytest.raises(DataError, match=r"max_missing=0\.04 allows fewer: 2 of 40 clips"):
         _prepare(tmp_path / "data", tmp_path / "raw", max_missing=0.04)
     _prepare(tmp_path / "data", tmp_path / "raw", max_missing=0.05)
     # It is held against what was prepared as well.
-    with pytest.raises(DataError, match=r"--max_missing=0\.04 allows fewer: .*with 38 of 40 clips"):
+    with pytest.raises(DataError, match=r"max_missing=0\.04 allows fewer: .*with 38 of 40 clips"):
         _prepare(tmp_path / "data", None, max_missing=0.04)
 
 
@@ -270,21 +270,23 @@ def test_a_list_that_leaves_a_split_empty_is_refused(manual_dir: Path, tmp_path:
 
 
 def test_what_cannot_be_prepared_is_named_with_its_flag(manual_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"--manual_dir=None: VGGSound is not downloaded; name"):
+    with pytest.raises(DataError, match=r"manual_dir=None: VGGSound is not downloaded; name"):
         _prepare(tmp_path, None)
-    with pytest.raises(DataError, match=r"--manual_dir=\S+gone: VGGSound is not downloaded; name"):
+    with pytest.raises(DataError, match=r"manual_dir=\S+gone: VGGSound is not downloaded; name"):
         _prepare(tmp_path, tmp_path / "gone")
     for share in (-0.1, 1.1, float("nan")):
-        with pytest.raises(DataError, match=f"--max_missing={share}: choose a share from 0 to 1"):
+        with pytest.raises(DataError, match=f"max_missing={share}: choose a share from 0 to 1"):
             _prepare(tmp_path, manual_dir, max_missing=share)
-    with pytest.raises(DataError, match="--num_workers=0: choose at least 1"):
+    with pytest.raises(DataError, match="num_workers=0: choose at least 1"):
         _prepare(tmp_path, manual_dir, num_workers=0)
     assert not list(tmp_path.iterdir())
     (tmp_path / "raw").mkdir()
-    with pytest.raises(DataError, match=r"--manual_dir=\S+raw: VGGSound is not downloaded; name"):
+    with pytest.raises(DataError, match=r"manual_dir=\S+raw: VGGSound is not downloaded; name"):
         _prepare(tmp_path, tmp_path / "raw")
     write_list(tmp_path / "raw", _clips(manual_dir))
-    with pytest.raises(DataError, match=r"raw/clips: No such file .*--manual_dir names"):
+    with pytest.raises(
+        DataError, match=r"^manual_dir: \S+raw/clips: No such file .*; name the folder"
+    ):
         _prepare(tmp_path, tmp_path / "raw")
 
 

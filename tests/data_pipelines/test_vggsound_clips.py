@@ -86,7 +86,9 @@ def test_a_bad_list_is_refused_in_one_line(
 
 
 def test_a_missing_list_is_named_with_its_flag(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"vggsound\.csv: No such file.*--manual_dir names"):
+    with pytest.raises(
+        DataError, match=r"^manual_dir: \S+vggsound\.csv: No such file.*; name the folder"
+    ):
         read_clips(tmp_path / "vggsound.csv")
 
 

@@ -71,7 +71,8 @@ def pictures():
         "audio": rng.uniform(size=(3, 32, 48, 1)).astype(np.float32),
         "label": np.arange(3, dtype=np.int32),
     }
-    return datasets.MultimodalDataset("vggsound", ("video", "audio"), 3, {"train": train})
+    kinds = datasets.KINDS["vggsound"]
+    return datasets.MultimodalDataset("vggsound", tuple(kinds), kinds, 3, {"train": train})
 
 
 @pytest.mark.slow
