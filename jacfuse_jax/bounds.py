@@ -16,12 +16,12 @@ from jacfuse_jax._checks import (
     check_scalar,
 )
 from jacfuse_jax._simplex import fill_excluded, log_jacobian_norm
-from jacfuse_jax.fusion.robust import robust_fusion
-from jacfuse_jax.fusion.static import check_inputs, rounding_of_probs, statistical_fusion
+from jacfuse_jax.fusion._robust import robust_fusion
+from jacfuse_jax.fusion._static import check_inputs, rounding_of_probs, statistical_fusion
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
 from jacfuse_jax.linalg._batching import map_in_chunks
-from jacfuse_jax.linalg.gram import check_gram, check_spectrum, finite_symmetric_part
+from jacfuse_jax.linalg._gram import check_gram, check_spectrum, finite_symmetric_part
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 _FAILURE = 1e-9  # probability with which `spectral_norm` may return less than the norm

@@ -19,7 +19,7 @@ from jacfuse_jax._checks import (
     in_dtype_of,
 )
 from jacfuse_jax.calibration import fit_temperature
-from jacfuse_jax.fusion.static import check_inputs, like_rows, statistical_fusion
+from jacfuse_jax.fusion._static import check_inputs, like_rows, statistical_fusion
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 

@@ -18,9 +18,9 @@ from jacfuse_jax._checks import (
     in_dtype_of,
 )
 from jacfuse_jax._simplex import complement, fill_excluded, mark_likeliest
-from jacfuse_jax.fusion.static import check_inputs, fuse_independent
+from jacfuse_jax.fusion._static import check_inputs, fuse_independent
 from jacfuse_jax.jacobians import softmax_jacobian
-from jacfuse_jax.linalg.gram import (
+from jacfuse_jax.linalg._gram import (
     GramSpectrum,
     apply_recalibration,
     check_gram,
@@ -30,7 +30,7 @@ from jacfuse_jax.linalg.gram import (
     recalibrated_eigenvectors,
     sum_or_product,
 )
-from jacfuse_jax.linalg.sylvester import solve_generalized
+from jacfuse_jax.linalg._sylvester import solve_generalized
 
 Solver = Literal["closed_form", "eigh", "bartels_stewart"]
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -125,7 +125,7 @@ def robust_fusion(
 
     References:
       Gao, Ren, Xue, Li, Zhao, "Training-Free Robust Multimodal Learning via Sample-Wise Jacobian
-      Regularization", 2022, arXiv 2204.02485. The closed form is derived in `linalg.gram`.
+      Regularization", 2022, arXiv 2204.02485. The closed form is derived in `linalg._gram`.
     """
     arrays, log_prior = check_inputs(logits, class_prior)
     dtype = log_prior.dtype

@@ -30,9 +30,9 @@ from jacfuse_jax._checks import (
     check_scalar,
 )
 from jacfuse_jax._simplex import mark_class, rounding_of_sum
-from jacfuse_jax.fusion.cascade import cascade_fusion
-from jacfuse_jax.fusion.contaminated import tempered_log_ratios
-from jacfuse_jax.fusion.static import check_inputs, fuse_independent
+from jacfuse_jax.fusion._cascade import cascade_fusion
+from jacfuse_jax.fusion._contaminated import tempered_log_ratios
+from jacfuse_jax.fusion._static import check_inputs, fuse_independent
 
 
 class Certificate(NamedTuple):

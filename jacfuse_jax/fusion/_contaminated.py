@@ -17,7 +17,7 @@ from jacfuse_jax._checks import (
     in_full_precision,
 )
 from jacfuse_jax._simplex import says_nothing
-from jacfuse_jax.fusion.static import check_inputs, log_ratio, temper
+from jacfuse_jax.fusion._static import check_inputs, log_ratio, temper
 
 _LARGEST = 80.0  # logarithm of a weight that neither dtype overflows at
 
