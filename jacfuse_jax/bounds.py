@@ -15,6 +15,7 @@ from jacfuse_jax._checks import (
     check_modalities,
     check_scalar,
 )
+from jacfuse_jax._precision import product
 from jacfuse_jax._simplex import fill_excluded, log_jacobian_norm
 from jacfuse_jax.fusion._robust import robust_fusion
 from jacfuse_jax.fusion._static import check_inputs, rounding_of_probs, statistical_fusion
@@ -23,7 +24,6 @@ from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
 from jacfuse_jax.linalg._batching import map_in_chunks
 from jacfuse_jax.linalg._gram import check_gram, check_spectrum, finite_symmetric_part
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 _FAILURE = 1e-9  # probability with which `spectral_norm` may return less than the norm
 
 
@@ -140,11 +140,7 @@ def frozen_jacobian(
     gamma = check_scalar("gamma", gamma, final.dtype, high=1, positive=True)
     strength = (1 - gamma) / gamma
     return {
-        name: jnp.matmul(
-            J,
-            recalibration_matrix(jnp.exp(previous), grams[name], strength),
-            precision=_HIGHEST,
-        )
+        name: product(J, recalibration_matrix(jnp.exp(previous), grams[name], strength))
         for name in names
     }
 
@@ -202,7 +198,7 @@ def total_jacobian(
         jacobians, log_probs = jax.jacfwd(fuse, has_aux=True)(sample)
         J, is_possible = softmax_jacobian(jnp.exp(log_probs)), log_probs[:, None] > -jnp.inf
         return {
-            name: jnp.matmul(J, jnp.asarray(jnp.where(is_possible, jac, 0)), precision=_HIGHEST)
+            name: product(J, jnp.asarray(jnp.where(is_possible, jac, 0)))
             for name, jac in jacobians.items()
         }
 
@@ -314,8 +310,7 @@ def jacobian_norms(
     for name, T in arrays.items():
         gram = check_gram(f"grams[{name!r}]", grams[name], T.shape[:2], T.dtype)
         scaled = T / scale[:, None, None]
-        product = jnp.matmul(scaled, gram, precision=_HIGHEST)
-        squares.append(jnp.matmul(product, jnp.swapaxes(scaled, -1, -2), precision=_HIGHEST))
+        squares.append(product(product(scaled, gram), jnp.swapaxes(scaled, -1, -2)))
     total = sum(squares[1:], start=squares[0])
     safe, is_finite = finite_symmetric_part(total)
     eigenvalues = jnp.linalg.eigvalsh(safe)

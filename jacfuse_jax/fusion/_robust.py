@@ -17,6 +17,7 @@ from jacfuse_jax._checks import (
     check_scalar,
     in_dtype_of,
 )
+from jacfuse_jax._precision import product
 from jacfuse_jax._simplex import complement, fill_excluded, mark_likeliest
 from jacfuse_jax.fusion._static import check_inputs, fuse_independent
 from jacfuse_jax.jacobians import softmax_jacobian
@@ -33,7 +34,6 @@ from jacfuse_jax.linalg._gram import (
 from jacfuse_jax.linalg._sylvester import solve_generalized
 
 Solver = Literal["closed_form", "eigh", "bartels_stewart"]
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class FusedOutput(NamedTuple):
@@ -239,12 +239,12 @@ class _Matrix(NamedTuple):
 
     def apply(self, logits: jax.Array) -> jax.Array:
         """R z."""
-        return jnp.matmul(self.matrix, logits, precision=_HIGHEST)
+        return product(self.matrix, logits)
 
     def squared_norm(self, probs: jax.Array, scale: jax.Array) -> jax.Array:
         """||J R G^(1/2)||_F^2 = tr(J R G R^T J), J divided by the scale."""
-        j_matrix = jnp.matmul(softmax_jacobian(probs) / scale, self.matrix, precision=_HIGHEST)
-        return jnp.sum(jnp.matmul(j_matrix, self.gram, precision=_HIGHEST) * j_matrix)
+        j_matrix = product(softmax_jacobian(probs) / scale, self.matrix)
+        return jnp.sum(product(j_matrix, self.gram) * j_matrix)
 
 
 _Recalibration = _ClosedForm | _Matrix
@@ -266,7 +266,7 @@ def _recalibration(
     if isinstance(gram, GramSpectrum):
         return _ClosedForm(recalibrated_eigenvectors(probs, gram, strength), gram)
     J = softmax_jacobian(probs)
-    A = strength * jnp.matmul(J, J, precision=_HIGHEST)
+    A = strength * product(J, J)
     method = "eigh" if solver == "eigh" else "bartels_stewart"
     return _Matrix(solve_generalized(A, gram, jnp.eye(len(A), dtype=A.dtype), method=method), gram)
 

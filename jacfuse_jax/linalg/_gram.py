@@ -32,10 +32,9 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_batch_size, check_floating, check_kernel, check_scalar
 from jacfuse_jax._devices import on_each_device
+from jacfuse_jax._precision import product
 from jacfuse_jax.linalg._batching import Chunks, with_chunks
-from jacfuse_jax.linalg._triangular import product
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 _FEW_CLASSES = 16
 
 
@@ -160,7 +159,7 @@ def _recalibration_matrix(
     ) -> jax.Array:
         (spectrum,) = spectra
         recalibrated = recalibrated_eigenvectors(p, spectrum, strength)
-        return jnp.matmul(recalibrated, spectrum.eigenvectors.T, precision=_HIGHEST)
+        return product(recalibrated, spectrum.eigenvectors.T)
 
     return map_samples(matrix_of_sample, probs, [spectrum], strength, batch_size=batch_size)
 
@@ -219,7 +218,7 @@ def apply_recalibration(
     recalibrated: jax.Array, spectrum: GramSpectrum, logits: jax.Array
 ) -> jax.Array:
     """R z = Y V^T z of one sample, (K,), from the columns Y of `recalibrated_eigenvectors`."""
-    vt_z = jnp.matmul(logits, spectrum.eigenvectors, precision=_HIGHEST)
+    vt_z = product(logits, spectrum.eigenvectors)
     return sum_or_product(vt_z, recalibrated.T)
 
 
@@ -321,7 +320,7 @@ def check_gram(
     """Returns the Gram matrix, or that of the spectrum, in `dtype`; raises as `check_spectrum`."""
     if isinstance(gram, GramSpectrum):
         g, V = check_spectrum(name, gram, logits_shape, dtype)
-        return jnp.matmul(V * g[..., None, :], jnp.swapaxes(V, -1, -2), precision=_HIGHEST)
+        return product(V * g[..., None, :], jnp.swapaxes(V, -1, -2))
     array = jnp.asarray(gram)
     check_floating(name, array)
     num_classes = logits_shape[-1]

@@ -31,6 +31,7 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_batch_size
 from jacfuse_jax._devices import on_each_device
+from jacfuse_jax._precision import product
 from jacfuse_jax.linalg._batching import Chunks, with_chunks
 from jacfuse_jax.linalg._gram import (
     GramSpectrum,
@@ -43,7 +44,6 @@ from jacfuse_jax.linalg._gram import (
     recalibrated_eigenvectors,
     scaled_strengths,
 )
-from jacfuse_jax.linalg._triangular import product
 
 # Where products were faster than the dense solve on CPU.
 _MIN_CLASSES = {"float32": 96, "float64": 256}
