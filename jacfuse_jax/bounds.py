@@ -21,8 +21,9 @@ from jacfuse_jax.fusion._robust import robust_fusion
 from jacfuse_jax.fusion._static import check_inputs, rounding_of_probs, statistical_fusion
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
+from jacfuse_jax.linalg._arguments import check_gram, check_spectrum
 from jacfuse_jax.linalg._batching import map_in_chunks
-from jacfuse_jax.linalg._gram import check_gram, check_spectrum, finite_symmetric_part
+from jacfuse_jax.linalg._spectrum import finite_symmetric_part
 
 _FAILURE = 1e-9  # probability with which `spectral_norm` may return less than the norm
 

@@ -65,7 +65,7 @@ from jacfuse_jax.fusion._contaminated import tempered_log_ratios
 from jacfuse_jax.fusion._robust import robust_fusion
 from jacfuse_jax.fusion._static import check_with_prior, rounding_of_probs, statistical_fusion
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
-from jacfuse_jax.linalg._gram import check_spectrum
+from jacfuse_jax.linalg._arguments import check_spectrum
 
 _SQRT2 = 2**0.5
 _LOG_RADII = (-60.0, 14.0)  # of logits; softmax is one-hot in either dtype beyond the larger one

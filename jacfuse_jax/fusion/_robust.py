@@ -21,17 +21,14 @@ from jacfuse_jax._precision import product
 from jacfuse_jax._simplex import complement, fill_excluded, mark_likeliest
 from jacfuse_jax.fusion._static import check_inputs, fuse_independent
 from jacfuse_jax.jacobians import softmax_jacobian
-from jacfuse_jax.linalg._gram import (
-    GramSpectrum,
+from jacfuse_jax.linalg import GramSpectrum, gram_spectrum, solve_generalized
+from jacfuse_jax.linalg._arguments import check_gram, check_spectrum
+from jacfuse_jax.linalg._closed_form import (
     apply_recalibration,
-    check_gram,
-    check_spectrum,
-    gram_spectrum,
-    map_samples,
     recalibrated_eigenvectors,
     sum_or_product,
 )
-from jacfuse_jax.linalg._sylvester import solve_generalized
+from jacfuse_jax.linalg._samples import map_samples
 
 Solver = Literal["closed_form", "eigh", "bartels_stewart"]
 
@@ -125,7 +122,7 @@ def robust_fusion(
 
     References:
       Gao, Ren, Xue, Li, Zhao, "Training-Free Robust Multimodal Learning via Sample-Wise Jacobian
-      Regularization", 2022, arXiv 2204.02485. The closed form is derived in `linalg._gram`.
+      Regularization", 2022, arXiv 2204.02485. The closed form is derived in `linalg._closed_form`.
     """
     arrays, log_prior = check_inputs(logits, class_prior)
     dtype = log_prior.dtype
