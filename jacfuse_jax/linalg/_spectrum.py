@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
+from numpy.typing import NDArray
 
 from jacfuse_jax._checks import check_floating, check_kernel
 
@@ -84,6 +86,11 @@ def spectrum_from_kernel(kernel: ArrayLike) -> GramSpectrum:
     rank_bound = num_classes - missing_rows
     eigenvalues = jnp.where(jnp.arange(num_classes) < rank_bound, singular_values**2, 0)
     return GramSpectrum(eigenvalues, vt.T)
+
+
+def centre_kernel(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """W C of a kernel W, (H, K), C = I - 1 1^T / K: no row of it has a mean, as of log-odds."""
+    return kernel - kernel.mean(axis=1, keepdims=True)
 
 
 def finite_symmetric_part(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
