@@ -11,14 +11,15 @@ from jax.typing import ArrayLike
 from jacfuse_jax._checks import (
     check_batch_size,
     check_floating,
+    check_inputs,
     check_mapping,
     check_modalities,
     check_scalar,
 )
+from jacfuse_jax._likelihoods import rounding_of_probs
 from jacfuse_jax._precision import product
 from jacfuse_jax._simplex import fill_excluded, log_jacobian_norm
-from jacfuse_jax.fusion._robust import robust_fusion
-from jacfuse_jax.fusion._static import check_inputs, rounding_of_probs, statistical_fusion
+from jacfuse_jax.fusion import robust_fusion, statistical_fusion
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
 from jacfuse_jax.linalg._arguments import check_gram, check_spectrum

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import (
     AnyArray,
+    check_inputs,
     check_labelled,
     check_logits,
     check_mapping,
@@ -18,9 +19,10 @@ from jacfuse_jax._checks import (
     check_scalar,
     in_dtype_of,
 )
+from jacfuse_jax._likelihoods import like_rows
 from jacfuse_jax._precision import product
 from jacfuse_jax.calibration import fit_temperature
-from jacfuse_jax.fusion._static import check_inputs, like_rows, statistical_fusion
+from jacfuse_jax.fusion import statistical_fusion
 
 
 class Reference(NamedTuple):

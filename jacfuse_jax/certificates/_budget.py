@@ -52,7 +52,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar
+from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar, check_with_prior
+from jacfuse_jax._likelihoods import rounding_of_probs
 from jacfuse_jax._simplex import (
     log_complement,
     log_jacobian_norm,
@@ -61,9 +62,8 @@ from jacfuse_jax._simplex import (
     rounding_of_sum,
 )
 from jacfuse_jax.certificates._arbitrary import certify_modality
+from jacfuse_jax.fusion import robust_fusion, statistical_fusion
 from jacfuse_jax.fusion._contaminated import tempered_log_ratios
-from jacfuse_jax.fusion._robust import robust_fusion
-from jacfuse_jax.fusion._static import check_with_prior, rounding_of_probs, statistical_fusion
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
 from jacfuse_jax.linalg._arguments import check_spectrum
 

@@ -12,14 +12,15 @@ from jacfuse_jax._checks import (
     AnyArray,
     check_batch_size,
     check_choice,
+    check_inputs,
     check_mapping,
     check_modalities,
     check_scalar,
     in_dtype_of,
 )
+from jacfuse_jax._likelihoods import fuse_independent
 from jacfuse_jax._precision import product
 from jacfuse_jax._simplex import complement, fill_excluded, mark_likeliest
-from jacfuse_jax.fusion._static import check_inputs, fuse_independent
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum, gram_spectrum, solve_generalized
 from jacfuse_jax.linalg._arguments import check_gram, check_spectrum
