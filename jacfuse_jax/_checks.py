@@ -266,6 +266,23 @@ def check_class_prior(class_prior: AnyArray, num_classes: int, dtype: Any) -> ja
     return jnp.asarray(concrete / total, dtype)
 
 
+def check_inputs(
+    logits: Mapping[str, AnyArray], class_prior: AnyArray
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Returns the logits as arrays of one shape and dtype, and the logarithm of the prior."""
+    arrays, prior = check_with_prior(logits, class_prior)
+    return arrays, jnp.log(prior)
+
+
+def check_with_prior(
+    logits: Mapping[str, AnyArray], class_prior: AnyArray
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The same with the prior itself."""
+    arrays = check_logits(logits)
+    first = next(iter(arrays.values()))
+    return arrays, check_class_prior(class_prior, first.shape[-1], first.dtype)
+
+
 def check_valid_range(name: str, valid_range: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns low and high in the dtype and with the axes of `x`; raises unless low <= high.
 

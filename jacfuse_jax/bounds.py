@@ -1,7 +1,8 @@
 """Sensitivity of fused predictions: what can be said beforehand, and what is true of a sample."""
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +12,24 @@ from jax.typing import ArrayLike
 from jacfuse_jax._checks import (
     check_batch_size,
     check_floating,
+    check_inputs,
     check_mapping,
     check_modalities,
     check_scalar,
 )
+from jacfuse_jax._likelihoods import rounding_of_probs
+from jacfuse_jax._precision import product
 from jacfuse_jax._simplex import fill_excluded, log_jacobian_norm
-from jacfuse_jax.fusion.robust import robust_fusion
-from jacfuse_jax.fusion.static import check_inputs, rounding_of_probs, statistical_fusion
+from jacfuse_jax.fusion import robust_fusion, statistical_fusion
+from jacfuse_jax.fusion._iterations import iterate
+from jacfuse_jax.fusion._robust import RobustInputs, check_robust
 from jacfuse_jax.jacobians import softmax_jacobian
-from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
+from jacfuse_jax.linalg import GramSpectrum
+from jacfuse_jax.linalg._arguments import check_gram, check_spectrum
 from jacfuse_jax.linalg._batching import map_in_chunks
-from jacfuse_jax.linalg.gram import check_gram, check_spectrum, finite_symmetric_part
+from jacfuse_jax.linalg._samples import map_samples
+from jacfuse_jax.linalg._spectrum import finite_symmetric_part
 
-_HIGHEST = jax.lax.Precision.HIGHEST
 _FAILURE = 1e-9  # probability with which `spectral_norm` may return less than the norm
 
 
@@ -119,34 +125,26 @@ def frozen_jacobian(
     Raises:
       TypeError, ValueError: as `fusion.robust_fusion`.
     """
-    arrays, _ = check_inputs(logits, class_prior)
-    names = check_modalities("perturbed", perturbed, arrays)
-
-    def fuse(num_iterations: int) -> jax.Array:
-        return robust_fusion(
-            arrays,
-            grams,
-            class_prior,
-            perturbed=names,
-            gamma=gamma,
-            num_iterations=num_iterations,
-        ).log_probs
-
-    final = fuse(num_iterations)
-    previous = (
-        fuse(num_iterations - 1) if num_iterations > 1 else statistical_fusion(arrays, class_prior)
+    names, inputs = check_robust(
+        logits, grams, class_prior, perturbed, gamma, num_iterations, "closed_form"
     )
-    J = softmax_jacobian(jnp.exp(final))
-    gamma = check_scalar("gamma", gamma, final.dtype, high=1, positive=True)
-    strength = (1 - gamma) / gamma
-    return {
-        name: jnp.matmul(
-            J,
-            recalibration_matrix(jnp.exp(previous), grams[name], strength),
-            precision=_HIGHEST,
-        )
-        for name in names
-    }
+    return _frozen_jacobian(inputs, names, num_iterations)
+
+
+# Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _frozen_jacobian(
+    inputs: RobustInputs, names: tuple[str, ...], num_iterations: int
+) -> dict[str, jax.Array]:
+    """`frozen_jacobian` of arguments that are checked."""
+
+    def fuse_sample(*arguments: Any) -> tuple[jax.Array, list[jax.Array]]:
+        log_probs, _, recalibrations = iterate(names, num_iterations, "closed_form", *arguments)
+        return log_probs, [recalibration.matrix for recalibration in recalibrations]
+
+    log_probs, matrices = map_samples(fuse_sample, *inputs)
+    J = softmax_jacobian(jnp.exp(log_probs))
+    return {name: product(J, R) for name, R in zip(names, matrices, strict=True)}
 
 
 def total_jacobian(
@@ -202,7 +200,7 @@ def total_jacobian(
         jacobians, log_probs = jax.jacfwd(fuse, has_aux=True)(sample)
         J, is_possible = softmax_jacobian(jnp.exp(log_probs)), log_probs[:, None] > -jnp.inf
         return {
-            name: jnp.matmul(J, jnp.asarray(jnp.where(is_possible, jac, 0)), precision=_HIGHEST)
+            name: product(J, jnp.asarray(jnp.where(is_possible, jac, 0)))
             for name, jac in jacobians.items()
         }
 
@@ -314,8 +312,7 @@ def jacobian_norms(
     for name, T in arrays.items():
         gram = check_gram(f"grams[{name!r}]", grams[name], T.shape[:2], T.dtype)
         scaled = T / scale[:, None, None]
-        product = jnp.matmul(scaled, gram, precision=_HIGHEST)
-        squares.append(jnp.matmul(product, jnp.swapaxes(scaled, -1, -2), precision=_HIGHEST))
+        squares.append(product(product(scaled, gram), jnp.swapaxes(scaled, -1, -2)))
     total = sum(squares[1:], start=squares[0])
     safe, is_finite = finite_symmetric_part(total)
     eigenvalues = jnp.linalg.eigvalsh(safe)

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import (
     AnyArray,
+    check_inputs,
     check_labelled,
     check_logits,
     check_mapping,
@@ -18,10 +19,10 @@ from jacfuse_jax._checks import (
     check_scalar,
     in_dtype_of,
 )
+from jacfuse_jax._likelihoods import like_rows
+from jacfuse_jax._precision import product
 from jacfuse_jax.calibration import fit_temperature
-from jacfuse_jax.fusion.static import check_inputs, like_rows, statistical_fusion
-
-_HIGHEST = jax.lax.Precision.HIGHEST
+from jacfuse_jax.fusion import statistical_fusion
 
 
 class Reference(NamedTuple):
@@ -212,12 +213,12 @@ def _fit_reference(z: jax.Array, labels: jax.Array) -> Reference:
     centered = z - center[None]
     indicator = jax.nn.one_hot(labels, num_classes, dtype=z.dtype)
     counts = indicator.sum(axis=0)[:, None]
-    means = jnp.matmul(indicator.T, centered, precision=_HIGHEST) / jnp.maximum(counts, 1)
-    residual = centered - jnp.matmul(indicator, means, precision=_HIGHEST)
+    means = product(indicator.T, centered) / jnp.maximum(counts, 1)
+    residual = centered - product(indicator, means)
     freedom = jnp.maximum(num_samples - (counts > 0).sum(), 1).astype(
         z.dtype
     )  # means take the rest
-    covariance = jnp.matmul(residual.T, residual, precision=_HIGHEST) / freedom
+    covariance = product(residual.T, residual) / freedom
     variance = jnp.trace(covariance) / num_classes
     square = (covariance**2).mean()
     excess = (freedom + 1) * (square - variance**2 / num_classes)
@@ -228,7 +229,7 @@ def _fit_reference(z: jax.Array, labels: jax.Array) -> Reference:
     return Reference(
         center,
         whitening,
-        jnp.matmul(means, whitening, precision=_HIGHEST),
+        product(means, whitening),
         fit_temperature(z, labels),
     )
 
@@ -246,8 +247,8 @@ def _deviation(z: jax.Array, reference: Reference, log_prior: jax.Array) -> jax.
     """log(1/2 + t(z) / (2 g(z))), (B,)."""
     center, whitening, means, _ = (x.astype(z.dtype) for x in reference)
     num_classes = z.shape[-1]
-    w = jnp.matmul(z - center[None], whitening, precision=_HIGHEST)
-    products = jnp.matmul(w, means.T, precision=_HIGHEST)
+    w = product(z - center[None], whitening)
+    products = product(w, means.T)
     squares = (w**2).sum(axis=-1, keepdims=True) - 2 * products + (means**2).sum(axis=-1)[None]
     squares = jnp.maximum(squares, 0)
     half = (1 + num_classes) / 2

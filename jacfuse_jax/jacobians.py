@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_batch_size, check_floating, check_kernel
+from jacfuse_jax._precision import product
 from jacfuse_jax._simplex import complement
 from jacfuse_jax.linalg._batching import map_in_chunks
-
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def per_sample_jacobian(
@@ -101,8 +100,8 @@ def fused_jacobian(probs: ArrayLike, recalibration: ArrayLike, kernel: ArrayLike
             "probs, recalibration and kernel must be (B, K), (B, K, K) and (H, K), got "
             f"{probs.shape}, {recalibration.shape} and {kernel.shape}"
         )
-    recalibrated_head = jnp.matmul(recalibration, kernel.T, precision=_HIGHEST)
-    return jnp.matmul(softmax_jacobian(probs), recalibrated_head, precision=_HIGHEST)
+    recalibrated_head = product(recalibration, kernel.T)
+    return product(softmax_jacobian(probs), recalibrated_head)
 
 
 def gram_from_head(kernel: ArrayLike) -> jax.Array:
@@ -122,7 +121,7 @@ def gram_from_head(kernel: ArrayLike) -> jax.Array:
       ValueError: not a matrix.
     """
     kernel = check_kernel(kernel)
-    return jnp.matmul(kernel.T, kernel, precision=_HIGHEST)
+    return product(kernel.T, kernel)
 
 
 def gram_from_jacobian(jac: ArrayLike) -> jax.Array:
@@ -144,4 +143,4 @@ def gram_from_jacobian(jac: ArrayLike) -> jax.Array:
     if jac.ndim < 2:
         raise ValueError(f"jac must have shape (B, K, ...) or (K, H), got {jac.shape}")
     flat = jac if jac.ndim == 2 else jac.reshape(*jac.shape[:2], -1)
-    return jnp.matmul(flat, jnp.swapaxes(flat, -1, -2), precision=_HIGHEST)
+    return product(flat, jnp.swapaxes(flat, -1, -2))

@@ -29,6 +29,7 @@ from jacfuse_jax._checks import check_choice, check_modalities, check_scalar
 from jacfuse_jax.calibration import choose_contamination, choose_gamma, fit_temperature
 from jacfuse_jax.fusion import contaminate_modalities, robust_fusion
 from jacfuse_jax.linalg import GramSpectrum, spectrum_from_kernel
+from jacfuse_jax.linalg._spectrum import centre_kernel
 
 _Logits = dict[str, NDArray[np.float64]]
 _SMALLEST_PROB = np.finfo(np.float64).eps  # as in sklearn.metrics.log_loss
@@ -373,9 +374,8 @@ def _head(classifier: Any) -> Any:
 
 def _gram(classifier: Any, num_classes: int, temperature: float) -> GramSpectrum:
     """Spectrum of the Gram matrix of the centred kernel, as NumPy arrays."""
-    kernel = _kernel(classifier, num_classes)
-    centred = kernel - kernel.mean(axis=1, keepdims=True)
-    return jax.tree.map(np.asarray, _spectrum_from_kernel(centred / temperature))
+    kernel = centre_kernel(_kernel(classifier, num_classes))
+    return jax.tree.map(np.asarray, _spectrum_from_kernel(kernel / temperature))
 
 
 def _kernel(classifier: Any, num_classes: int) -> NDArray[np.float64]:

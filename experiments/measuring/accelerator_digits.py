@@ -21,7 +21,7 @@ from jacfuse_jax.linalg import spectrum_from_kernel
 from jacfuse_jax.models import LeNet
 from jacfuse_jax.programs import resources
 from jacfuse_jax.programs.files import write_atomically
-from jacfuse_jax.training.batching import iterate_batches
+from jacfuse_jax.training import iterate_batches
 
 _NUM_CLASSES = 10
 _BATCH_SIZE = 32

@@ -24,8 +24,6 @@ from jacfuse_jax.models import (
     small_resnet,
 )
 from jacfuse_jax.programs import InputError
-from jacfuse_jax.training import regimes
-from jacfuse_jax.training.batching import iterate_batches, num_batches
 
 _LEARNING_RATE = 1e-3
 # Keyword arguments of LeNet.
@@ -61,7 +59,7 @@ def train_classifiers(
         "standard" to `checkpoints_<regime>/<modality>`.
       valid_ranges: {modality: (low, high)} of the training inputs.
       weights: {modality: file} of those residual networks that start from torchvision's weights.
-      regime: one of `regimes.REGIMES`.
+      regime: one of `training.REGIMES`.
 
     Returns:
       {modality: classifier}.
@@ -71,9 +69,9 @@ def train_classifiers(
       InputError: a file of weights is missing, damaged or of another architecture.
       CheckpointError: as in `training.fit`.
     """
-    loss_fn = regimes.choose_loss_fn(regime)
+    loss_fn = training.choose_loss_fn(regime)
     folder = workdir / ("checkpoints" if regime == "standard" else f"checkpoints_{regime}")
-    num_steps = num_epochs * num_batches(len(dataset.splits["train"]["label"]), batch_size)
+    num_steps = num_epochs * training.num_batches(len(dataset.splits["train"]["label"]), batch_size)
     optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, max(num_steps, 1)))
     models: dict[str, LeNet | ResNet] = {}
     for index, modality in enumerate(dataset.modalities):
@@ -117,11 +115,11 @@ def _make_batches(
     """Batches of an epoch, in an order that depends on seed and epoch alone, behind a bar."""
 
     def make_batches(epoch: int) -> Iterable[training.Batch]:
-        batches = iterate_batches(arrays, batch_size, shuffle_seed=(*seed, epoch))
+        batches = training.iterate_batches(arrays, batch_size, shuffle_seed=(*seed, epoch))
         return tqdm(
-            regimes.add_randomness(batches, (*seed, epoch), valid_range),
+            training.add_randomness(batches, (*seed, epoch), valid_range),
             desc=f"train {modality}, epoch {epoch + 1}/{num_epochs}",
-            total=num_batches(len(arrays["label"]), batch_size),
+            total=training.num_batches(len(arrays["label"]), batch_size),
             leave=epoch + 1 == num_epochs,
             disable=None,
         )

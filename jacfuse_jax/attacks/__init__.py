@@ -15,12 +15,12 @@ attack that exceeds the one under a transferred attack is a sign of it; the wors
 """
 
 from jacfuse_jax.attacks import losses
-from jacfuse_jax.attacks.apgd import apgd
-from jacfuse_jax.attacks.gradient import fgm, pgd
-from jacfuse_jax.attacks.hop_skip_jump import hop_skip_jump
-from jacfuse_jax.attacks.missing import adversarial_missing
-from jacfuse_jax.attacks.search import random_search
-from jacfuse_jax.attacks.square import square
+from jacfuse_jax.attacks._apgd import apgd
+from jacfuse_jax.attacks._gradient import fgm, pgd
+from jacfuse_jax.attacks._hop_skip_jump import hop_skip_jump
+from jacfuse_jax.attacks._missing import adversarial_missing
+from jacfuse_jax.attacks._search import random_search
+from jacfuse_jax.attacks._square import square
 
 __all__ = [
     "adversarial_missing",

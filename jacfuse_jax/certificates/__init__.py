@@ -1,12 +1,12 @@
 """What no corruption of a modality, or none within a budget, can overturn."""
 
-from jacfuse_jax.certificates.arbitrary import (
+from jacfuse_jax.certificates._arbitrary import (
     Certificate,
     CertifiedAccuracy,
     certified_accuracy,
     certify_modality,
 )
-from jacfuse_jax.certificates.budget import contaminated_radius, robust_radius
+from jacfuse_jax.certificates._budget import contaminated_radius, robust_radius
 
 __all__ = [
     "Certificate",

@@ -5,7 +5,7 @@ Parameters may be traced, so one compiled corruption serves every severity of `S
 of the result depends on sample b alone, but for `mismatched_pair`.
 """
 
-from jacfuse_jax.corruptions.audio import (
+from jacfuse_jax.corruptions._audio import (
     clipping,
     frequency_mask,
     gain,
@@ -13,14 +13,14 @@ from jacfuse_jax.corruptions.audio import (
     time_mask,
     white_noise,
 )
-from jacfuse_jax.corruptions.general import (
+from jacfuse_jax.corruptions._general import (
     bias,
     gaussian_noise,
     mismatched_pair,
     missing,
     missing_modality,
 )
-from jacfuse_jax.corruptions.image import (
+from jacfuse_jax.corruptions._image import (
     brightness,
     contrast,
     gaussian_blur,
@@ -28,7 +28,7 @@ from jacfuse_jax.corruptions.image import (
     occlusion,
     shot_noise,
 )
-from jacfuse_jax.corruptions.severities import (
+from jacfuse_jax.corruptions._severities import (
     GAUSSIAN_NOISE_STDDEV,
     MISSING_FRACTION,
     SEVERITIES,

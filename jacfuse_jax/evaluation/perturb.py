@@ -16,7 +16,7 @@ from jacfuse_jax.evaluation.names import L0_ATTACKS, L2_ATTACKS, REGIME_OF
 from jacfuse_jax.evaluation.rows import Rows, observe
 from jacfuse_jax.evaluation.targets import STRENGTHS, Branch, Step, branch_of
 from jacfuse_jax.models import UnimodalOutput
-from jacfuse_jax.training.batching import iterate_batches
+from jacfuse_jax.training import iterate_batches
 
 # Attacks without gradients evaluate more often than the others take steps.
 _QUERIES_A_STEP = 25

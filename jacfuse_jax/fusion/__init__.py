@@ -18,14 +18,14 @@ write to it before the result is there. Tensors that require gradients must be d
 transformations, `jax.jit` among them, take JAX's and NumPy's arrays alone as arguments.
 """
 
-from jacfuse_jax.fusion.cascade import cascade_fusion
-from jacfuse_jax.fusion.contaminated import (
+from jacfuse_jax.fusion._cascade import cascade_fusion
+from jacfuse_jax.fusion._contaminated import (
     contaminate_modalities,
     contaminated_fusion,
     contaminated_log_probs,
 )
-from jacfuse_jax.fusion.robust import FusedOutput, robust_fusion
-from jacfuse_jax.fusion.static import (
+from jacfuse_jax.fusion._robust import FusedOutput, robust_fusion
+from jacfuse_jax.fusion._static import (
     max_fusion,
     mean_fusion,
     product_fusion,

@@ -33,9 +33,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jacfuse_jax._devices import on_each_device
+from jacfuse_jax._precision import product
 from jacfuse_jax.linalg._scaling import frobenius_norm
-from jacfuse_jax.linalg._triangular import Form, divisors, nonzero, product, solve_triangular
-from jacfuse_jax.linalg.schur import schur_factors
+from jacfuse_jax.linalg._schur import schur_factors
+from jacfuse_jax.linalg._triangular import Form, divisors, nonzero, solve_triangular
 
 # A separation of this many eps counts as zero. Over 53 kinds of matrices A of 2 to 100 rows, with
 # B = -A or -A^T, the largest computed separation was 0.8 eps.

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jacfuse_jax._devices import on_each_device
+from jacfuse_jax._precision import product
 from jacfuse_jax.linalg._batching import over_batch
 
 Form = Literal["sylvester", "generalized"]
@@ -104,11 +105,6 @@ def _add(matrices: jax.Array, part: jax.Array, first: jax.Array, *, axis: int) -
     """Adds to a slice."""
     old = jax.lax.dynamic_slice_in_dim(matrices, first, part.shape[axis], axis)
     return jax.lax.dynamic_update_slice_in_dim(matrices, old + part, first, axis)
-
-
-def product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """X Y in full precision, also where accelerators round the factors by default."""
-    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def _make_kernel(form: Form):

@@ -1,11 +1,11 @@
 """Metrics: of classification, as sums over batches; of robustness; intervals by resampling."""
 
-from jacfuse_jax.metrics.bootstrap import (
+from jacfuse_jax.metrics._bootstrap import (
     BootstrapInterval,
     bootstrap_interval,
     paired_bootstrap_interval,
 )
-from jacfuse_jax.metrics.classification import (
+from jacfuse_jax.metrics._classification import (
     NUM_BINS,
     ClassificationMetrics,
     ClassificationSums,
@@ -13,8 +13,8 @@ from jacfuse_jax.metrics.classification import (
     finalise,
     wilson_interval,
 )
-from jacfuse_jax.metrics.pareto import hypervolume, pareto_front
-from jacfuse_jax.metrics.robustness import (
+from jacfuse_jax.metrics._pareto import hypervolume, pareto_front
+from jacfuse_jax.metrics._robustness import (
     effective_curve_area,
     effective_robustness,
     make_baseline_fn,

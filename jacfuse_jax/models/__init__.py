@@ -1,15 +1,15 @@
 """Unimodal classifiers in flax NNX."""
 
-from jacfuse_jax.models.lenet import LeNet
-from jacfuse_jax.models.resnet import (
+from jacfuse_jax.models._lenet import LeNet
+from jacfuse_jax.models._resnet import (
     IMAGENET_MEAN,
     IMAGENET_STDDEV,
     ResNet,
     resnet18,
     small_resnet,
 )
-from jacfuse_jax.models.torchvision import load_torchvision
-from jacfuse_jax.models.unimodal import UnimodalOutput
+from jacfuse_jax.models._torchvision import load_torchvision
+from jacfuse_jax.models._unimodal import UnimodalOutput
 
 __all__ = [
     "IMAGENET_MEAN",

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from jacfuse_jax.attacks import _budget
-from jacfuse_jax.attacks.apgd import _checkpoints, apgd
-from jacfuse_jax.attacks.gradient import pgd
+from jacfuse_jax.attacks import _budget, apgd, pgd
+from jacfuse_jax.attacks._apgd import _checkpoints
 from tests.attacks.classifiers import (
     BATCH,
     SOUND,

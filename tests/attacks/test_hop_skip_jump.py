@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jacfuse_jax.attacks.hop_skip_jump import hop_skip_jump
+from jacfuse_jax.attacks import hop_skip_jump
 from tests.attacks.linear_model import (
     DUAL,
     LinearModel,

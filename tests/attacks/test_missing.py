@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jacfuse_jax.attacks.missing import adversarial_missing
+from jacfuse_jax.attacks import adversarial_missing
 from tests.attacks.linear_model import BATCH, LinearModel, assert_compiles_once, run
 
 FILL = {"audio": 0.5, "image": 0.0}

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from jacfuse_jax import attacks
-from jacfuse_jax.attacks.search import random_search
 from tests.attacks.linear_model import (
     DUAL,
     LinearModel,
@@ -14,7 +13,7 @@ from tests.attacks.linear_model import (
 
 def search(epsilon, valid_range=None, num_queries=30, **kwargs):
     numbers = {"epsilon": epsilon, "valid_range": valid_range}
-    return run(random_search, numbers, num_queries=num_queries, **kwargs)
+    return run(attacks.random_search, numbers, num_queries=num_queries, **kwargs)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -59,7 +58,7 @@ class TestBothNorms:
 
 def test_one_compilation_serves_every_budget_and_agrees_with_an_eager_call():
     budgets = [{"epsilon": {"image": r}, "valid_range": None} for r in (0.1, 0.2)]
-    assert_compiles_once(random_search, *budgets, norm="l2", num_queries=30)
+    assert_compiles_once(attacks.random_search, *budgets, norm="l2", num_queries=30)
 
 
 def test_linf_finds_the_best_of_all_corners():

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jacfuse_jax.attacks.search import random_search
-from jacfuse_jax.attacks.square import _pair_of_peaks, _shares, square
+from jacfuse_jax.attacks import random_search, square
+from jacfuse_jax.attacks._square import _pair_of_peaks, _shares
 from tests.attacks.linear_model import (
     BATCH,
     DUAL,

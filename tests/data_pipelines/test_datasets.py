@@ -17,7 +17,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.ravdess import Ravdess, split_actors
 from data_pipelines.stored import StoredColumn, StoredSplit
 from data_pipelines.vggsound import VggSound
-from jacfuse_jax.training.batching import iterate_batches
+from jacfuse_jax.training import iterate_batches
 from tests.data_pipelines import vggsound_files
 from tests.data_pipelines.media_files import ravdess_zips, tiny_ravdess_config
 from tests.data_pipelines.raw_files import tiny_config, write_raw_files

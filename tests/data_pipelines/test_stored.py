@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data_pipelines import stored
 from data_pipelines.errors import DataError
 from data_pipelines.stored import StoredColumn, StoredSplit, summarise
-from jacfuse_jax.training.batching import iterate_batches
+from jacfuse_jax.training import iterate_batches
 
 _NUM_ROWS = 11
 _SHAPE = (4, 6, 1)

@@ -16,7 +16,7 @@ from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.evaluation.targets import Target, branch_of
 from jacfuse_jax.linalg import spectrum_from_kernel
 from jacfuse_jax.models import UnimodalOutput
-from jacfuse_jax.training.heads import FusionHead
+from jacfuse_jax.training import FusionHead
 
 SHAPE = (2, 3, 1)
 NUM_CLASSES = 6  # as many as entries of an input: logits tell them

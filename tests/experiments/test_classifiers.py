@@ -11,7 +11,7 @@ from experiments.run import classifiers
 from jacfuse_jax.evaluation.models import classify
 from jacfuse_jax.models import IMAGENET_MEAN, IMAGENET_STDDEV
 from jacfuse_jax.programs import InputError
-from jacfuse_jax.training import regimes
+from jacfuse_jax.training import _regimes as regimes
 
 
 @pytest.fixture(scope="module")

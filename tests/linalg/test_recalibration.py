@@ -1,7 +1,6 @@
 """Batches with many classes, which are solved by matrix products that samples share."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +9,14 @@ import pytest
 import scipy.special
 from jax.test_util import check_grads
 
-from jacfuse_jax.linalg import GramSpectrum, recalibrate, spectrum_from_kernel
+from jacfuse_jax.linalg import (
+    GramSpectrum,
+    _recalibration,
+    recalibrate,
+    spectrum_from_kernel,
+)
 from tests import reference
 from tests.linalg.equations import jit_derivatives
-
-recalibration = importlib.import_module("jacfuse_jax.linalg.recalibration")
 
 # Classes enough for matrix products.
 NUM_CLASSES = {"float32": 100, "float64": 260}
@@ -149,7 +151,7 @@ def test_few_likely_classes_need_no_dense_solve_and_many_do(monkeypatch, dtype):
         (logits, _), _ = batched
         return jnp.full_like(logits, jnp.nan)
 
-    monkeypatch.setattr(recalibration, "map_local_samples", poisoned)
+    monkeypatch.setattr(_recalibration, "map_local_samples", poisoned)
     for program, strength in by_program.items():
         solved = np.asarray(recalibrate(logits, probs, spectrum, strength))
         assert np.isnan(solved).all() if program == 2 else np.isfinite(solved).all()

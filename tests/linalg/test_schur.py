@@ -1,4 +1,3 @@
-import importlib
 import itertools
 import re
 
@@ -6,11 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from jacfuse_jax.linalg import schur
+from jacfuse_jax.linalg import _schur, schur
 from tests.linalg.matrices import random_entries, schur_errors, stacked
 
-# As an attribute of jacfuse_jax.linalg, `schur` is the function.
-MODULE = importlib.import_module("jacfuse_jax.linalg.schur")
 REAL, COMPLEX = ("float32", "float64"), ("complex64", "complex128")
 
 
@@ -213,7 +210,7 @@ class TestFailures:
         assert (info.num_sweeps[1:-1] == 0).all()
 
     def test_a_matrix_that_does_not_converge_is_nan_for_itself_alone(self, monkeypatch):
-        monkeypatch.setattr(MODULE, "_SWEEPS_PER_ROW", 0)
+        monkeypatch.setattr(_schur, "_SWEEPS_PER_ROW", 0)
         # No other test may meet what is compiled here: the size is this test's own.
         random = random_entries((5, 5), "float32", np.random.default_rng(0))
         out = schur(np.stack([random, np.triu(random)]), full_output=True)

@@ -3,7 +3,7 @@ import pytest
 import scipy.stats
 
 from jacfuse_jax import metrics
-from jacfuse_jax.metrics import bootstrap
+from jacfuse_jax.metrics import _bootstrap
 
 NUM_RESAMPLES = 20_000
 # The standard error of a 2.5% quantile of R normal values is sqrt(p (1 - p) / R) / phi(1.96), here
@@ -115,7 +115,7 @@ def test_columns_share_the_resamples_and_match_one_at_a_time():
 def test_resamples_are_the_same_in_pieces(monkeypatch):
     values = correct_predictions()
     whole = metrics.bootstrap_interval(values, 3, num_resamples=1001)
-    monkeypatch.setattr(bootstrap, "_MAX_COUNTS", 200 * 50)
+    monkeypatch.setattr(_bootstrap, "_MAX_COUNTS", 200 * 50)
     pieces = metrics.bootstrap_interval(values, 3, num_resamples=1001)
     np.testing.assert_allclose(pieces, whole, rtol=1e-12)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jacfuse_jax.models import LeNet, lenet
+from jacfuse_jax.models import LeNet
+from jacfuse_jax.models._lenet import _cut_into_patches
 from tests.models.drawn import draw
 
 
@@ -68,7 +69,7 @@ def test_convolution_is_flaxs_own_with_padding(shape, kernel_size):
 
 def test_patches_are_cut_in_order():
     x = np.random.default_rng(0).normal(size=(2, 4, 6, 3))
-    patches = np.asarray(jax.jit(lenet._cut_into_patches, static_argnums=1)(x, 2))
+    patches = np.asarray(jax.jit(_cut_into_patches, static_argnums=1)(x, 2))
     assert patches.shape == (2, 2, 3, 12)
     for i, j in np.ndindex(2, 3):
         expected = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].reshape(2, -1)

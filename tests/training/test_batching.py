@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jacfuse_jax.training.batching import iterate_batches, num_batches
+from jacfuse_jax.training import iterate_batches, num_batches
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 8, 100])

@@ -5,8 +5,8 @@ import pytest
 import scipy.special
 
 from jacfuse_jax.models import UnimodalOutput
-from jacfuse_jax.training import heads
-from jacfuse_jax.training.batching import iterate_batches
+from jacfuse_jax.training import _heads as heads
+from jacfuse_jax.training import iterate_batches
 
 NUM_FEATURES = {"video": 5, "audio": 7, "image": 6}
 NUM_CLASSES = 4

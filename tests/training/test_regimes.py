@@ -11,8 +11,8 @@ from jax.test_util import check_grads
 
 from jacfuse_jax import attacks, training
 from jacfuse_jax.models import ResNet, UnimodalOutput
-from jacfuse_jax.training import regimes
-from jacfuse_jax.training.batching import iterate_batches
+from jacfuse_jax.training import _regimes as regimes
+from jacfuse_jax.training import iterate_batches
 
 rng = np.random.default_rng(0)
 INPUTS = rng.uniform(size=(6, 5, 4, 1))

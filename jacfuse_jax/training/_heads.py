@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from jacfuse_jax.models import UnimodalOutput
-from jacfuse_jax.training.batching import iterate_batches, num_batches
-from jacfuse_jax.training.loop import Batch, fit
+from jacfuse_jax.training._batching import iterate_batches, num_batches
+from jacfuse_jax.training._loop import Batch, fit
 
 NUM_EPOCHS = 10
 _MIN_STEPS = 1000  # small data sets are gone through several times an epoch

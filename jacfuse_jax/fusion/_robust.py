@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,28 +12,17 @@ from jacfuse_jax._checks import (
     AnyArray,
     check_batch_size,
     check_choice,
+    check_inputs,
     check_mapping,
     check_modalities,
     check_scalar,
     in_dtype_of,
 )
-from jacfuse_jax._simplex import complement, fill_excluded, mark_likeliest
-from jacfuse_jax.fusion.static import check_inputs, fuse_independent
-from jacfuse_jax.jacobians import softmax_jacobian
-from jacfuse_jax.linalg.gram import (
-    GramSpectrum,
-    apply_recalibration,
-    check_gram,
-    check_spectrum,
-    gram_spectrum,
-    map_samples,
-    recalibrated_eigenvectors,
-    sum_or_product,
-)
-from jacfuse_jax.linalg.sylvester import solve_generalized
-
-Solver = Literal["closed_form", "eigh", "bartels_stewart"]
-_HIGHEST = jax.lax.Precision.HIGHEST
+from jacfuse_jax._simplex import complement
+from jacfuse_jax.fusion._iterations import Solver, iterate
+from jacfuse_jax.linalg import GramSpectrum, gram_spectrum
+from jacfuse_jax.linalg._arguments import check_gram, check_spectrum
+from jacfuse_jax.linalg._samples import map_samples
 
 
 class FusedOutput(NamedTuple):
@@ -50,6 +39,22 @@ class FusedOutput(NamedTuple):
     log_probs: jax.Array
     jacobian_norm: jax.Array
     converged: jax.Array
+
+
+class RobustInputs(NamedTuple):
+    """Arguments of `robust_fusion` that are checked.
+
+    Attributes:
+      logits: {modality: (B, K)}.
+      grams: of the perturbed modalities, in their order.
+      log_prior: (K,).
+      strength: c = (1 - gamma) / gamma.
+    """
+
+    logits: dict[str, jax.Array]
+    grams: list[GramSpectrum | jax.Array]
+    log_prior: jax.Array
+    strength: jax.Array
 
 
 def robust_fusion(
@@ -125,8 +130,27 @@ def robust_fusion(
 
     References:
       Gao, Ren, Xue, Li, Zhao, "Training-Free Robust Multimodal Learning via Sample-Wise Jacobian
-      Regularization", 2022, arXiv 2204.02485. The closed form is derived in `linalg.gram`.
+      Regularization", 2022, arXiv 2204.02485. The closed form is derived in `linalg._closed_form`.
     """
+    names, inputs = check_robust(
+        logits, grams, class_prior, perturbed, gamma, num_iterations, solver
+    )
+    check_batch_size(batch_size)
+    limit = jnp.asarray(atol, inputs.log_prior.dtype)
+    out = _fuse(inputs, limit, names, num_iterations, solver, batch_size)
+    return out._replace(log_probs=in_dtype_of(logits, out.log_probs))
+
+
+def check_robust(
+    logits: Mapping[str, AnyArray],
+    grams: Mapping[str, GramSpectrum | ArrayLike],
+    class_prior: AnyArray,
+    perturbed: str | tuple[str, ...],
+    gamma: ArrayLike,
+    num_iterations: int,
+    solver: Solver,
+) -> tuple[tuple[str, ...], RobustInputs]:
+    """Names of the perturbed modalities and what is computed with; raises as `robust_fusion`."""
     arrays, log_prior = check_inputs(logits, class_prior)
     dtype = log_prior.dtype
     names = check_modalities("perturbed", perturbed, arrays)
@@ -136,139 +160,9 @@ def robust_fusion(
     check_choice("solver", solver, get_args(Solver))
     checked = [_check_gram(f"grams[{name!r}]", grams[name], solver, shape, dtype) for name in names]
     gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
-    check_batch_size(batch_size)
     if num_iterations < 1:
         raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
-    out = _fuse(
-        arrays,
-        log_prior,
-        checked,
-        (1 - gamma) / gamma,
-        jnp.asarray(atol, dtype),
-        names,
-        num_iterations,
-        solver,
-        batch_size,
-    )
-    return out._replace(log_probs=in_dtype_of(logits, out.log_probs))
-
-
-# Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
-@functools.partial(jax.jit, static_argnums=(5, 6, 7, 8))
-def _fuse(
-    logits: dict[str, jax.Array],
-    log_prior: jax.Array,
-    grams: list[GramSpectrum | jax.Array],
-    strength: jax.Array,
-    atol: jax.Array,
-    names: tuple[str, ...],
-    num_iterations: int,
-    solver: Solver,
-    batch_size: int | None,
-) -> FusedOutput:
-    """`robust_fusion` of arguments that are checked; Gram matrices in the order of `names`."""
-    fuse_sample = functools.partial(_fuse_sample, names, num_iterations, solver)
-    log_probs, norm, change = map_samples(
-        fuse_sample, logits, grams, log_prior, strength, batch_size=batch_size
-    )
-    return FusedOutput(log_probs, norm, change <= atol)
-
-
-def _fuse_sample(
-    names: tuple[str, ...],
-    num_iterations: int,
-    solver: Solver,
-    sample: dict[str, jax.Array],
-    grams: list[GramSpectrum | jax.Array],
-    log_prior: jax.Array,
-    strength: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probabilities of one sample, norm of its Jacobian, largest change of a probability."""
-
-    def iterate(log_probs: jax.Array) -> tuple[jax.Array, list[_Recalibration]]:
-        probs = jnp.exp(log_probs)
-        recalibrations = [_recalibration(probs, gram, strength, solver) for gram in grams]
-        fused = dict(sample)
-        for name, recalibration in zip(names, recalibrations, strict=True):
-            fused[name] = _recalibrate(recalibration, sample[name])
-        return fuse_independent(fused, log_prior), recalibrations
-
-    log_probs = fuse_independent(sample, log_prior)
-    if num_iterations > 1:
-        log_probs, _ = jax.lax.scan(
-            lambda previous, _: (iterate(previous)[0], None),
-            log_probs,
-            length=num_iterations - 1,
-        )
-    final, recalibrations = iterate(log_probs)
-    probs = jnp.exp(final)
-    change = jax.lax.stop_gradient(jnp.abs(probs - jnp.exp(log_probs)).max())
-    # Squares of entries of this size would underflow long before it does.
-    scale = jax.lax.stop_gradient((probs * complement(probs)).max())
-    scale = jnp.where(scale > 0, scale, 1)
-    squares = (recalibration.squared_norm(probs, scale) for recalibration in recalibrations)
-    norm = scale * _sqrt(sum(squares, start=jnp.zeros((), log_prior.dtype)))
-    return final, norm, change
-
-
-class _ClosedForm(NamedTuple):
-    """R of one sample as its product Y = R V with the eigenvectors of G."""
-
-    columns: jax.Array
-    spectrum: GramSpectrum
-
-    def apply(self, logits: jax.Array) -> jax.Array:
-        """R z."""
-        return apply_recalibration(self.columns, self.spectrum, logits)
-
-    def squared_norm(self, probs: jax.Array, scale: jax.Array) -> jax.Array:
-        """||J R G^(1/2)||_F^2 = sum_j g_j ||J y_j||^2, J divided by the scale."""
-        # Relative to the likeliest class, whose entry is the mean where its p rounds to one.
-        top = self.columns[probs.argmax()]
-        others = jnp.where(mark_likeliest(probs), 0, probs)
-        mean = sum_or_product(others, self.columns) - others.sum() * top
-        j_columns = (probs / scale)[:, None] * ((self.columns - top[None]) - mean[None])
-        return jnp.sum(self.spectrum.eigenvalues * jnp.sum(j_columns**2, axis=0))
-
-
-class _Matrix(NamedTuple):
-    """R of one sample as a matrix, (K, K)."""
-
-    matrix: jax.Array
-    gram: jax.Array
-
-    def apply(self, logits: jax.Array) -> jax.Array:
-        """R z."""
-        return jnp.matmul(self.matrix, logits, precision=_HIGHEST)
-
-    def squared_norm(self, probs: jax.Array, scale: jax.Array) -> jax.Array:
-        """||J R G^(1/2)||_F^2 = tr(J R G R^T J), J divided by the scale."""
-        j_matrix = jnp.matmul(softmax_jacobian(probs) / scale, self.matrix, precision=_HIGHEST)
-        return jnp.sum(jnp.matmul(j_matrix, self.gram, precision=_HIGHEST) * j_matrix)
-
-
-_Recalibration = _ClosedForm | _Matrix
-
-
-def _recalibrate(recalibration: _Recalibration, logits: jax.Array) -> jax.Array:
-    """R z, where a class that z excludes stays excluded.
-
-    J and the rest of R do without it, as p = 0; its logit would be multiplied by zeros.
-    """
-    filled, is_excluded = fill_excluded(logits)
-    return jnp.where(is_excluded, -jnp.inf, recalibration.apply(filled))
-
-
-def _recalibration(
-    probs: jax.Array, gram: GramSpectrum | jax.Array, strength: jax.Array, solver: Solver
-) -> _Recalibration:
-    """Solves c J^2 R G + R = I for one sample."""
-    if isinstance(gram, GramSpectrum):
-        return _ClosedForm(recalibrated_eigenvectors(probs, gram, strength), gram)
-    J = softmax_jacobian(probs)
-    A = strength * jnp.matmul(J, J, precision=_HIGHEST)
-    method = "eigh" if solver == "eigh" else "bartels_stewart"
-    return _Matrix(solve_generalized(A, gram, jnp.eye(len(A), dtype=A.dtype), method=method), gram)
+    return names, RobustInputs(arrays, checked, log_prior, (1 - gamma) / gamma)
 
 
 def _check_gram(
@@ -283,6 +177,45 @@ def _check_gram(
         return check_spectrum(name, gram, logits_shape, dtype)
     matrix = check_gram(name, gram, logits_shape, dtype)
     return gram_spectrum(matrix) if solver == "closed_form" else matrix
+
+
+# Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _fuse(
+    inputs: RobustInputs,
+    atol: jax.Array,
+    names: tuple[str, ...],
+    num_iterations: int,
+    solver: Solver,
+    batch_size: int | None,
+) -> FusedOutput:
+    """`robust_fusion` of arguments that are checked."""
+    fuse_sample = functools.partial(_fuse_sample, names, num_iterations, solver)
+    log_probs, norm, change = map_samples(fuse_sample, *inputs, batch_size=batch_size)
+    return FusedOutput(log_probs, norm, change <= atol)
+
+
+def _fuse_sample(
+    names: tuple[str, ...],
+    num_iterations: int,
+    solver: Solver,
+    sample: dict[str, jax.Array],
+    grams: list[GramSpectrum | jax.Array],
+    log_prior: jax.Array,
+    strength: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probabilities of one sample, norm of its Jacobian, largest change of a probability."""
+    final, previous, recalibrations = iterate(
+        names, num_iterations, solver, sample, grams, log_prior, strength
+    )
+    probs = jnp.exp(final)
+    change = jax.lax.stop_gradient(jnp.abs(probs - jnp.exp(previous)).max())
+    # Squares of entries of this size would underflow long before it does.
+    scale = jax.lax.stop_gradient((probs * complement(probs)).max())
+    scale = jnp.where(scale > 0, scale, 1)
+    squares = (recalibration.squared_norm(probs, scale) for recalibration in recalibrations)
+    norm = scale * _sqrt(sum(squares, start=jnp.zeros((), log_prior.dtype)))
+    return final, norm, change
 
 
 def _sqrt(x: jax.Array) -> jax.Array:

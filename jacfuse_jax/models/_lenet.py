@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jacfuse_jax.bounds import spectral_norm
-from jacfuse_jax.models.unimodal import UnimodalOutput
+from jacfuse_jax.models._unimodal import UnimodalOutput
 
 
 class LeNet(nnx.Module):

@@ -24,15 +24,16 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import (
+    check_inputs,
     check_labelled,
     check_modalities,
     check_numbers,
     check_scalar,
 )
+from jacfuse_jax._likelihoods import fuse_independent
 from jacfuse_jax._simplex import mark_class, rounding_of_sum
-from jacfuse_jax.fusion.cascade import cascade_fusion
-from jacfuse_jax.fusion.contaminated import tempered_log_ratios
-from jacfuse_jax.fusion.static import check_inputs, fuse_independent
+from jacfuse_jax.fusion import cascade_fusion
+from jacfuse_jax.fusion._contaminated import tempered_log_ratios
 
 
 class Certificate(NamedTuple):

@@ -11,13 +11,14 @@ from jacfuse_jax._checks import (
     AnyArray,
     as_array,
     check_class_prior,
+    check_inputs,
     check_modalities,
     check_scalar,
     in_dtype_of,
     in_full_precision,
 )
+from jacfuse_jax._likelihoods import log_ratio, temper
 from jacfuse_jax._simplex import says_nothing
-from jacfuse_jax.fusion.static import check_inputs, log_ratio, temper
 
 _LARGEST = 80.0  # logarithm of a weight that neither dtype overflows at
 

@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 from jacfuse_jax._devices import beside
 from jacfuse_jax.attacks._budget import Budget, LogProbFn, check_counts, clip, make_budget
 from jacfuse_jax.attacks._compiled import run_compiled
+from jacfuse_jax.attacks._search import keep_larger
 from jacfuse_jax.attacks.losses import margin
-from jacfuse_jax.attacks.search import keep_larger
 
 
 def square(

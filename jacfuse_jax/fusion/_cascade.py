@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import AnyArray, check_modalities, check_scalar, in_dtype_of
-from jacfuse_jax.fusion.contaminated import contaminated_fusion
-from jacfuse_jax.fusion.static import check_inputs, fuse_independent
+from jacfuse_jax._checks import AnyArray, check_inputs, check_modalities, check_scalar, in_dtype_of
+from jacfuse_jax._likelihoods import fuse_independent
+from jacfuse_jax.fusion._contaminated import contaminated_fusion
 
 
 def cascade_fusion(

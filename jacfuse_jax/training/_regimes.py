@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from jacfuse_jax import attacks
-from jacfuse_jax.training.loop import Batch, LossFn, cross_entropy
+from jacfuse_jax.training._loop import Batch, LossFn, cross_entropy
 
 NOISE_STDDEV = 0.2  # a fifth of the range of the inputs, which is about one
 PGD_EPSILON = 0.1  # linf radius; the middle one of the attacks that are evaluated

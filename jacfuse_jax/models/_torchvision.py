@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from jacfuse_jax.models.resnet import NormalizedConvolution, ResNet
+from jacfuse_jax.models._resnet import NormalizedConvolution, ResNet
 
 # Where the axes of the model's arrays are in the file's: (h, w, I, O) in (O, I, h, w), (H, K) in
 # (K, H), and vectors.

@@ -1,7 +1,7 @@
 """The recalibration of a batch, R z: for large K by matrix products that samples share.
 
 Of the K x K matrix E_ij = 1 / (1 + s_j p_i^2) of a sample, R z takes products of E and of F = E * V
-with vectors (see `gram`):
+with vectors (see `_closed_form`):
 
     R z = F t - p * (E (x t)) - p^2 * (E (y t)),     t = V^T z,     x, y from e, a, u, w.
 
@@ -31,19 +31,18 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_batch_size
 from jacfuse_jax._devices import on_each_device
+from jacfuse_jax._precision import product
+from jacfuse_jax.linalg._arguments import check_system
 from jacfuse_jax.linalg._batching import Chunks, with_chunks
-from jacfuse_jax.linalg._triangular import product
-from jacfuse_jax.linalg.gram import (
-    GramSpectrum,
+from jacfuse_jax.linalg._closed_form import (
     apply_recalibration,
-    check_system,
     clipped_strengths,
-    map_local_samples,
-    map_samples,
     rank_two_coefficients,
     recalibrated_eigenvectors,
     scaled_strengths,
 )
+from jacfuse_jax.linalg._samples import map_local_samples, map_samples
+from jacfuse_jax.linalg._spectrum import GramSpectrum
 
 # Where products were faster than the dense solve on CPU.
 _MIN_CLASSES = {"float32": 96, "float64": 256}
@@ -134,7 +133,7 @@ class _Expansion(NamedTuple):
 
     Attributes:
       s: (K,), at most one.
-      scale: of p, (K,), see `gram`.
+      scale: of p, (K,), see `_closed_form`.
       eigenvectors: V, (K, K).
       threshold: sqrt(X / s_max).
       powers: c_l sigma_j^l, (L, K).

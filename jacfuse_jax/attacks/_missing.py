@@ -12,8 +12,8 @@ from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar, n
 from jacfuse_jax._devices import beside
 from jacfuse_jax.attacks._budget import LogProbFn, check_attacked, check_counts
 from jacfuse_jax.attacks._compiled import run_compiled
+from jacfuse_jax.attacks._search import keep_larger
 from jacfuse_jax.attacks.losses import margin
-from jacfuse_jax.attacks.search import keep_larger
 
 
 def adversarial_missing(

@@ -9,13 +9,13 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import (
     AnyArray,
-    check_class_prior,
+    check_inputs,
     check_logits,
     check_modalities,
     check_scalar,
     in_dtype_of,
 )
-from jacfuse_jax._simplex import rounding_of_sum
+from jacfuse_jax._likelihoods import fuse_independent, log_ratio, temper
 
 
 def mean_fusion(logits: Mapping[str, AnyArray]) -> jax.Array:
@@ -136,49 +136,3 @@ def scaled_fusion(
     log_ratios = {name: log_ratio(z, log_prior) for name, z in arrays.items()}
     tempered = (temper(r, scale) if name in names else r for name, r in log_ratios.items())
     return in_dtype_of(logits, jax.nn.log_softmax(sum(tempered, start=log_prior[None])))
-
-
-def check_inputs(
-    logits: Mapping[str, AnyArray], class_prior: AnyArray
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Returns the logits as arrays of one shape and dtype, and the logarithm of the prior."""
-    arrays, prior = check_with_prior(logits, class_prior)
-    return arrays, jnp.log(prior)
-
-
-def check_with_prior(
-    logits: Mapping[str, AnyArray], class_prior: AnyArray
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The same with the prior itself."""
-    arrays = check_logits(logits)
-    first = next(iter(arrays.values()))
-    return arrays, check_class_prior(class_prior, first.shape[-1], first.dtype)
-
-
-def fuse_independent(logits: Mapping[str, jax.Array], log_prior: jax.Array) -> jax.Array:
-    """Log softmax(sum_m z_m - (M - 1) log prior) over the last axis."""
-    # Normalising each modality first keeps the sum of large logits from losing digits.
-    terms = [jax.nn.log_softmax(z) for z in logits.values()]
-    log_probs = sum(terms[1:], start=terms[0])
-    return jax.nn.log_softmax(log_probs - (len(logits) - 1) * like_rows(log_prior, log_probs))
-
-
-def log_ratio(z: jax.Array, log_prior: jax.Array) -> jax.Array:
-    """The log-likelihood ratios log softmax(z) - log prior of rows (..., K)."""
-    return jax.nn.log_softmax(z) - like_rows(log_prior, z)
-
-
-def rounding_of_probs(logits: Mapping[str, jax.Array], log_prior: jax.Array) -> jax.Array:
-    """By how much log-probabilities of statistical fusion may be wrong, (B,)."""
-    ratios = (log_ratio(z, log_prior) for z in logits.values())
-    return rounding_of_sum(log_prior[None], *ratios).max(axis=-1)
-
-
-def temper(log_ratios: jax.Array, t: jax.Array) -> jax.Array:
-    """Log-ratios times t; zero where t = 0, whatever they are."""
-    return t * jnp.where((t == 0) & ~jnp.isfinite(log_ratios), 0, log_ratios)
-
-
-def like_rows(vector: jax.Array, rows: jax.Array) -> jax.Array:
-    """(K,) with as many axes as rows (..., K)."""
-    return vector.reshape((1,) * (rows.ndim - 1) + vector.shape)

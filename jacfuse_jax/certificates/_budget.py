@@ -52,7 +52,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar
+from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar, check_with_prior
+from jacfuse_jax._likelihoods import rounding_of_probs
 from jacfuse_jax._simplex import (
     log_complement,
     log_jacobian_norm,
@@ -60,12 +61,11 @@ from jacfuse_jax._simplex import (
     mark_likeliest,
     rounding_of_sum,
 )
-from jacfuse_jax.certificates.arbitrary import certify_modality
-from jacfuse_jax.fusion.contaminated import tempered_log_ratios
-from jacfuse_jax.fusion.robust import robust_fusion
-from jacfuse_jax.fusion.static import check_with_prior, rounding_of_probs, statistical_fusion
+from jacfuse_jax.certificates._arbitrary import certify_modality
+from jacfuse_jax.fusion import robust_fusion, statistical_fusion
+from jacfuse_jax.fusion._contaminated import tempered_log_ratios
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
-from jacfuse_jax.linalg.gram import check_spectrum
+from jacfuse_jax.linalg._arguments import check_spectrum
 
 _SQRT2 = 2**0.5
 _LOG_RADII = (-60.0, 14.0)  # of logits; softmax is one-hot in either dtype beyond the larger one

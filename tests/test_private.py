@@ -1,0 +1,60 @@
+"""Packages that re-export their public names have no public module beside them."""
+
+import importlib
+import pkgutil
+import types
+
+import pytest
+
+import jacfuse_jax
+
+PACKAGES = (
+    "attacks",
+    "certificates",
+    "corruptions",
+    "fusion",
+    "linalg",
+    "metrics",
+    "models",
+    "training",
+)
+# Packages whose modules are public, and imported by name.
+OF_PUBLIC_MODULES = {"evaluation", "predictions"}
+PUBLIC_MODULES = {"attacks": {"losses"}}
+
+
+def import_package(name):
+    return importlib.import_module(f"jacfuse_jax.{name}")
+
+
+def test_every_package_is_of_one_kind_or_the_other():
+    found = {module.name for module in pkgutil.iter_modules(jacfuse_jax.__path__) if module.ispkg}
+    assert found - OF_PUBLIC_MODULES == {*PACKAGES}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_modules_are_private(name):
+    modules = {module.name for module in pkgutil.iter_modules(import_package(name).__path__)}
+    public = {module for module in modules if not module.startswith("_")}
+    assert public == PUBLIC_MODULES.get(name, set())
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_public_name_is_that_of_a_module_only_where_it_is_meant(name):
+    package = import_package(name)
+    modules = {
+        public
+        for public in package.__all__
+        if isinstance(getattr(package, public), types.ModuleType)
+    }
+    assert modules == PUBLIC_MODULES.get(name, set())
+
+
+@pytest.mark.parametrize(
+    "name", ["linalg.schur", "attacks.apgd", "attacks.square", "attacks.hop_skip_jump"]
+)
+def test_the_name_of_a_function_is_not_that_of_a_module_too(name):
+    package, _, function = name.partition(".")
+    assert callable(getattr(import_package(package), function))
+    with pytest.raises(ModuleNotFoundError, match=name):
+        import_package(name)
