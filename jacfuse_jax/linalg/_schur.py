@@ -22,7 +22,7 @@ References:
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, overload
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,17 @@ class SchurInfo(NamedTuple):
     num_sweeps: jax.Array
 
 
-def schur(a: ArrayLike, *, full_output: bool = False) -> Any:
+_Form: TypeAlias = tuple[jax.Array, jax.Array]
+_FormWithInfo: TypeAlias = tuple[jax.Array, jax.Array, SchurInfo]
+
+
+@overload
+def schur(a: ArrayLike, *, full_output: Literal[False] = False) -> _Form: ...
+@overload
+def schur(a: ArrayLike, *, full_output: Literal[True]) -> _FormWithInfo: ...
+@overload
+def schur(a: ArrayLike, *, full_output: bool) -> _Form | _FormWithInfo: ...
+def schur(a: ArrayLike, *, full_output: bool = False) -> _Form | _FormWithInfo:
     """Complex Schur form A = Q T Q^H, Q unitary, T upper triangular.
 
     About 25 n^3 operations in the arithmetic of the input, real or complex. Backward stable:

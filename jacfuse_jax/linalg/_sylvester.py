@@ -1,17 +1,47 @@
 """Sylvester equations, and those of a Gram matrix that may be singular, for whole batches."""
 
-from typing import Any, get_args
+from typing import Literal, TypeAlias, get_args, overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_choice, check_matrices, check_square
 from jacfuse_jax.linalg import _equations
-from jacfuse_jax.linalg._equations import Method
+from jacfuse_jax.linalg._equations import Method, SylvesterInfo
 from jacfuse_jax.linalg._triangular import Form
 
+_WithInfo: TypeAlias = tuple[jax.Array, SylvesterInfo]
 
+
+@overload
+def solve_sylvester(
+    a: ArrayLike,
+    b: ArrayLike,
+    c: ArrayLike,
+    *,
+    method: Method = "auto",
+    full_output: Literal[False] = False,
+) -> jax.Array: ...
+@overload
+def solve_sylvester(
+    a: ArrayLike,
+    b: ArrayLike,
+    c: ArrayLike,
+    *,
+    method: Method = "auto",
+    full_output: Literal[True],
+) -> _WithInfo: ...
+@overload
+def solve_sylvester(
+    a: ArrayLike,
+    b: ArrayLike,
+    c: ArrayLike,
+    *,
+    method: Method = "auto",
+    full_output: bool,
+) -> jax.Array | _WithInfo: ...
 def solve_sylvester(
     a: ArrayLike,
     b: ArrayLike,
@@ -19,7 +49,7 @@ def solve_sylvester(
     *,
     method: Method = "auto",
     full_output: bool = False,
-) -> Any:
+) -> jax.Array | _WithInfo:
     """Solves the Sylvester equation A X + X B = C for X.
 
     It has one solution where no eigenvalue of A is minus one of B. Backward stable, with one step
@@ -70,6 +100,33 @@ def solve_sylvester(
     return _solve("sylvester", ("a", "b", "c"), a, b, c, method, full_output)
 
 
+@overload
+def solve_generalized(
+    a: ArrayLike,
+    g: ArrayLike,
+    c: ArrayLike,
+    *,
+    method: Method = "auto",
+    full_output: Literal[False] = False,
+) -> jax.Array: ...
+@overload
+def solve_generalized(
+    a: ArrayLike,
+    g: ArrayLike,
+    c: ArrayLike,
+    *,
+    method: Method = "auto",
+    full_output: Literal[True],
+) -> _WithInfo: ...
+@overload
+def solve_generalized(
+    a: ArrayLike,
+    g: ArrayLike,
+    c: ArrayLike,
+    *,
+    method: Method = "auto",
+    full_output: bool,
+) -> jax.Array | _WithInfo: ...
 def solve_generalized(
     a: ArrayLike,
     g: ArrayLike,
@@ -77,7 +134,7 @@ def solve_generalized(
     *,
     method: Method = "auto",
     full_output: bool = False,
-) -> Any:
+) -> jax.Array | _WithInfo:
     """Solves A X G + X = C for X.
 
     The recalibration's equation with a Gram matrix G for every sample, singular or not; for
@@ -117,7 +174,7 @@ def _solve(
     c: ArrayLike,
     method: Method,
     full_output: bool,
-) -> Any:
+) -> jax.Array | _WithInfo:
     """Checks the arguments of either equation and solves it."""
     check_choice("method", method, get_args(Method))
     a, b, c = check_square(names[0], a), check_square(names[1], b), check_matrices(names[2], c)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jacfuse_jax.linalg import solve_generalized, solve_sylvester
+from jacfuse_jax.linalg._equations import Method
 from tests.linalg.matrices import (
     norms,
     random_entries,
@@ -101,5 +102,6 @@ def nine_equations(form, dtype, m=3):
     return [array.astype(dtype) for array in (hermitian(a), hermitian(b), c)]
 
 
-def solve_fully(form, method="bartels_stewart"):
-    return functools.partial(SOLVERS[form], method=method, full_output=True)
+def solve_fully(form, method: Method = "bartels_stewart"):
+    solve_fn = SOLVERS[form]
+    return lambda a, b, c: solve_fn(a, b, c, method=method, full_output=True)

@@ -1,11 +1,12 @@
 import itertools
 import re
+from typing import assert_type
 
 import jax
 import numpy as np
 import pytest
 
-from jacfuse_jax.linalg import _schur, schur
+from jacfuse_jax.linalg import SchurInfo, _schur, schur
 from tests.linalg.matrices import random_entries, schur_errors, stacked
 
 REAL, COMPLEX = ("float32", "float64"), ("complex64", "complex128")
@@ -166,14 +167,15 @@ class TestBatches:
 
     def test_batch_axes_and_what_full_output_adds(self):
         a = random_entries((2, 3, 3, 3), "float32", np.random.default_rng(2))
-        t, q, info = jax.device_get(schur(a, full_output=True))
+        form = assert_type(schur(a, full_output=True), tuple[jax.Array, jax.Array, SchurInfo])
+        t, q, info = jax.device_get(form)
         assert t.shape == q.shape == (2, 3, 3, 3)
         assert info.converged.shape == info.num_sweeps.shape == (2, 3)
         assert info.converged.dtype == bool
         assert info.num_sweeps.dtype == np.int32
         assert info.converged.all()
         assert info.num_sweeps.min() >= 1
-        short = schur(a)
+        short = assert_type(schur(a), tuple[jax.Array, jax.Array])
         assert len(short) == 2
         np.testing.assert_array_equal(short[0], t)
 

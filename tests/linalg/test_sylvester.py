@@ -1,6 +1,7 @@
 import functools
 import itertools
 import re
+from typing import assert_type
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from jacfuse_jax.linalg import solve_generalized, solve_sylvester
+from jacfuse_jax.linalg import SylvesterInfo, solve_generalized, solve_sylvester
 from tests.linalg.equations import (
     FORMS,
     METHODS,
@@ -276,6 +277,16 @@ def test_repeated_calls_compile_once(caplog):
         caplog.clear()
         solve_fully("sylvester")(2 * matrix, jnp.asarray(matrix), matrix)
         assert not caplog.text
+
+
+def test_results_have_types_that_a_checker_knows():
+    a = np.eye(2)
+    for solve_fn in (solve_sylvester, solve_generalized):
+        x = assert_type(solve_fn(a, a, a, method="eigh"), jax.Array)
+        known = solve_fn(a, a, a, method="eigh", full_output=True)
+        also_x, info = assert_type(known, tuple[jax.Array, SylvesterInfo])
+        assert isinstance(info, SylvesterInfo)
+        np.testing.assert_array_equal(x, also_x)
 
 
 class TestMisuse:
