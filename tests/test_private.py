@@ -1,8 +1,10 @@
 """Packages that re-export their public names have no public module beside them."""
 
+import ast
 import importlib
 import pkgutil
 import types
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +21,7 @@ PACKAGES = (
     "training",
 )
 # Packages whose modules are public, and imported by name.
-OF_PUBLIC_MODULES = {"evaluation", "predictions"}
+OF_PUBLIC_MODULES = {"evaluation", "predictions", "programs"}
 PUBLIC_MODULES = {"attacks": {"losses"}}
 
 
@@ -58,3 +60,15 @@ def test_the_name_of_a_function_is_not_that_of_a_module_too(name):
     assert callable(getattr(import_package(package), function))
     with pytest.raises(ModuleNotFoundError, match=name):
         import_package(name)
+
+
+@pytest.mark.parametrize("name", ["experiments", "data_pipelines"])
+def test_other_packages_import_nothing_private_of_the_library(name):
+    sources = sorted((Path(__file__).parents[1] / name).rglob("*.py"))
+    assert sources
+    for source in sources:
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jacfuse_jax"):
+                parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                private = [p for p in parts if p.startswith("_") and p != "__main__"]
+                assert not private, (source, private)

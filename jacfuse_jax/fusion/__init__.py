@@ -1,5 +1,7 @@
 """Late fusion of classifiers, one per modality: logits in, log-probabilities out, no training.
 
+A rule is an object, `Robust(gamma=0.1)`, that `fuse` applies; the functions are what it calls.
+
 All rules take `logits`, {modality: (B, K)}, and treat samples independently: a NaN stays in its
 sample. They work under `jax.jit`, `jax.vmap` and `jax.grad`; modality names are static. bfloat16
 and float16 are computed in float32, and log-probabilities come back in the dtype of the logits.
@@ -25,6 +27,22 @@ from jacfuse_jax.fusion._contaminated import (
     contaminated_log_probs,
 )
 from jacfuse_jax.fusion._robust import FusedOutput, robust_fusion
+from jacfuse_jax.fusion._rules import (
+    RULES,
+    Cascade,
+    Contaminated,
+    ContaminatedRobust,
+    FusionInputs,
+    Max,
+    Mean,
+    Product,
+    Robust,
+    Rule,
+    Scaled,
+    Statistical,
+    fuse,
+    rule_from_json,
+)
 from jacfuse_jax.fusion._static import (
     max_fusion,
     mean_fusion,
@@ -34,15 +52,29 @@ from jacfuse_jax.fusion._static import (
 )
 
 __all__ = [
+    "RULES",
+    "Cascade",
+    "Contaminated",
+    "ContaminatedRobust",
     "FusedOutput",
+    "FusionInputs",
+    "Max",
+    "Mean",
+    "Product",
+    "Robust",
+    "Rule",
+    "Scaled",
+    "Statistical",
     "cascade_fusion",
     "contaminate_modalities",
     "contaminated_fusion",
     "contaminated_log_probs",
+    "fuse",
     "max_fusion",
     "mean_fusion",
     "product_fusion",
     "robust_fusion",
+    "rule_from_json",
     "scaled_fusion",
     "statistical_fusion",
 ]
