@@ -14,12 +14,12 @@ from experiments.run.config import Config
 from experiments.run.prepared import make_rows
 from jacfuse_jax import fusion, metrics
 from jacfuse_jax.evaluation.evidence import Evidence
-from jacfuse_jax.evaluation.methods import Method, predict
 from jacfuse_jax.evaluation.models import Models
-from jacfuse_jax.evaluation.names import REGIME_OF
 from jacfuse_jax.evaluation.rows import Rows, observe
+from jacfuse_jax.evaluation.rules import Unimodal, predict, regime_of
 from jacfuse_jax.evaluation.sanity import Check, Subject, check_attacks, check_gradients
 from jacfuse_jax.evaluation.targets import STRENGTHS
+from jacfuse_jax.fusion import Rule
 from jacfuse_jax.models import UnimodalOutput
 
 _NUM_QUERIES = 500
@@ -50,42 +50,40 @@ def measure(config: Config) -> list[Row]:
     """
     dataset = start.load(config, classifiers_only=True)
     prepared = start.prepare(config, dataset, config.seed)
-    methods = start.methods_of(config, dataset.modalities)
+    rules = start.rules_of(config, dataset.modalities)
     clean = make_rows(config, prepared.models, dataset.splits["test"]).first(config.num_attack)
     steps = [
-        (perturbed, method)
+        (perturbed, rule)
         for perturbed in config.perturbed
-        for method in [
-            Method(f"unimodal:{perturbed}"),
-            *(method for method in methods if not method.rule.startswith("unimodal:")),
+        for rule in [
+            Unimodal(perturbed),
+            *(rule for rule in rules if not isinstance(rule, Unimodal)),
         ]
     ]
     rows: list[Row] = []
     progress = tqdm(steps, disable=None)
-    for perturbed, method in progress:
-        progress.set_description(f"{perturbed} attacked: {method.label}")
+    for perturbed, rule in progress:
+        progress.set_description(f"{perturbed} attacked: {rule.label}")
         rows += [
-            Row(config.dataset, config.seed, perturbed, method.label, *check)
-            for check in _check_method(config, prepared.models, clean, perturbed, method)
+            Row(config.dataset, config.seed, perturbed, rule.label, *check)
+            for check in _check_rule(config, prepared.models, clean, perturbed, rule)
         ]
     return rows
 
 
-def _check_method(
-    config: Config, models: Models, rows: Rows, perturbed: str, method: Method
+def _check_rule(
+    config: Config, models: Models, rows: Rows, perturbed: str, rule: Rule
 ) -> list[Check]:
     """All checks of one prediction on the clean rows."""
-    regime = REGIME_OF.get(method.rule, "standard")
+    regime = regime_of(rule)
     trusted = {name: output for name, output in rows.outputs[regime].items() if name != perturbed}
     subject = Subject(
-        _make_log_prob_fn(models, regime, perturbed, method),
+        _make_log_prob_fn(models, regime, perturbed, rule),
         {perturbed: rows.inputs[perturbed], **_flatten(trusted)},
         rows.labels,
         perturbed,
         models.valid_ranges[perturbed],
-        None
-        if method.rule.startswith("unimodal:")
-        else _accuracy(trusted, models.evidence, rows.labels),
+        None if isinstance(rule, Unimodal) else _accuracy(trusted, models.evidence, rows.labels),
     )
     key = jax.random.key(config.seed)
     return [
@@ -101,7 +99,7 @@ def _check_method(
     ]
 
 
-def _make_log_prob_fn(models: Models, regime: str, perturbed: str, method: Method) -> Any:
+def _make_log_prob_fn(models: Models, regime: str, perturbed: str, rule: Rule) -> Any:
     """The prediction as a function of the perturbed input and what is said of the others."""
     classifier = models.classifiers[regime][perturbed]
     head_parameters = {name: head.parameters for name, head in models.heads.items()}
@@ -119,13 +117,7 @@ def _make_log_prob_fn(models: Models, regime: str, perturbed: str, method: Metho
                 fields = (arrays[f"{name}/{field}"] for field in UnimodalOutput._fields)
                 outputs[name] = UnimodalOutput(*fields)
         observed = observe(models, heads, {"standard": outputs, regime: outputs}, {})
-        return predict(
-            method.rule,
-            observed,
-            method.parameters,
-            evidence=evidence,
-            believed=(perturbed,),
-        )
+        return predict(rule, observed, evidence=evidence, believed=(perturbed,))
 
     return log_prob_fn
 

@@ -7,13 +7,12 @@ from numpy.typing import NDArray
 
 from experiments.run.config import Config
 from experiments.run.prepared import make_rows
-from experiments.run.start import Prepared, methods_of
+from experiments.run.start import Prepared, rules_of
 from experiments.run.step_folder import StepFolder
 from jacfuse_jax.evaluation import selection
 from jacfuse_jax.evaluation.measure import Outcomes, Row, evaluate
-from jacfuse_jax.evaluation.names import GRIDS
 from jacfuse_jax.evaluation.perturb import PerturbFn, make_perturb_fn
-from jacfuse_jax.evaluation.plan import Contest, Contests, list_steps
+from jacfuse_jax.evaluation.plan import Contest, Contests, make_plan
 from jacfuse_jax.evaluation.selection import Score
 from jacfuse_jax.evaluation.steps import run_steps
 from jacfuse_jax.evaluation.threat_models import make_scenarios
@@ -24,7 +23,7 @@ class Findings(NamedTuple):
 
     Attributes:
       rows: of results.csv.
-      outcomes: which rows each method gets right in the worst case.
+      outcomes: which rows each rule gets right in the worst case.
       scores: of the choice of parameters.
       groups: (N,), of the test rows.
     """
@@ -58,25 +57,18 @@ def run_seed(config: Config, prepared: Prepared, seed: int) -> Findings:
     beliefs = list(dict.fromkeys(scenario.believed for scenario in scenarios))
     contests, scores = _contests(config, prepared, seed, beliefs, perturb_fn)
     rows = make_rows(config, models, dataset.splits["test"])
+    plan = make_plan(scenarios, contests, config.perturbations)
     store = StepFolder(folder / "test")
-    run_steps(
-        list_steps(config.perturbations, scenarios, contests),
-        perturb_fn,
-        rows,
-        num_attack=config.num_attack,
-        store=store,
-        seed=seed,
-    )
+    num_attack = config.num_attack
+    run_steps(plan.steps, perturb_fn, rows, num_attack=num_attack, store=store, seed=seed)
     found = evaluate(
-        config.dataset,
-        seed,
-        scenarios,
-        contests,
+        plan,
         rows,
         models.evidence,
         store,
-        perturbations=config.perturbations,
-        num_attack=config.num_attack,
+        num_attack=num_attack,
+        dataset=config.dataset,
+        seed=seed,
     )
     return Findings(*found, scores, rows.groups)
 
@@ -88,13 +80,13 @@ def _contests(
     beliefs: list[tuple[str, ...]],
     perturb_fn: PerturbFn,
 ) -> tuple[Contests, list[Score]]:
-    """The methods of every belief: all, or with parameters that validation data choose."""
-    methods = methods_of(config, prepared.dataset.modalities)
-    if not config.num_select or not any(method.rule in GRIDS for method in methods):
-        return dict.fromkeys(beliefs, Contest(methods, frozenset())), []
+    """The rules of every belief: all, or with parameters that validation data choose."""
+    rules = rules_of(config, prepared.dataset.modalities)
+    if not config.num_select or not any(rule.searched for rule in rules):
+        return dict.fromkeys(beliefs, Contest(rules, frozenset())), []
     return selection.select(
         beliefs,
-        methods,
+        rules,
         perturb_fn,
         make_rows(config, prepared.models, prepared.dataset.splits["validation"]),
         prepared.models.evidence,

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jacfuse_jax.evaluation.methods import Method, Parameters
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -12,7 +13,6 @@ from experiments.measuring.certified import Findings
 from experiments.reports import csv_files
 from jacfuse_jax.evaluation import radii
 from jacfuse_jax.evaluation.certified import Row
-from jacfuse_jax.evaluation.methods import Method, Parameters
 from jacfuse_jax.programs.files import write_atomically
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jacfuse_jax.evaluation.measure import ENSEMBLE, Row
-from jacfuse_jax.evaluation.methods import Method
-from jacfuse_jax.evaluation.names import GRIDS, METHODS
-from jacfuse_jax.evaluation.summary import Summary, by_scenario, hypervolumes, method_of
+from jacfuse_jax.evaluation.rules import NAMES, Unimodal
+from jacfuse_jax.evaluation.summary import Summary, by_scenario, hypervolumes
+from jacfuse_jax.fusion import Rule
 from jacfuse_jax.programs.files import write_atomically
 
 _CLEAN_RANGE = 5.0  # points of clean accuracy below the best method that the trade-off shows
@@ -40,17 +40,17 @@ def write_curves(rows: Sequence[Row], folder: Path) -> list[Path]:
         panels = list(dict.fromkeys(r.perturbation for r in chosen if r.perturbation != "clean"))
         if not panels:
             continue
-        styles = _styles([method_of(r) for r in chosen])
+        styles = _styles([r.rule for r in chosen])
         figure, axes = _make_panels(panels)
         for axis, panel in zip(axes, panels, strict=False):
-            for method, style in styles.items():
+            for rule, style in styles.items():
                 curve: dict[int, list[float]] = {}
                 for r in chosen:
-                    if method_of(r) == method and r.perturbation in ("clean", panel):
+                    if r.rule == rule and r.perturbation in ("clean", panel):
                         curve.setdefault(r.severity, []).append(r.accuracy)
                 points = sorted((severity, np.mean(of)) for severity, of in curve.items())
                 if len(points) > 1:
-                    axis.plot(*zip(*points, strict=True), label=method.label, **style)
+                    axis.plot(*zip(*points, strict=True), label=rule.label, **style)
             axis.set(title=panel.replace("_", " "), xlabel="severity", ylim=(-0.02, 1.02))
             axis.set_xticks(range(6))
         _finish(figure, axes, "accuracy")
@@ -80,22 +80,24 @@ def write_trade_off(summaries: Sequence[Summary], folder: Path) -> list[Path]:
         if x.threat_model == "known"
         and x.worst is not None
         and x.clean is not None
-        and not x.method.startswith("unimodal:")
+        and not isinstance(x.rule, Unimodal)
         and x.seed == summaries[0].seed
     ]
     panels = list(dict.fromkeys(x.perturbed for x in chosen))
     if not panels:
         return []
-    rules = list(dict.fromkeys(x.method for x in chosen))
-    styles = _styles([Method(rule) for rule in rules])
+    # One of each name: its parameters are points of one line, in one style.
+    first = {x.rule.name: x.rule for x in reversed(chosen)}
+    names = list(dict.fromkeys(x.rule.name for x in chosen))
+    styles = _styles([first[name] for name in names])
     figure, axes = _make_panels(panels, width=6.4, height=4.6)
     for axis, panel in zip(axes, panels, strict=False):
         lines = [x for x in chosen if x.perturbed == panel]
-        for rule in rules:
-            points = sorted((x for x in lines if x.method == rule), key=_clean)
-            style = styles[Method(rule)]
+        for name in names:
+            points = sorted((x for x in lines if x.rule.name == name), key=_clean)
+            style = styles[first[name]]
             # Two parameters make a cloud, not a line.
-            is_line = len(GRIDS.get(rule, ())) == 1
+            is_line = len(first[name].searched) == 1
             axis.errorbar(
                 [100 * (x.clean or 0) for x in points],
                 [100 * (x.worst or 0) for x in points],
@@ -109,7 +111,7 @@ def write_trade_off(summaries: Sequence[Summary], folder: Path) -> list[Path]:
                 ),
                 **{**style, "linestyle": "-" if is_line else "none", "markersize": 4},
                 elinewidth=0.6,
-                label=rule,
+                label=name,
             )
             for x in points:
                 if x.selected:
@@ -117,7 +119,7 @@ def write_trade_off(summaries: Sequence[Summary], folder: Path) -> list[Path]:
                         100 * (x.clean or 0), 100 * (x.worst or 0), "*", ms=13, color=style["color"]
                     )
         areas = hypervolumes(lines)
-        shares = ", ".join(f"{rule} {area:.3f}" for rule, area in areas.items())
+        shares = ", ".join(f"{name} {area:.3f}" for name, area in areas.items())
         axis.set_title(f"{panel} perturbed")
         note = textwrap.fill(f"area dominated: {shares or 'none'}", 80)
         axis.set_xlabel(f"clean accuracy in %\n{note}", fontsize=8)
@@ -161,22 +163,20 @@ def _save(figure: Any, path: Path) -> Path:
     return path
 
 
-def _styles(methods: Sequence[Method]) -> dict[Method, dict[str, Any]]:
+def _styles(rules: Sequence[Rule]) -> dict[Rule, dict[str, Any]]:
     """A colour for every rule; parameters of one rule get shades and markers of their own."""
     colors = matplotlib.colormaps["tab20"]
-    rules = [rule for rule in METHODS if rule != "unimodal"]
+    names = [name for name in NAMES if name != "unimodal"]
     markers = "osD^vPX<>hd"
-    styles: dict[Method, dict[str, Any]] = {}
-    for method in dict.fromkeys(methods):
-        family = [other for other in dict.fromkeys(methods) if other.rule == method.rule]
-        position = family.index(method)
-        if method.rule in rules:
-            style: dict[str, Any] = {"color": colors(rules.index(method.rule))}
+    unique = list(dict.fromkeys(rules))
+    styles: dict[Rule, dict[str, Any]] = {}
+    for rule in unique:
+        if isinstance(rule, Unimodal):
+            family: list[Rule] = [other for other in unique if isinstance(other, Unimodal)]
+            style: dict[str, Any] = {"color": "0.5", "linestyle": "--"}
         else:
-            style = {"color": "0.5", "linestyle": "--"}
-        if method.rule.startswith("unimodal:"):
-            unimodal = [m for m in dict.fromkeys(methods) if m.rule.startswith("unimodal:")]
-            position = unimodal.index(method)
-        marker = markers[position % len(markers)]
-        styles[method] = {**style, "marker": marker, "markersize": 4, "linewidth": 1.2}
+            family = [other for other in unique if other.name == rule.name]
+            style = {"color": colors(names.index(rule.name))}
+        marker = markers[family.index(rule) % len(markers)]
+        styles[rule] = {**style, "marker": marker, "markersize": 4, "linewidth": 1.2}
     return styles

@@ -1,17 +1,18 @@
 """What a run leaves behind: tables in CSV and Markdown, and figures."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from experiments.measuring.robust_fusion import Findings
-from experiments.reports import csv_files
 from experiments.reports.figures import write_curves, write_trade_off
 from experiments.reports.tables import make_comparison, make_tables
-from jacfuse_jax.evaluation.measure import Row
-from jacfuse_jax.evaluation.methods import Parameters
-from jacfuse_jax.evaluation.selection import Score
-from jacfuse_jax.evaluation.summary import Comparison, Summary, compare, summarise
+from jacfuse_jax.evaluation.measure import flatten
+from jacfuse_jax.evaluation.rules import PARAMETERS
+from jacfuse_jax.evaluation.summary import compare, summarise
+from jacfuse_jax.fusion import Rule
 from jacfuse_jax.programs.files import write_atomically
 
 
@@ -41,15 +42,19 @@ def write(findings: Mapping[int, Findings], workdir: Path) -> list[Path]:
         tables = f"{tables}\n\n{make_comparison(comparisons)}".rstrip()
     print(tables)
     paths = [workdir / name for name in ("results.csv", "summary.csv")]
-    write_csv(Row._fields, rows, paths[0])
-    write_csv(Summary._fields, summaries, paths[1])
+    write_csv([flatten(row) for row in rows], paths[0])
+    write_csv([flatten(line) for line in summaries], paths[1])
     if comparisons:
         paths.append(workdir / "comparison.csv")
-        write_csv(Comparison._fields, comparisons, paths[-1])
-    scores = [(seed, *score) for seed, found in findings.items() for score in found.scores]
+        write_csv([_with_labels(line) for line in comparisons], paths[-1])
+    scores = [
+        {"seed": seed, **_with_labels(score)}
+        for seed, found in findings.items()
+        for score in found.scores
+    ]
     if scores:
         paths.append(workdir / "selection.csv")
-        write_csv(("seed", *Score._fields), scores, paths[-1])
+        write_csv(scores, paths[-1])
     paths.append(workdir / "report.md")
     write_atomically(paths[-1], tables + "\n")
     paths += write_curves(rows, workdir / "figures")
@@ -57,19 +62,24 @@ def write(findings: Mapping[int, Findings], workdir: Path) -> list[Path]:
     return paths
 
 
-def write_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], path: Path) -> None:
-    """Writes rows under a header: measurements with six decimals, None as an empty field.
+def write_csv(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes lines: measurements with six decimals, parameters as given, None as an empty field.
 
     Args:
-      columns: their names.
-      rows: one cell a column.
+      lines: {column: value}, at least one, all with the same columns.
       path: of the file.
     """
-    cells = ([_number(name, cell) for name, cell in zip(columns, row, strict=True)] for row in rows)
-    csv_files.write_csv(columns, cells, path)
+    frame = pd.DataFrame.from_records(lines)
+    for name in set(PARAMETERS) & set(frame.columns):
+        frame[name] = frame[name].map(repr, na_action="ignore")
+    if "severity" in frame:  # empty for means
+        frame["severity"] = frame["severity"].astype("Int64")
+    write_atomically(path, frame.to_csv(index=False, float_format="%.6f"))
 
 
-def _number(name: str, value: object) -> object:
-    """Parameters as given, measurements with six decimals."""
-    measured = isinstance(value, float) and name not in Parameters._fields
-    return f"{value:.6f}" if measured else value
+def _with_labels(line: Any) -> dict[str, Any]:
+    """A line of a table as columns, with the labels of rules."""
+    return {
+        "method" if name == "rule" else name: value.label if isinstance(value, Rule) else value
+        for name, value in line._asdict().items()
+    }

@@ -7,8 +7,8 @@ import numpy as np
 from tabulate import tabulate
 
 from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, Row
-from jacfuse_jax.evaluation.names import ATTACKS, CORRUPTIONS, GRIDS
-from jacfuse_jax.evaluation.summary import Comparison, Summary, by_scenario, method_of
+from jacfuse_jax.evaluation.names import ATTACKS, CORRUPTIONS
+from jacfuse_jax.evaluation.summary import Comparison, Summary, by_scenario
 from jacfuse_jax.evaluation.targets import STRENGTHS
 
 _MAX_CORRUPTION_COLUMNS = 3
@@ -33,14 +33,14 @@ def make_tables(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
         body = []
         # With several seeds the chosen parameters may differ: the rule is what is compared.
         name: Callable[[Any], str] = (
-            (lambda x: x.method if x.selected else _label(x))
+            (lambda x: x.rule.name if x.selected else _label(x))
             if len({x.seed for x in lines}) > 1
             else _label
         )
         for label in dict.fromkeys(name(x) for x in lines):
             of_lines = [x for x in lines if name(x) == label]
             keys = {(x.seed, _label(x)) for x in of_lines}
-            of_rows = [r for r in chosen if (r.seed, method_of(r).label) in keys]
+            of_rows = [r for r in chosen if (r.seed, _label(r)) in keys]
             body.append([label, *(cell(of_lines, of_rows) for cell in columns.values())])
         num_rows = max(r.num_examples for r in chosen)
         num_attacked = next((r.num_examples for r in chosen if r.perturbation in ATTACKS), 0)
@@ -65,16 +65,12 @@ def make_comparison(lines: Sequence[Comparison]) -> str:
     Args:
       lines: of all seeds.
     """
-    chosen = [
-        x
-        for x in lines
-        if x.perturbation in ("clean", WORST_ATTACK) and x.method.partition(" ")[0] in GRIDS
-    ]
+    chosen = [x for x in lines if x.perturbation in ("clean", WORST_ATTACK) and x.rule.searched]
     body = [
         [
             *(x.threat_model, x.perturbed, x.seed, x.perturbation),
             "mean" if x.severity is None else x.severity,
-            *(x.method, x.baseline),
+            *(x.rule.label, x.baseline.label),
             f"{100 * x.difference:+.1f} [{100 * x.low:+.1f}, {100 * x.high:+.1f}]",
         ]
         for x in chosen
@@ -90,14 +86,14 @@ def make_comparison(lines: Sequence[Comparison]) -> str:
 
 
 def _label(line: Any) -> str:
-    return method_of(line).label
+    return line.rule.label
 
 
 Cell = Callable[[Sequence[Summary], Sequence[Row]], str]
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Cell]:
-    """The columns of a table and what they show of a method."""
+    """The columns of a table and what they show of a rule."""
     columns: dict[str, Cell] = {"clean": _of_summary("clean")}
     corruptions = [n for n in CORRUPTIONS if any(r.perturbation == n for r in rows)]
     if len(corruptions) > _MAX_CORRUPTION_COLUMNS:

@@ -9,7 +9,8 @@ from absl import flags
 from data_pipelines.catalogue import MODALITIES, NUM_FOLDS
 from experiments.run.config import Config
 from experiments.run.suites import SUITES
-from jacfuse_jax.evaluation.names import ATTACKS, METHODS, PERTURBATIONS
+from jacfuse_jax.evaluation.names import ATTACKS, PERTURBATIONS
+from jacfuse_jax.evaluation.rules import NAMES
 from jacfuse_jax.evaluation.threat_models import THREAT_MODELS
 from jacfuse_jax.programs import InputError
 from jacfuse_jax.programs.command_line import choices
@@ -59,7 +60,7 @@ _PERTURBATIONS = flags.DEFINE_list(
     list(_DEFAULT_PERTURBATIONS),
     f"Of {','.join(PERTURBATIONS)}; those that do not apply to a modality are left out.",
 )
-_METHODS = flags.DEFINE_list("methods", list(_DEFAULT_METHODS), f"Of {','.join(METHODS)}.")
+_METHODS = flags.DEFINE_list("methods", list(_DEFAULT_METHODS), f"Of {','.join(NAMES)}.")
 _THREAT_MODELS = flags.DEFINE_list(
     "threat_models",
     ["known"],
@@ -164,7 +165,7 @@ def config_from_flags() -> Config:
         weights=weights,
         perturbed=choices("perturbed", modalities if chosen is None else chosen, modalities),
         perturbations=choices("perturbations", _PERTURBATIONS.value, PERTURBATIONS),
-        methods=choices("methods", _METHODS.value, METHODS),
+        methods=choices("methods", _METHODS.value, NAMES),
         threat_models=choices("threat_models", _THREAT_MODELS.value, THREAT_MODELS),
         gammas=_numbers("gammas", _GAMMAS.value, lambda x: _MIN_GAMMA <= x <= 1, "(0, 1]"),
         scales=_shares("scales", _SCALES.value),

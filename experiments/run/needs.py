@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from data_pipelines.catalogue import MODALITIES
 from experiments.run.config import Config
-from jacfuse_jax.evaluation.names import HEADS, REGIME_OF
+from jacfuse_jax.evaluation.rules import HEADS, Trained
 from jacfuse_jax.programs.resources import check
 
 PROCESS_BYTES = 1.5 * 2**30
@@ -74,7 +74,7 @@ def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> 
         + computes_on_host * 2 * config.batch_size * data.sample_bytes  # two programs run at once
         + 4 * grams * num_modalities * num_test
     )
-    num_regimes = 1 + sum(name in REGIME_OF for name in config.methods)
+    num_regimes = 1 + sum(name in Trained.names.values() for name in config.methods)
     # Parameters and two moments; a checkpoint is removed when the next one is there.
     checkpoints = num_regimes * 2 * 3 * 4 * data.num_parameters
     num_heads = sum(name in HEADS for name in config.methods)

@@ -14,8 +14,8 @@ from experiments.run.config import Config
 from jacfuse_jax.evaluation import rows
 from jacfuse_jax.evaluation.evidence import Evidence, fit_evidence
 from jacfuse_jax.evaluation.models import Classifier, Models, classify_all
-from jacfuse_jax.evaluation.names import HEADS, REGIME_OF
 from jacfuse_jax.evaluation.rows import Rows
+from jacfuse_jax.evaluation.rules import HEADS, Trained
 from jacfuse_jax.programs import InputError
 from jacfuse_jax.training import train_head
 
@@ -37,7 +37,8 @@ def train_models(config: Config, dataset: MultimodalDataset, seed: int, folder: 
     train = dataset.splits["train"]
     summaries = {modality: summarise(train[modality]) for modality in dataset.modalities}
     valid_ranges = {modality: (low, high) for modality, (low, high, _) in summaries.items()}
-    regimes = ["standard", *(REGIME_OF[m] for m in config.methods if m in REGIME_OF)]
+    regime_of = {name: regime for regime, name in Trained.names.items()}
+    regimes = ["standard", *(regime_of[m] for m in config.methods if m in regime_of)]
     classifiers = {
         regime: train_classifiers(
             dataset,

@@ -1,4 +1,4 @@
-"""How a run starts: its data, its working directory, its classifiers, its methods."""
+"""How a run starts: its data, its working directory, its classifiers, its rules."""
 
 import hashlib
 from pathlib import Path
@@ -12,11 +12,12 @@ from experiments.run import needs
 from experiments.run.config import Config
 from experiments.run.prepared import train_models
 from experiments.run.workdir import check_workdir, write_config
-from jacfuse_jax.evaluation.methods import Method, expand_methods
 from jacfuse_jax.evaluation.models import Models
-from jacfuse_jax.evaluation.names import ATTACKS, GRIDS
-from jacfuse_jax.evaluation.plan import SEVERITIES, Contest, list_steps
+from jacfuse_jax.evaluation.names import ATTACKS
+from jacfuse_jax.evaluation.plan import SEVERITIES, Contest, make_plan
+from jacfuse_jax.evaluation.rules import PARAMETERS, expand
 from jacfuse_jax.evaluation.threat_models import make_scenarios
+from jacfuse_jax.fusion import Rule
 from jacfuse_jax.programs import InputError
 from jacfuse_jax.training import CheckpointError
 
@@ -119,34 +120,29 @@ def finish(config: Config, dataset: datasets.MultimodalDataset, wall_time_s: flo
     return Path(config.workdir) / "config.json"
 
 
-def methods_of(config: Config, modalities: tuple[str, ...]) -> list[Method]:
-    """The methods of a run with all their parameters.
+def rules_of(config: Config, modalities: tuple[str, ...]) -> list[Rule]:
+    """The rules of a run with all their parameters.
 
     Args:
       config: settings of the run.
       modalities: of its data set.
     """
-    values = {
-        "gamma": config.gammas,
-        "scale": config.scales,
-        "contamination": config.contaminations,
-        "tempering": config.temperings,
-        "confidence": config.confidences,
-    }
-    return expand_methods(config.methods, modalities, values)
+    values = {name: getattr(config, f"{name}s") for name in PARAMETERS}
+    return expand(config.methods, modalities, values)
 
 
 def _num_step_rows(config: Config) -> int:
     """Rows of single modalities in the files of a seed; the first parameters stand for the best."""
     modalities = datasets.MODALITIES[config.dataset]
-    methods = methods_of(config, modalities)
-    first = {method.rule: method for method in reversed(methods) if method.rule in GRIDS}
-    contest = Contest(methods, frozenset(first.values() if config.num_select else ()))
+    rules = rules_of(config, modalities)
+    first = {rule.name: rule for rule in reversed(rules) if rule.searched}
+    contest = Contest(rules, frozenset(first.values() if config.num_select else ()))
     scenarios = make_scenarios(config.threat_models, config.perturbed, modalities)
-    steps = list_steps(config.perturbations, scenarios, {s.believed: contest for s in scenarios})
+    contests = {scenario.believed: contest for scenario in scenarios}
+    steps = make_plan(scenarios, contests, config.perturbations).steps
     num_test = config.num_eval or needs.num_test_rows(config.dataset)
     num_attack = min(config.num_attack, num_test)
-    num_selection_steps = len(SEVERITIES) * len(modalities) * (2 + len(methods))
+    num_selection_steps = len(SEVERITIES) * len(modalities) * (2 + len(rules))
     return config.num_select * num_selection_steps + sum(
         len(step.attacked) * (num_attack if step.perturbation in ATTACKS else num_test)
         for step in steps

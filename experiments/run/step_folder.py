@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 import numpy as np
 from flax import traverse_util
 
-from jacfuse_jax.evaluation.methods import Observed
+from jacfuse_jax.evaluation.evidence import Observed
 from jacfuse_jax.evaluation.targets import Step
 from jacfuse_jax.programs import InputError
 from jacfuse_jax.programs.files import write_atomically

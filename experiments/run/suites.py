@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from jacfuse_jax.evaluation.names import METHODS, PERTURBATIONS
+from jacfuse_jax.evaluation.names import PERTURBATIONS
+from jacfuse_jax.evaluation.rules import NAMES
 from jacfuse_jax.evaluation.threat_models import THREAT_MODELS
 
 SUITES: dict[str, dict[str, Any]] = {
@@ -21,7 +22,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "attack_steps": 10,
     },
     "standard": {
-        "methods": METHODS,
+        "methods": NAMES,
         "perturbations": [
             *("clean", "gaussian_noise", "missing", "bias", "missing_modality"),
             *("mismatched_pair", "occlusion", "gaussian_blur", "white_noise", "time_mask"),
@@ -39,7 +40,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "num_select": 300,
     },
     "full": {
-        "methods": METHODS,
+        "methods": NAMES,
         "perturbations": PERTURBATIONS,
         "threat_models": THREAT_MODELS,
         "gammas": ["0.5", "0.3", "0.1", "0.03", "0.01", "0.001", "0.0001"],

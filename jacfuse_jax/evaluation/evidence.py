@@ -1,4 +1,4 @@
-"""What labelled data tell fusion of its classifiers."""
+"""What fusion is told: of the classifiers by labelled data, of samples by the classifiers."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -28,6 +28,21 @@ class Evidence(NamedTuple):
     temperatures: dict[str, jax.Array]
     mean_squared_jacobian: jax.Array
     detector: dict[str, detection.Reference]
+
+
+class Observed(NamedTuple):
+    """What classifiers say of a batch.
+
+    Attributes:
+      logits: {regime of training: {modality: (B, K)}}, "standard" among the regimes.
+      heads: {trained head: log-probabilities (B, K)}.
+      grams: {modality: (B, K, K)}, of the Jacobians of the standard logits in the input; empty
+        where the last linear layer's serve all samples.
+    """
+
+    logits: dict[str, dict[str, Any]]
+    heads: dict[str, Any]
+    grams: dict[str, Any]
 
 
 def fit_evidence(

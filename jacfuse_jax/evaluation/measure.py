@@ -1,7 +1,7 @@
-"""Evaluation of every threat model, perturbation, severity and method on one split.
+"""Measures every threat model, perturbation, severity and rule on one split.
 
-Whatever an attack on one target finds is tried on every method: a method's "ensemble" row is its
-worst case, sample by sample, over the attacks on all targets.
+Whatever an attack on one target finds is tried on every rule: a rule's "ensemble" row is its worst
+case, sample by sample, over the attacks on all targets.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from jacfuse_jax import metrics
-from jacfuse_jax.evaluation.evidence import Evidence
-from jacfuse_jax.evaluation.methods import Method, Observed
-from jacfuse_jax.evaluation.names import ATTACKS, GRIDS, LINF_ATTACKS
-from jacfuse_jax.evaluation.plan import SEVERITIES, Contest, Contests, steps_of, target_of
+from jacfuse_jax.evaluation.evidence import Evidence, Observed
+from jacfuse_jax.evaluation.names import ATTACKS, LINF_ATTACKS
+from jacfuse_jax.evaluation.outcomes import is_correct, predict_all, worst_of
+from jacfuse_jax.evaluation.plan import SEVERITIES, Contest, Plan, target_of
 from jacfuse_jax.evaluation.rows import Rows
+from jacfuse_jax.evaluation.rules import PARAMETERS
 from jacfuse_jax.evaluation.steps import StepStore
-from jacfuse_jax.evaluation.targets import OWN, Target, applies
+from jacfuse_jax.evaluation.targets import OWN, Step, Target
 from jacfuse_jax.evaluation.threat_models import Scenario
-from jacfuse_jax.evaluation.worst_case import is_correct, predict_all, worst_case
+from jacfuse_jax.fusion import Rule
 
 ENSEMBLE = "ensemble"
 WORST_ATTACK = "worst_attack"
@@ -30,21 +31,17 @@ _BOOTSTRAP_SEED = 0
 
 
 class Row(NamedTuple):
-    """One line of results.csv; None is written as an empty field.
+    """One measurement.
 
     Attributes:
       threat_model: of `threat_models.THREAT_MODELS`.
       perturbed: the perturbed modality or modalities.
       perturbation: of `PERTURBATIONS`, or "worst_attack", the worst case over the linf attacks.
       attack_target: "unimodal" where the attacker differentiated the perturbed modality's own
-        classifier (a transfer attack), the row's method where it differentiated that, "ensemble"
-        for the worst case over all targets, sample by sample; None without an attack.
-      gamma: parameter of the method, None where it has none, like the next four.
-      scale: as above.
-      contamination: as above.
-      tempering: as above.
-      confidence: as above.
-      selected: whether validation data chose these parameters; None where nothing was chosen.
+        classifier (a transfer attack), the row's rule where it differentiated that, "ensemble" for
+        the worst case over all targets, sample by sample; None without an attack.
+      rule: what is measured.
+      selected: whether validation data chose its parameters; None where nothing was chosen.
       ci_low: lower end of the accuracy's 95% interval, the wider of the bootstrap over groups of
         dependent rows and Wilson's.
       ci_high: upper end.
@@ -57,12 +54,7 @@ class Row(NamedTuple):
     perturbation: str
     severity: int
     attack_target: str | None
-    method: str
-    gamma: float | None
-    scale: float | None
-    contamination: float | None
-    tempering: float | None
-    confidence: float | None
+    rule: Rule
     selected: bool | None
     accuracy: float
     ci_low: float
@@ -73,140 +65,147 @@ class Row(NamedTuple):
     num_examples: int
 
 
-Outcomes = dict[tuple[str, str, str, int, Method], NDArray[np.bool_]]
-"""Correct rows (N,) by threat model, perturbed, perturbation, severity, method: the worst case."""
+Outcomes = dict[tuple[str, str, str, int, Rule], NDArray[np.bool_]]
+"""Correct rows (N,) by threat model, perturbed, perturbation, severity, rule: the worst case."""
+
+
+def flatten(line: Any) -> dict[str, Any]:
+    """A line of a table as columns: its rule is "method", its name, and a column a parameter.
+
+    Args:
+      line: a named tuple with a field `rule`.
+
+    Returns:
+      {column: value}; None for parameters that the rule does not have.
+    """
+    columns: dict[str, Any] = {}
+    for name, value in line._asdict().items():
+        if name == "rule":
+            columns["method"] = value.name
+            columns |= {parameter: value.parameters.get(parameter) for parameter in PARAMETERS}
+        else:
+            columns[name] = value
+    return columns
 
 
 class _Outcome(NamedTuple):
-    """Log-probabilities (N, K) of one method, to become a row."""
+    """Log-probabilities (N, K) of one rule, to become a row."""
 
-    method: Method
+    rule: Rule
     attack_target: str | None
     log_probs: NDArray[Any]
 
 
 def evaluate(
-    dataset: str,
-    seed: int,
-    scenarios: Sequence[Scenario],
-    contests: Contests,
+    plan: Plan,
     rows: Rows,
     evidence: Evidence,
     store: StepStore,
     *,
-    perturbations: Sequence[str],
     num_attack: int,
+    dataset: str,
+    seed: int,
 ) -> tuple[list[Row], Outcomes]:
-    """Evaluates scenario x perturbation x severity x method.
+    """Measures scenario x perturbation x severity x rule.
 
     Corruptions are of all rows, where they apply to the modalities; attacks of the first
-    `num_attack`, against each target of `plan.targets_of`.
+    `num_attack`, against each target of the plan.
 
     Args:
-      dataset: its name, for the rows.
-      seed: of this part of the run.
-      scenarios: threat models on modalities.
-      contests: {believed modalities: methods} of all scenarios.
+      plan: what was perturbed.
       rows: clean.
       evidence: what fusion knows.
-      store: where `steps.run_steps` kept all of `plan.list_steps`.
-      perturbations: of `names.PERTURBATIONS`.
+      store: where `steps.run_steps` kept the plan's steps; each is read once.
       num_attack: rows that are attacked.
+      dataset: its name, for the results.
+      seed: likewise.
 
     Returns:
       The rows in a fixed order, and for every worst case which rows were correct.
     """
-    results: list[Row] = []
+    results: dict[Scenario, list[Row]] = {scenario: [] for scenario in plan.scenarios}
     outcomes: Outcomes = {}
+    worst: dict[tuple[Scenario, int], list[_Outcome]] = {}
     attacked_rows = rows.first(num_attack)
-    for scenario in tqdm(scenarios, desc="measure", disable=None):
-        contest = contests[scenario.believed]
-        worst: dict[int, list[_Outcome]] = {severity: [] for severity in SEVERITIES}
-        for perturbation in (*perturbations, WORST_ATTACK):
-            used = attacked_rows if perturbation in (*ATTACKS, WORST_ATTACK) else rows
-            for severity in (0,) if perturbation == "clean" else SEVERITIES:
-                if perturbation == WORST_ATTACK:
-                    found = worst[severity]
-                else:
-                    targets, observations = _observe(
-                        scenario, perturbation, severity, scenarios, contests, used, store
-                    )
-                    found = [
-                        outcome
-                        for method in contest.of(scenario)
-                        for outcome in _outcomes(
-                            method, scenario.believed, targets, observations, used, evidence
-                        )
-                    ]
-                if not found:
-                    continue
-                correct = np.stack([is_correct(o.log_probs, used.labels) for o in found], axis=1)
-                results += _make_rows(
-                    dataset, seed, scenario, contest, perturbation, severity, found, used, correct
-                )
-                for outcome, column in zip(found, correct.T, strict=True):
-                    if outcome.attack_target in (None, ENSEMBLE):
-                        key = (scenario.threat_model, scenario.perturbed, perturbation, severity)
-                        outcomes[*key, outcome.method] = column
-                if perturbation in LINF_ATTACKS:
-                    ensembles = [o for o in found if o.attack_target == ENSEMBLE]
-                    worst[severity] = _worse_of(worst[severity], ensembles, used.labels)
-    return results, outcomes
 
+    def record(
+        scenario: Scenario, perturbation: str, severity: int, found: Sequence[_Outcome], used: Rows
+    ) -> None:
+        correct = np.stack([is_correct(o.log_probs, used.labels) for o in found], axis=1)
+        contest = plan.contests[scenario.believed]
+        key = (scenario.threat_model, scenario.perturbed, perturbation, severity)
+        results[scenario] += _make_rows((dataset, seed, *key), contest, found, used, correct)
+        for outcome, column in zip(found, correct.T, strict=True):
+            if outcome.attack_target in (None, ENSEMBLE):
+                outcomes[*key, outcome.rule] = column
 
-def _observe(
-    scenario: Scenario,
-    perturbation: str,
-    severity: int,
-    scenarios: Sequence[Scenario],
-    contests: Contests,
-    rows: Rows,
-    store: StepStore,
-) -> tuple[list[Target | None], list[Observed]]:
-    """What each attack on the modalities of a scenario gave, or its one corruption or none."""
-    if perturbation == "clean":
-        return [None], [rows.observed()]
-    steps = [
-        step
-        for attacked in scenario.alternatives
-        if all(applies(perturbation, alternative) for alternative in scenario.alternatives)
-        for step in steps_of(attacked, perturbation, severity, scenarios, contests)
+    conditions = [
+        (perturbation, severity)
+        for perturbation in plan.perturbations
+        for severity in ((0,) if perturbation == "clean" else SEVERITIES)
     ]
-    return [step.target for step in steps], [store[step] for step in steps]
+    for perturbation, severity in tqdm(conditions, desc="measure", disable=None):
+        used = attacked_rows if perturbation in ATTACKS else rows
+        observed: dict[Step, Observed] = {}
+        for scenario in plan.scenarios:
+            targets: list[Target | None] = [None]
+            observations = [rows.observed()]
+            if perturbation != "clean":
+                steps = plan.steps_of(scenario, perturbation, severity)
+                observed |= {step: store[step] for step in steps if step not in observed}
+                targets = [step.target for step in steps]
+                observations = [observed[step] for step in steps]
+            found = [
+                outcome
+                for rule in plan.contests[scenario.believed].of(scenario)
+                for outcome in _outcomes(
+                    rule, scenario.believed, targets, observations, used, evidence
+                )
+            ]
+            if not found:
+                continue
+            record(scenario, perturbation, severity, found, used)
+            if perturbation in LINF_ATTACKS:
+                ensembles = [o for o in found if o.attack_target == ENSEMBLE]
+                before = worst.get((scenario, severity), [])
+                worst[scenario, severity] = _worse_of(before, ensembles, used.labels)
+    for (scenario, severity), found in sorted(worst.items(), key=lambda item: item[0][1]):
+        record(scenario, WORST_ATTACK, severity, found, attacked_rows)
+    return [row for of_scenario in results.values() for row in of_scenario], outcomes
 
 
 def _outcomes(
-    method: Method,
+    rule: Rule,
     believed: tuple[str, ...],
     targets: Sequence[Target | None],
     observations: Sequence[Observed],
     rows: Rows,
     evidence: Evidence,
 ) -> Iterator[_Outcome]:
-    """Predictions of a method under one perturbation: the worst of each kind of target."""
+    """Predictions of a rule under one perturbation: the worst of each kind of target."""
     if not targets:
         return
-    log_probs = predict_all(method, believed, observations, rows, evidence)
-    own = target_of(method, believed)
+    log_probs = predict_all(rule, believed, observations, rows, evidence)
+    own = target_of(rule, believed)
     kinds: list[tuple[str | None, list[Target | None]]] = [(None, [None])]
     if targets[0] is not None:
         kinds = [
-            (OWN.method.rule, [OWN]),
-            (method.rule, [own]),
+            (OWN.rule.name, [OWN]),
+            (rule.name, [own]),
             (ENSEMBLE, list(targets)),
         ]
     for attack_target, kind in kinds:
         chosen = [index for index, target in enumerate(targets) if target in kind]
         if chosen:
-            yield _Outcome(method, attack_target, worst_case(log_probs[chosen], rows.labels))
+            yield _Outcome(rule, attack_target, worst_of(log_probs[chosen], rows.labels))
 
 
 def _worse_of(before: list[_Outcome], new: list[_Outcome], labels: NDArray[Any]) -> list[_Outcome]:
-    """Sample by sample the worse of two outcomes of each method."""
+    """Sample by sample the worse of two outcomes of each rule."""
     if not before:
         return new
     return [
-        a._replace(log_probs=worst_case([a.log_probs, b.log_probs], labels))
+        a._replace(log_probs=worst_of([a.log_probs, b.log_probs], labels))
         for a, b in zip(before, new, strict=True)
     ]
 
@@ -217,12 +216,8 @@ def _sums(log_probs: jax.Array, labels: jax.Array) -> metrics.ClassificationSums
 
 
 def _make_rows(
-    dataset: str,
-    seed: int,
-    scenario: Scenario,
+    key: tuple[str, int, str, str, str, int],
     contest: Contest,
-    perturbation: str,
-    severity: int,
     found: Sequence[_Outcome],
     rows: Rows,
     correct: NDArray[np.bool_],
@@ -234,18 +229,11 @@ def _make_rows(
         measured = measured._replace(
             ci_low=min(float(low), measured.ci_low), ci_high=max(float(high), measured.ci_high)
         )
-        method = outcome.method
-        has_choice = bool(contest.selected) and method.rule in GRIDS
+        has_choice = bool(contest.selected) and bool(outcome.rule.searched)
         yield Row(
-            dataset=dataset,
-            seed=seed,
-            threat_model=scenario.threat_model,
-            perturbed=scenario.perturbed,
-            perturbation=perturbation,
-            severity=severity,
+            *key,
             attack_target=outcome.attack_target,
-            method=method.rule,
-            **method.parameters._asdict(),
-            selected=method in contest.selected if has_choice else None,
+            rule=outcome.rule,
+            selected=outcome.rule in contest.selected if has_choice else None,
             **measured._asdict(),
         )

@@ -1,27 +1,5 @@
-"""Names of rules, attacks and corruptions, apart from what they name."""
+"""Names of attacks and corruptions."""
 
-# Rules with parameters, and the parameters that they have.
-GRIDS: dict[str, tuple[str, ...]] = {
-    "scaled": ("scale",),
-    "fixed_robust": ("gamma",),
-    "robust": ("gamma",),
-    "contaminated": ("contamination", "tempering"),
-    "contaminated_robust": ("contamination", "gamma"),
-    "cascade": ("confidence", "tempering"),
-}
-# Statistical fusion of classifiers that were trained to be robust, by regime of training.
-REGIME_OF = {
-    "noise_training": "noise",
-    "adversarial_training": "pgd",
-    "jacobian_training": "jacobian",
-}
-HEADS = ("concatenation", "gated")
-METHODS = (
-    *("unimodal", "mean", "max", "product", "statistical", "temperature"),
-    *GRIDS,
-    *HEADS,
-    *REGIME_OF,
-)
 LINF_ATTACKS = (
     *("fgm", "pgd", "apgd", "apgd_ce", "apgd_dlr", "apgd_targeted"),
     *("square", "random_search", "hop_skip_jump"),

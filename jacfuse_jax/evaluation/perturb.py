@@ -10,10 +10,11 @@ import numpy as np
 
 from jacfuse_jax import attacks
 from jacfuse_jax.evaluation import corruptions
-from jacfuse_jax.evaluation.methods import Observed, Parameters, predict
+from jacfuse_jax.evaluation.evidence import Observed
 from jacfuse_jax.evaluation.models import Models, input_grams
-from jacfuse_jax.evaluation.names import L0_ATTACKS, L2_ATTACKS, REGIME_OF
+from jacfuse_jax.evaluation.names import L0_ATTACKS, L2_ATTACKS
 from jacfuse_jax.evaluation.rows import Rows, observe
+from jacfuse_jax.evaluation.rules import predict, regime_of
 from jacfuse_jax.evaluation.targets import STRENGTHS, Branch, Step, branch_of
 from jacfuse_jax.models import UnimodalOutput
 from jacfuse_jax.training import iterate_batches
@@ -69,11 +70,22 @@ def make_perturb_fn(
     ) -> dict[str, jax.Array]:
         return corrupt(key, {m: rows.inputs[m] for m in attacked}, perturbation, strength)
 
+    def predict_branch(
+        branch: Branch, observed: Observed, numbers: tuple[jax.Array, ...]
+    ) -> jax.Array:
+        return predict(
+            jax.tree.unflatten(branch.structure, numbers[: branch.structure.num_leaves]),
+            observed,
+            evidence=models.evidence,
+            believed=branch.believed,
+            surrogate=branch.surrogate,
+        )
+
     @partial(jax.jit, static_argnames=("attacked", "perturbation", "branches"))
     def attack_batch(
         parameters: Mapping[str, Any],
         heads: Mapping[str, Any],
-        method_parameters: Parameters,
+        numbers: tuple[float, ...],
         index: int,
         rows: Rows,
         key: jax.Array,
@@ -92,19 +104,7 @@ def make_perturb_fn(
                     grams[modality] = grams_of(parameters[modality], modality, x)
             observed = observe(models, heads, {"standard": outputs}, grams)
             return jax.lax.switch(
-                index,
-                [
-                    partial(
-                        predict,
-                        branch.rule,
-                        evidence=models.evidence,
-                        believed=branch.believed,
-                        surrogate=branch.surrogate,
-                    )
-                    for branch in branches
-                ],
-                observed,
-                method_parameters,
+                index, [partial(predict_branch, branch) for branch in branches], observed, numbers
             )
 
         x = {modality: rows.inputs[modality] for modality in attacked}
@@ -184,13 +184,15 @@ def make_perturb_fn(
                     batch, batch_key, strength, attacked=attacked, perturbation=perturbation
                 )
             else:
-                method = step.target.method
-                regime = REGIME_OF.get(method.rule, "standard")
+                rule = step.target.rule
+                regime = regime_of(rule)
+                numbers = jax.tree.leaves(rule)
+                most = max(branch.structure.num_leaves for branch in branches)
                 x = attack_batch(
                     {m: models.classifiers[regime][m].parameters for m in attacked},
                     head_parameters,
-                    # Numbers for all of them, so that one program serves all rules.
-                    Parameters(*(1.0 if value is None else value for value in method.parameters)),
+                    # As many for all of them, so that one program serves all rules.
+                    (*numbers, *(1.0,) * (most - len(numbers))),
                     branches.index(branch_of(step)),
                     batch._replace(outputs={"standard": batch.outputs[regime]}),
                     batch_key,

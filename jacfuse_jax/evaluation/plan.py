@@ -1,31 +1,33 @@
-"""Which methods meet in a scenario, and which attacks each of them meets."""
+"""What an evaluation does: which rules meet in a scenario, and which attacks each of them meets."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from jacfuse_jax.evaluation.methods import RECALIBRATED, Method
-from jacfuse_jax.evaluation.names import ATTACKS, GRIDS
+from jacfuse_jax import fusion
+from jacfuse_jax.evaluation.names import ATTACKS
+from jacfuse_jax.evaluation.rules import Unimodal, is_recalibrated
 from jacfuse_jax.evaluation.targets import OWN, Step, Target, applies
 from jacfuse_jax.evaluation.threat_models import Scenario
+from jacfuse_jax.fusion import Rule
 
 SEVERITIES = (1, 2, 3, 4, 5)
 _SURROGATES = ("stop_gradient", "iterated")
-_STATISTICAL = Target(Method("statistical"))
+_STATISTICAL = Target(fusion.Statistical())
 
 
 class Contest(NamedTuple):
-    """The methods of one belief.
+    """The rules of one belief.
 
     Attributes:
-      methods: all that are evaluated.
+      rules: all that are evaluated.
       selected: those whose parameters validation data chose; empty where nothing was chosen.
     """
 
-    methods: list[Method]
-    selected: frozenset[Method]
+    rules: list[Rule]
+    selected: frozenset[Rule]
 
-    def of(self, scenario: Scenario) -> list[Method]:
-        """The methods to evaluate in a scenario.
+    def of(self, scenario: Scenario) -> list[Rule]:
+        """The rules to evaluate in a scenario.
 
         The whole trade-off where the defender knows what is perturbed; else what was chosen.
 
@@ -33,94 +35,103 @@ class Contest(NamedTuple):
           scenario: of this belief.
         """
         if scenario.threat_model == "known" or not self.selected:
-            return self.methods
-        return [m for m in self.methods if m.rule not in GRIDS or m in self.selected]
+            return self.rules
+        return [rule for rule in self.rules if not rule.searched or rule in self.selected]
 
 
 Contests = Mapping[tuple[str, ...], Contest]
 
 
-def list_steps(
-    perturbations: Sequence[str], scenarios: Sequence[Scenario], contests: Contests
-) -> list[Step]:
-    """All steps of an evaluation, each once.
+class Plan(NamedTuple):
+    """Everything that is perturbed, and what it is measured on; see `make_plan`.
 
-    Args:
-      perturbations: of `names.PERTURBATIONS`.
-      scenarios: as for `evaluate`.
-      contests: as for `evaluate`.
+    Attributes:
+      scenarios: threat models on modalities.
+      contests: {believed modalities: rules} of all scenarios.
+      perturbations: "clean" and whatever else, in the order of the results.
+      found: {(attacked modalities, perturbation, severity): its steps}; one for every target of an
+        attack, the own classifiers' first, or one corruption.
     """
-    return list(
-        dict.fromkeys(
-            step
-            for scenario in scenarios
-            for attacked in scenario.alternatives
-            for perturbation in perturbations
-            if perturbation != "clean" and applies(perturbation, attacked)
-            for severity in SEVERITIES
-            for step in steps_of(attacked, perturbation, severity, scenarios, contests)
-        )
-    )
+
+    scenarios: Sequence[Scenario]
+    contests: Contests
+    perturbations: Sequence[str]
+    found: Mapping[tuple[tuple[str, ...], str, int], Sequence[Step]]
+
+    @property
+    def steps(self) -> list[Step]:
+        """All steps, each once."""
+        return list(dict.fromkeys(step for steps in self.found.values() for step in steps))
+
+    def steps_of(self, scenario: Scenario, perturbation: str, severity: int) -> list[Step]:
+        """The steps that a scenario is measured on; none where the perturbation does not apply.
+
+        Args:
+          scenario: of the plan.
+          perturbation: not "clean".
+          severity: 1 to 5.
+        """
+        keys = [(attacked, perturbation, severity) for attacked in scenario.alternatives]
+        if any(key not in self.found for key in keys):
+            return []
+        return [step for key in keys for step in self.found[key]]
 
 
-def targets_of(
-    attacked: tuple[str, ...], scenarios: Sequence[Scenario], contests: Contests
-) -> list[Target]:
-    """What is attacked where these modalities are perturbed.
+def make_plan(
+    scenarios: Sequence[Scenario], contests: Contests, perturbations: Sequence[str]
+) -> Plan:
+    """Plans an evaluation.
 
-    Their own classifiers; statistical fusion, which is robust fusion without its recalibration;
-    every fused method under every belief; and of recalibrated methods the surrogates
+    Attacked are the modalities' own classifiers; statistical fusion, which is robust fusion without
+    its recalibration; every fused rule under every belief; and of recalibrated rules the surrogates
     "stop_gradient" and "iterated", where validation data chose parameters of those only.
 
     Args:
-      attacked: modalities.
-      scenarios: as for `evaluate`.
-      contests: as for `evaluate`.
+      scenarios: threat models on modalities.
+      contests: {believed modalities: rules} of all scenarios.
+      perturbations: of `names.PERTURBATIONS`.
 
     Returns:
-      Each target once; the first is the own classifiers.
+      The plan.
     """
+    found: dict[tuple[tuple[str, ...], str, int], list[Step]] = {}
+    for attacked in dict.fromkeys(a for scenario in scenarios for a in scenario.alternatives):
+        targets = _targets(attacked, scenarios, contests)
+        for perturbation in perturbations:
+            if perturbation == "clean" or not applies(perturbation, attacked):
+                continue
+            for severity in SEVERITIES:
+                found[attacked, perturbation, severity] = [
+                    Step(attacked, perturbation, severity, target)
+                    for target in (targets if perturbation in ATTACKS else [None])
+                ]
+    return Plan(scenarios, contests, perturbations, found)
+
+
+def target_of(rule: Rule, believed: tuple[str, ...]) -> Target:
+    """The attack on a rule; beliefs do not matter to rules without parameters.
+
+    Args:
+      rule: to attack.
+      believed: modalities that it believes perturbed.
+    """
+    return Target(rule, believed if rule.searched else ())
+
+
+def _targets(
+    attacked: tuple[str, ...], scenarios: Sequence[Scenario], contests: Contests
+) -> list[Target]:
+    """What is attacked where these modalities are perturbed, each target once."""
     targets = [OWN, _STATISTICAL]
     for scenario in scenarios:
         if attacked not in scenario.alternatives:
             continue
         contest = contests[scenario.believed]
-        for method in contest.of(scenario):
-            if method.rule.startswith("unimodal:"):
+        for rule in contest.of(scenario):
+            if isinstance(rule, Unimodal):
                 continue
-            target = target_of(method, scenario.believed)
+            target = target_of(rule, scenario.believed)
             targets.append(target)
-            if method.rule in RECALIBRATED and method in (contest.selected or contest.methods):
+            if is_recalibrated(rule) and rule in (contest.selected or contest.rules):
                 targets += [target._replace(surrogate=surrogate) for surrogate in _SURROGATES]
     return list(dict.fromkeys(targets))
-
-
-def target_of(method: Method, believed: tuple[str, ...]) -> Target:
-    """The attack on a method; beliefs do not matter to rules without parameters.
-
-    Args:
-      method: to attack.
-      believed: modalities that it believes perturbed.
-    """
-    return Target(method, believed if method.rule in GRIDS else ())
-
-
-def steps_of(
-    attacked: tuple[str, ...],
-    perturbation: str,
-    severity: int,
-    scenarios: Sequence[Scenario],
-    contests: Contests,
-) -> list[Step]:
-    """The steps of one perturbation: one for every target of an attack, or one corruption.
-
-    Args:
-      attacked: modalities.
-      perturbation: not "clean".
-      severity: 1 to 5.
-      scenarios: as for `targets_of`.
-      contests: as for `targets_of`.
-    """
-    is_attack = perturbation in ATTACKS
-    targets = targets_of(attacked, scenarios, contests) if is_attack else [None]
-    return [Step(attacked, perturbation, severity, target) for target in targets]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jacfuse_jax.evaluation.methods import Observed
+from jacfuse_jax.evaluation.evidence import Observed
 from jacfuse_jax.evaluation.models import Classifier, Models, classify_all, input_grams
 from jacfuse_jax.models import UnimodalOutput
 from jacfuse_jax.training import iterate_batches

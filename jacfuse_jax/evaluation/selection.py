@@ -5,17 +5,16 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from jacfuse_jax import metrics
+from jacfuse_jax import fusion, metrics
 from jacfuse_jax.evaluation.evidence import Evidence
-from jacfuse_jax.evaluation.methods import Method
-from jacfuse_jax.evaluation.names import GRIDS
+from jacfuse_jax.evaluation.outcomes import is_correct, predict_all, worst_of
 from jacfuse_jax.evaluation.perturb import PerturbFn
 from jacfuse_jax.evaluation.plan import Contest, target_of
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.evaluation.steps import StepStore, run_steps
 from jacfuse_jax.evaluation.targets import OWN, Step, Target
 from jacfuse_jax.evaluation.threat_models import DETECT
-from jacfuse_jax.evaluation.worst_case import is_correct, predict_all, worst_case
+from jacfuse_jax.fusion import Rule
 
 _SEVERITIES = (2, 3, 4, 5)
 # Combinations that lose more clean accuracy than may be chosen, by this share of that loss, are
@@ -23,24 +22,24 @@ _SEVERITIES = (2, 3, 4, 5)
 _TRADE_OFF = 2.0
 ROUNDING = 1e-9  # of a difference of accuracies
 T = TypeVar("T")
-_STATISTICAL = Method("statistical")
+_STATISTICAL = fusion.Statistical()
 
 
 class Score(NamedTuple):
-    """One line of selection.csv.
+    """A rule on validation rows.
 
     Attributes:
-      believed: modalities that the method believes perturbed, or "detect".
-      method: label of the method.
+      believed: modalities that the rule believes perturbed, or "detect".
+      rule: that is judged.
       clean: accuracy on all clean validation rows.
       robust: accuracy on the attacked ones, in the worst case over targets, sample by sample; mean
         over severities 2 to 5 and over the believed modalities, or all, perturbed one at a time;
         None where too much clean accuracy is lost.
-      selected: whether it is the method that stands for its rule.
+      selected: whether its parameters stand for the rule.
     """
 
     believed: str
-    method: str
+    rule: Rule
     clean: float
     robust: float | None
     selected: bool
@@ -48,7 +47,7 @@ class Score(NamedTuple):
 
 def select(
     beliefs: Sequence[tuple[str, ...]],
-    methods: Sequence[Method],
+    rules: Sequence[Rule],
     perturb_fn: PerturbFn,
     rows: Rows,
     evidence: Evidence,
@@ -72,7 +71,7 @@ def select(
 
     Args:
       beliefs: sets of modalities believed perturbed, or `DETECT`.
-      methods: all combinations of parameters of all rules.
+      rules: with all combinations of their parameters.
       perturb_fn: see `perturbations.make_perturb_fn`.
       rows: validation rows.
       evidence: what fusion knows.
@@ -83,25 +82,25 @@ def select(
       seed: of the attacks.
 
     Returns:
-      {belief: its methods, those of rules without parameters included}, and all scores.
+      {belief: its rules, those without parameters included}, and all scores.
     """
     attacked_rows = rows.first(num_attack)
 
     def suspects(believed: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(rows.outputs["standard"]) if believed == DETECT else believed
 
-    def clean_accuracy(method: Method, believed: tuple[str, ...]) -> float:
-        log_probs = predict_all(method, believed, [rows.observed()], rows, evidence)[0]
+    def clean_accuracy(rule: Rule, believed: tuple[str, ...]) -> float:
+        log_probs = predict_all(rule, believed, [rows.observed()], rows, evidence)[0]
         return float(is_correct(log_probs, rows.labels).mean())
 
-    tunable = [method for method in methods if method.rule in GRIDS]
+    tunable = [rule for rule in rules if rule.searched]
     least = clean_accuracy(_STATISTICAL, ()) - max_clean_loss - ROUNDING
     least_attacked = least - _TRADE_OFF * max_clean_loss
     modalities = list(dict.fromkeys(m for believed in beliefs for m in suspects(believed)))
     clean = {
-        (believed, method): clean_accuracy(method, believed)
+        (believed, rule): clean_accuracy(rule, believed)
         for believed in dict.fromkeys([*beliefs, *((modality,) for modality in modalities)])
-        for method in tunable
+        for rule in tunable
     }
     steps = {
         modality: [
@@ -111,9 +110,9 @@ def select(
                 OWN,
                 Target(_STATISTICAL),
                 *(
-                    target_of(method, (modality,))
-                    for method in tunable
-                    if clean[(modality,), method] >= least_attacked
+                    target_of(rule, (modality,))
+                    for rule in tunable
+                    if clean[(modality,), rule] >= least_attacked
                 ),
             ]
         ]
@@ -134,13 +133,13 @@ def select(
         for severity in _SEVERITIES
     }
 
-    def robust_accuracy(method: Method, believed: tuple[str, ...]) -> float:
+    def robust_accuracy(rule: Rule, believed: tuple[str, ...]) -> float:
         accuracies: list[float] = []
         for modality in suspects(believed):
             for severity in _SEVERITIES:
                 found = observations[modality, severity]
-                log_probs = predict_all(method, believed, found, attacked_rows, evidence)
-                worst = worst_case(log_probs, attacked_rows.labels)
+                log_probs = predict_all(rule, believed, found, attacked_rows, evidence)
+                worst = worst_of(log_probs, attacked_rows.labels)
                 accuracies.append(float(is_correct(worst, attacked_rows.labels).mean()))
         return float(np.mean(accuracies))
 
@@ -148,31 +147,27 @@ def select(
     scores: list[Score] = []
     for believed in beliefs:
         robust = {
-            method: robust_accuracy(method, believed)
-            for method in tunable
-            if clean[believed, method] >= least_attacked
+            rule: robust_accuracy(rule, believed)
+            for rule in tunable
+            if clean[believed, rule] >= least_attacked
         }
-        clean_of = {method: clean[believed, method] for method in tunable}
+        clean_of = {rule: clean[believed, rule] for rule in tunable}
         selected = {
-            choose([method for method in tunable if method.rule == rule], clean_of, robust, least)
-            for rule in dict.fromkeys(method.rule for method in tunable)
+            choose([rule for rule in tunable if rule.name == name], clean_of, robust, least)
+            for name in dict.fromkeys(rule.name for rule in tunable)
         }
         front = _fronts(believed, clean, robust)
-        kept = [
-            method
-            for method in methods
-            if method.rule not in GRIDS or method in selected or method in front
-        ]
+        kept = [rule for rule in rules if not rule.searched or rule in selected or rule in front]
         contests[believed] = Contest(kept, frozenset(selected))
         scores += [
             Score(
                 "+".join(believed),
-                method.label,
-                clean[believed, method],
-                robust.get(method),
-                method in selected,
+                rule,
+                clean[believed, rule],
+                robust.get(rule),
+                rule in selected,
             )
-            for method in tunable
+            for rule in tunable
         ]
     return contests, scores
 
@@ -194,15 +189,15 @@ def choose(
 
 def _fronts(
     believed: tuple[str, ...],
-    clean: dict[tuple[tuple[str, ...], Method], float],
-    robust: dict[Method, float],
-) -> set[Method]:
+    clean: dict[tuple[tuple[str, ...], Rule], float],
+    robust: dict[Rule, float],
+) -> set[Rule]:
     """The combinations that no other of the same rule beats in clean and robust accuracy."""
-    fronts: set[Method] = set()
-    for rule in dict.fromkeys(method.rule for method in robust):
-        of_rule = [method for method in robust if method.rule == rule]
+    fronts: set[Rule] = set()
+    for name in dict.fromkeys(rule.name for rule in robust):
+        of_rule = [rule for rule in robust if rule.name == name]
         front = metrics.pareto_front(
-            [clean[believed, method] for method in of_rule], [robust[m] for m in of_rule]
+            [clean[believed, rule] for rule in of_rule], [robust[rule] for rule in of_rule]
         )
         fronts |= {of_rule[index] for index in front}
     return fronts

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import jax
 from tqdm.auto import tqdm
 
-from jacfuse_jax.evaluation.methods import Observed
+from jacfuse_jax.evaluation.evidence import Observed
 from jacfuse_jax.evaluation.names import ATTACKS
 from jacfuse_jax.evaluation.perturb import PerturbFn
 from jacfuse_jax.evaluation.rows import Rows

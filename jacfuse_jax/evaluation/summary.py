@@ -6,21 +6,22 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jacfuse_jax import metrics
+from jacfuse_jax import fusion, metrics
 from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, Outcomes, Row
-from jacfuse_jax.evaluation.methods import Method, Parameters
-from jacfuse_jax.evaluation.names import CORRUPTIONS, GRIDS, LINF_ATTACKS
+from jacfuse_jax.evaluation.names import CORRUPTIONS, LINF_ATTACKS
 from jacfuse_jax.evaluation.plan import SEVERITIES
+from jacfuse_jax.evaluation.rules import Unimodal
 from jacfuse_jax.evaluation.targets import OWN, STRENGTHS
+from jacfuse_jax.fusion import Rule
 
 _BOOTSTRAP_SEED = 0
 _ROUNDING = 1e-9  # of sums of accuracies
-_STATISTICAL = Method("statistical")
+_STATISTICAL = fusion.Statistical()
 _WITHOUT_REMEDY = ("unimodal", "mean", "max", "product", "statistical", "temperature")
 
 
 class Summary(NamedTuple):
-    """One line of summary.csv; None where the run has nothing to compute it from.
+    """A rule in one scenario; None where the run has nothing to compute it from.
 
     Accuracies are shares; means are over severities 1 to 5.
 
@@ -28,7 +29,7 @@ class Summary(NamedTuple):
       clean: accuracy on clean rows, all of them.
       corruptions: mean accuracy over corruptions.
       transfer: mean over linf attacks on the perturbed modality's own classifier.
-      adaptive: mean over linf attacks on the method itself.
+      adaptive: mean over linf attacks on the rule itself.
       worst: mean of the worst case over linf attacks and all targets, sample by sample.
       worst_low: lower end of its 95% bootstrap interval over groups of dependent rows.
       worst_high: upper end.
@@ -38,7 +39,7 @@ class Summary(NamedTuple):
         `metrics.effective_curve_area`.
       relative_robustness: `worst` minus statistical fusion's (Taori et al.).
       effective_robustness: `worst` beyond what clean accuracy lets expect (Taori et al.), from a
-        line through the methods without any remedy: the classifiers alone and rules without
+        line through the rules without any remedy: the classifiers alone and rules without
         parameters.
       mce: mean corruption error relative to statistical fusion.
       relative_mce: the same of the losses against clean.
@@ -47,12 +48,7 @@ class Summary(NamedTuple):
     seed: int
     threat_model: str
     perturbed: str
-    method: str
-    gamma: float | None
-    scale: float | None
-    contamination: float | None
-    tempering: float | None
-    confidence: float | None
+    rule: Rule
     selected: bool | None
     clean: float | None
     corruptions: float | None
@@ -70,12 +66,12 @@ class Summary(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """One line of comparison.csv: a method against globally scaled fusion on the same rows.
+    """A rule against globally scaled fusion on the same rows.
 
     Attributes:
       perturbation: "clean", a corruption, or "worst_attack".
       severity: 0 for clean; None for the mean over severities.
-      baseline: label of the scaled method.
+      baseline: globally scaled fusion.
       difference: accuracy minus the baseline's.
       low: lower end of its paired 95% bootstrap interval over groups of dependent rows.
       high: upper end.
@@ -86,8 +82,8 @@ class Comparison(NamedTuple):
     perturbed: str
     perturbation: str
     severity: int | None
-    method: str
-    baseline: str
+    rule: Rule
+    baseline: Rule
     difference: float
     low: float
     high: float
@@ -108,64 +104,53 @@ def by_scenario(lines: Iterable[_Line]) -> dict[tuple[str, str], list[_Line]]:
     return groups
 
 
-def method_of(row: Row) -> Method:
-    """The method with its parameters that a row is of.
-
-    Args:
-      row: of results.csv.
-    """
-    values = {name: getattr(row, name) for name in Parameters._fields}
-    return Method(row.method, Parameters(**values))
-
-
 def summarise(rows: Sequence[Row], outcomes: Outcomes, groups: NDArray[np.int32]) -> list[Summary]:
-    """Summarises the rows of one seed, a line for every threat model, modality and method.
+    """Summarises the rows of one seed, a line for every threat model, modality and rule.
 
     Args:
       rows: of one seed.
-      outcomes: of `evaluation.evaluate`.
+      outcomes: of `measure.evaluate`.
       groups: (N,), of the test rows.
     """
     summaries: list[Summary] = []
     for (threat_model, perturbed), chosen in by_scenario(rows).items():
         lines: list[Summary] = []
-        by_method: dict[Method, list[Row]] = {}
+        by_rule: dict[Rule, list[Row]] = {}
         for row in chosen:
-            by_method.setdefault(method_of(row), []).append(row)
-        reference = by_method.get(_STATISTICAL)
-        for method, of_method in by_method.items():
+            by_rule.setdefault(row.rule, []).append(row)
+        reference = by_rule.get(_STATISTICAL)
+        for rule, of_rule in by_rule.items():
             worst = _over_severities(
-                outcomes, (threat_model, perturbed, WORST_ATTACK), method, groups
+                outcomes, (threat_model, perturbed, WORST_ATTACK), rule, groups
             )
             lines.append(
                 Summary(
-                    seed=of_method[0].seed,
+                    seed=of_rule[0].seed,
                     threat_model=threat_model,
                     perturbed=perturbed,
-                    method=method.rule,
-                    **method.parameters._asdict(),
-                    selected=of_method[0].selected,
-                    clean=_mean(of_method, lambda r: r.perturbation == "clean"),
-                    corruptions=_mean(of_method, lambda r: r.perturbation in CORRUPTIONS),
+                    rule=rule,
+                    selected=of_rule[0].selected,
+                    clean=_mean(of_rule, lambda r: r.perturbation == "clean"),
+                    corruptions=_mean(of_rule, lambda r: r.perturbation in CORRUPTIONS),
                     transfer=_mean(
-                        of_method,
+                        of_rule,
                         lambda r: (
-                            r.perturbation in LINF_ATTACKS and r.attack_target == OWN.method.rule
+                            r.perturbation in LINF_ATTACKS and r.attack_target == OWN.rule.name
                         ),
                     ),
                     adaptive=_mean(
-                        of_method,
-                        lambda r, rule=method.rule: (
-                            r.perturbation in LINF_ATTACKS and r.attack_target == rule
+                        of_rule,
+                        lambda r, name=rule.name: (
+                            r.perturbation in LINF_ATTACKS and r.attack_target == name
                         ),
                     ),
                     worst=None if worst is None else float(worst.mean),
                     worst_low=None if worst is None else float(worst.low),
                     worst_high=None if worst is None else float(worst.high),
-                    **_areas(of_method, reference),
+                    **_areas(of_rule, reference),
                     relative_robustness=None,
                     effective_robustness=None,
-                    **_corruption_errors(of_method, reference),
+                    **_corruption_errors(of_rule, reference),
                 )
             )
         summaries += _with_robustness(lines)
@@ -180,7 +165,7 @@ def compare(
     Args:
       seed: of the rows.
       rows: of one seed.
-      outcomes: of `evaluation.evaluate`.
+      outcomes: of `measure.evaluate`.
       groups: (N,), of the test rows.
 
     Returns:
@@ -189,8 +174,10 @@ def compare(
     lines: list[Comparison] = []
     for (threat_model, perturbed), of_scenario in by_scenario(rows).items():
         chosen = [r for r in of_scenario if r.attack_target in (None, ENSEMBLE)]
-        methods = dict.fromkeys(method_of(row) for row in chosen if row.selected is not False)
-        baseline = next((method_of(r) for r in chosen if r.selected and r.method == "scaled"), None)
+        rules = dict.fromkeys(row.rule for row in chosen if row.selected is not False)
+        baseline = next(
+            (r.rule for r in chosen if r.selected and isinstance(r.rule, fusion.Scaled)), None
+        )
         perturbations = dict.fromkeys(
             r.perturbation
             for r in chosen
@@ -198,15 +185,15 @@ def compare(
         )
         if baseline is None:
             continue
-        for method in methods:
-            if method == baseline or method.rule.startswith("unimodal:"):
+        for rule in rules:
+            if rule == baseline or isinstance(rule, Unimodal):
                 continue
             for perturbation in perturbations:
                 key = (threat_model, perturbed, perturbation)
                 severities = (0,) if perturbation == "clean" else SEVERITIES
                 a, b = (
                     np.stack([outcomes[*key, s, m] for s in severities], axis=1)
-                    for m in (method, baseline)
+                    for m in (rule, baseline)
                 )
                 if perturbation != "clean":
                     a, b = (np.column_stack([x, x.mean(axis=1)]) for x in (a, b))
@@ -219,7 +206,7 @@ def compare(
                     lines.append(
                         Comparison(
                             *(seed, threat_model, perturbed, perturbation, severity),
-                            *(method.label, baseline.label),
+                            *(rule, baseline),
                             *(float(mean), float(low), float(high)),
                         )
                     )
@@ -237,13 +224,13 @@ def hypervolumes(lines: Iterable[Summary]) -> dict[str, float]:
     Returns:
       {rule: area above (0, 0)}, of rules with parameters.
     """
-    points = [(x.method, x.clean, x.worst) for x in lines if x.clean and x.worst is not None]
-    shared = [point for point in points if point[0] == "statistical"]
+    points = [(x.rule, x.clean, x.worst) for x in lines if x.clean and x.worst is not None]
+    shared = [point for point in points if point[0] == _STATISTICAL]
     areas: dict[str, float] = {}
-    for rule in dict.fromkeys(point[0] for point in points if point[0] in GRIDS):
-        of_rule = [*shared, *(point for point in points if point[0] == rule)]
+    for name in dict.fromkeys(rule.name for rule, *_ in points if rule.searched):
+        of_rule = [*shared, *(point for point in points if point[0].name == name)]
         _, clean, worst = zip(*of_rule, strict=True)
-        areas[rule] = metrics.hypervolume(clean, worst)
+        areas[name] = metrics.hypervolume(clean, worst)
     return areas
 
 
@@ -255,11 +242,11 @@ def _mean(rows: Sequence[Row], belongs: Callable[[Row], bool]) -> float | None:
 def _over_severities(
     outcomes: Outcomes,
     key: tuple[str, str, str],
-    method: Method,
+    rule: Rule,
     groups: NDArray[np.int32],
 ) -> metrics.BootstrapInterval | None:
     """Mean over severities with its interval: the same rows are attacked at every severity."""
-    columns = [outcomes[*key, s, method] for s in SEVERITIES if (*key, s, method) in outcomes]
+    columns = [outcomes[*key, s, rule] for s in SEVERITIES if (*key, s, rule) in outcomes]
     if not columns:
         return None
     values = np.mean(columns, axis=0)
@@ -290,10 +277,12 @@ def _curve(rows: Sequence[Row]) -> list[float]:
 def _with_robustness(lines: Sequence[Summary]) -> list[Summary]:
     """Adds relative and effective robustness to the lines of one threat model and modality."""
     points = {
-        x.method: (x.clean, x.worst) for x in lines if x.clean is not None and x.worst is not None
+        x.rule.name: (x.clean, x.worst)
+        for x in lines
+        if x.clean is not None and x.worst is not None
     }
     unremedied = [p for name, p in points.items() if name.partition(":")[0] in _WITHOUT_REMEDY]
-    statistical = points.get(_STATISTICAL.rule)
+    statistical = points.get(_STATISTICAL.name)
     baseline_fn = None
     # A line needs two different clean accuracies, and logits need accuracies within (0, 1).
     inside = [p for p in unremedied if min(p) > 0 and max(p) < 1]

@@ -1,18 +1,21 @@
 """Perturbations by name and strength, and what attacks are aimed at."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+
+from jacfuse_jax import fusion
 from jacfuse_jax.corruptions import SEVERITIES
 from jacfuse_jax.evaluation import corruptions
-from jacfuse_jax.evaluation.methods import Method, Surrogate
 from jacfuse_jax.evaluation.names import (
     ATTACKS,
     CORRUPTIONS,
     L0_ATTACKS,
     L2_ATTACKS,
     LINF_ATTACKS,
-    REGIME_OF,
 )
+from jacfuse_jax.evaluation.rules import EachAlone, Surrogate, Trained
+from jacfuse_jax.fusion import Rule
 
 # The parameter at severities 1 to 5: of corruptions as graded by the library; of attacks the radius
 # in units of the input (range about one), or the share of entries that read their training mean.
@@ -28,20 +31,20 @@ class Target(NamedTuple):
     """What an attacker differentiates.
 
     Attributes:
-      method: a method, or `Method("unimodal")`: each perturbed modality's own classifier.
-      believed: the modalities that the method believes perturbed; empty for rules without belief.
-      surrogate: see `methods.predict`.
+      rule: under test, or `EachAlone()`: each perturbed modality's own classifier.
+      believed: the modalities that the rule believes perturbed; empty for rules without belief.
+      surrogate: see `rules.predict`.
     """
 
-    method: Method
+    rule: Rule
     believed: tuple[str, ...] = ()
     surrogate: Surrogate = ""
 
     @property
     def name(self) -> str:
         """All of it, for a file name."""
-        parameters = self.method.parameters._asdict().items()
-        parts = [self.method.rule, *(f"{k}_{v:.12g}" for k, v in parameters if v is not None)]
+        parameters = self.rule.parameters.items()
+        parts = [self.rule.name, *(f"{name}_{value:.12g}" for name, value in parameters)]
         if self.believed:
             parts.append(f"believed_{'+'.join(self.believed)}")
         if self.surrogate:
@@ -49,7 +52,7 @@ class Target(NamedTuple):
         return "_".join(parts).replace(":", "_")
 
 
-OWN = Target(Method("unimodal"))
+OWN = Target(EachAlone())
 
 
 class Step(NamedTuple):
@@ -69,9 +72,15 @@ class Step(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """What one compiled attack can tell apart at run time: everything static about a target."""
+    """What one compiled attack can tell apart at run time: everything static about a target.
 
-    rule: str
+    Attributes:
+      structure: of the rule, whose numbers are data.
+      believed: see `Target`.
+      surrogate: see `Target`.
+    """
+
+    structure: Any  # a PyTreeDef, which type checkers take for a variable
     believed: tuple[str, ...]
     surrogate: Surrogate
 
@@ -85,10 +94,12 @@ def branch_of(step: Step) -> Branch:
     Args:
       step: an attack.
     """
-    rule, believed, surrogate = (step.target or OWN).method.rule, *(step.target or OWN)[1:]
-    if step.target == OWN:
-        return Branch(rule, step.attacked, surrogate)
-    return Branch("statistical" if rule in REGIME_OF else rule, believed, surrogate)
+    rule, believed, surrogate = step.target or OWN
+    if isinstance(rule, EachAlone):
+        believed = step.attacked
+    if isinstance(rule, Trained):
+        rule = fusion.Statistical()
+    return Branch(jax.tree.structure(rule), believed, surrogate)
 
 
 def applies(perturbation: str, attacked: tuple[str, ...]) -> bool:

@@ -79,14 +79,15 @@ class Rule:
         shown = {self.searched[name]: f"{x:.12g}" for name, x in self.parameters.items()}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in self.searched and value != field.default:
+            has_default = field.default is not dataclasses.MISSING
+            if has_default and field.name not in self.searched and value != field.default:
                 shown[field.name] = str(value)
         return " ".join([self.name, *(f"{name}={text}" for name, text in shown.items())])
 
     def to_json(self) -> str:
         """The rule as JSON, {"schema": 1, "rule": kind, field: value ...}; see `rule_from_json`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values = {k: v if isinstance(v, str | int) else float(v) for k, v in values.items()}
+        values = {k: v if isinstance(v, str | int | None) else float(v) for k, v in values.items()}
         return json.dumps({"schema": _SCHEMA, "rule": self.kind, **values})
 
 

@@ -4,20 +4,16 @@ import jax
 import numpy as np
 import pytest
 
+from jacfuse_jax import fusion
+from jacfuse_jax.evaluation.evidence import Observed
 from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, evaluate
-from jacfuse_jax.evaluation.methods import (
-    RECALIBRATED,
-    Method,
-    Observed,
-    Parameters,
-    expand_methods,
-)
-from jacfuse_jax.evaluation.names import HEADS, LINF_ATTACKS, METHODS, REGIME_OF
-from jacfuse_jax.evaluation.plan import Contest, list_steps, targets_of
+from jacfuse_jax.evaluation.names import LINF_ATTACKS
+from jacfuse_jax.evaluation.outcomes import predict_all, worst_of
+from jacfuse_jax.evaluation.plan import Contest, make_plan
+from jacfuse_jax.evaluation.rules import NAMES, expand, is_recalibrated
 from jacfuse_jax.evaluation.steps import run_steps
 from jacfuse_jax.evaluation.targets import OWN, Target, applies
 from jacfuse_jax.evaluation.threat_models import DETECT, THREAT_MODELS, make_scenarios
-from jacfuse_jax.evaluation.worst_case import predict_all, worst_case
 from tests.evaluation import tiny
 
 BOTH = tiny.MODALITIES
@@ -38,7 +34,7 @@ class TestWorstCase:
         candidates[rng.uniform(size=(7, 60)) < 0.02] = np.nan
         candidates[2, 5, 1] = np.nan
         labels = rng.integers(4, size=60)
-        found = worst_case(candidates, labels)
+        found = worst_of(candidates, labels)
 
         def badness(log_probs, label):
             # A tie is an error where argmax takes the other class.
@@ -55,43 +51,48 @@ class TestWorstCase:
     def test_a_wrong_tie_beats_a_right_one(self):
         labels = np.array([1, 0])
         right, tie = np.log([[0.1, 0.9], [0.9, 0.1]]), np.log([[0.5, 0.5], [0.5, 0.5]])
-        np.testing.assert_array_equal(worst_case([right, tie], labels), tie)
+        np.testing.assert_array_equal(worst_of([right, tie], labels), tie)
 
     def test_not_a_number_is_the_worst_of_all(self):
         candidates = np.array([[[np.nan, np.nan]], [[-30.0, 0.0]]])
-        assert np.isnan(worst_case(candidates, np.array([0]))).all()
+        assert np.isnan(worst_of(candidates, np.array([0]))).all()
 
     def test_a_certain_prediction_is_not_taken_for_a_wrong_one(self):
         certain, wrong = np.array([[0.0, -np.inf]]), np.array([[-np.inf, 0.0]])
         for order in ([certain, wrong], [wrong, certain]):
-            np.testing.assert_array_equal(worst_case(order, np.array([0])), wrong)
-        np.testing.assert_array_equal(worst_case([certain], np.array([0])), certain)
+            np.testing.assert_array_equal(worst_of(order, np.array([0])), wrong)
+        np.testing.assert_array_equal(worst_of([certain], np.array([0])), certain)
 
 
-def make_contests(scenarios, methods, selected=frozenset()):
+def make_contests(scenarios, rules, selected=frozenset()):
     beliefs = dict.fromkeys(scenario.believed for scenario in scenarios)
-    return dict.fromkeys(beliefs, Contest(methods, selected))
+    return dict.fromkeys(beliefs, Contest(rules, selected))
 
 
 SCENARIOS = make_scenarios(THREAT_MODELS, BOTH, BOTH)
-EVERY_METHOD = expand_methods(METHODS, BOTH, VALUES)
+EVERY_RULE = expand(NAMES, BOTH, VALUES)
+
+
+def targets_of(attacked, scenarios, contests):
+    plan = make_plan(scenarios, contests, ["fgm"])
+    return [step.target or OWN for step in plan.found[attacked, "fgm", 1]]
 
 
 class TestTargets:
     @pytest.mark.parametrize("attacked", [("image",), ("audio",), BOTH], ids="+".join)
-    def test_are_own_classifiers_fused_methods_under_every_belief_and_surrogates(self, attacked):
-        targets = targets_of(attacked, SCENARIOS, make_contests(SCENARIOS, EVERY_METHOD))
+    def test_are_own_classifiers_fused_rules_under_every_belief_and_surrogates(self, attacked):
+        targets = targets_of(attacked, SCENARIOS, make_contests(SCENARIOS, EVERY_RULE))
         others = tuple(m for m in BOTH if m not in attacked)
         beliefs = [BOTH] if len(attacked) == 2 else [attacked, others, BOTH, DETECT]
-        expected = {OWN, Target(Method("statistical"))}
-        for method in EVERY_METHOD:
-            if method.rule in {*HEADS, *REGIME_OF, "mean", "max", "product", "temperature"}:
-                expected.add(Target(method))
-            elif method.parameters != Parameters():
-                expected |= {Target(method, believed) for believed in beliefs}
-            if method.rule in RECALIBRATED:
+        expected = {OWN, Target(fusion.Statistical())}
+        for rule in EVERY_RULE:
+            if rule.searched:
+                expected |= {Target(rule, believed) for believed in beliefs}
+            elif not rule.name.startswith("unimodal:"):
+                expected.add(Target(rule))
+            if is_recalibrated(rule):
                 expected |= {
-                    Target(method, believed, surrogate)
+                    Target(rule, believed, surrogate)
                     for believed in beliefs
                     for surrogate in ("stop_gradient", "iterated")
                 }
@@ -101,8 +102,8 @@ class TestTargets:
 
     def test_statistical_fusion_is_attacked_though_nobody_evaluates_it(self):
         scenarios = make_scenarios(["known"], BOTH, BOTH)
-        targets = targets_of(("image",), scenarios, make_contests(scenarios, [Method("mean")]))
-        assert targets == [OWN, Target(Method("statistical")), Target(Method("mean"))]
+        targets = targets_of(("image",), scenarios, make_contests(scenarios, [fusion.Mean()]))
+        assert targets == [OWN, Target(fusion.Statistical()), Target(fusion.Mean())]
 
     def test_surrogates_are_those_of_chosen_parameters(self):
         chosen, other = tiny.robust(0.1), tiny.robust(0.5)
@@ -115,13 +116,13 @@ class TestTargets:
             for surrogate in ("stop_gradient", "iterated")
         }
         # The trade-off is shown where the defender knows; elsewhere what was chosen.
-        assert {t.believed for t in targets if t.method == other} == {("image",)}
+        assert {t.believed for t in targets if t.rule == other} == {("image",)}
 
 
 def test_steps_are_listed_once_and_only_where_they_apply():
     perturbations = ("clean", "missing", "occlusion", "time_mask", "fgm", "hop_skip_jump")
-    contests = make_contests(SCENARIOS, EVERY_METHOD)
-    steps = list_steps(perturbations, SCENARIOS, contests)
+    contests = make_contests(SCENARIOS, EVERY_RULE)
+    steps = make_plan(SCENARIOS, contests, perturbations).steps
     assert len(set(steps)) == len(steps)
     kinds = {(step.attacked, step.perturbation) for step in steps}
     assert kinds == {
@@ -152,10 +153,11 @@ class Evaluated:
         rows = tiny.make_rows(self.models, 20)
         self.rows = rows._replace(groups=np.arange(20, dtype=np.int32) // 4)
         names = ("unimodal", "statistical", "scaled", "robust")
-        self.methods = expand_methods(names, BOTH, {**VALUES, "gamma": (0.1,)})
-        self.pairs = [(scenario, method) for scenario in SCENARIOS for method in self.methods]
-        self.contests = make_contests(SCENARIOS, self.methods)
-        steps = list_steps(self.PERTURBATIONS, SCENARIOS, self.contests)
+        self.rules = expand(names, BOTH, {**VALUES, "gamma": (0.1,)})
+        self.pairs = [(scenario, rule) for scenario in SCENARIOS for rule in self.rules]
+        self.contests = make_contests(SCENARIOS, self.rules)
+        plan = make_plan(SCENARIOS, self.contests, self.PERTURBATIONS)
+        steps = plan.steps
 
         def perturb_fn(step, branches, key, rows):
             del branches, key
@@ -167,15 +169,13 @@ class Evaluated:
         run_steps(steps, perturb_fn, self.rows, num_attack=12, store=self.store, seed=0)
         self.steps = steps
         self.results, self.outcomes = evaluate(
-            "digits",
-            7,
-            SCENARIOS,
-            self.contests,
+            plan,
             self.rows,
             self.models.evidence,
             self.store,
-            perturbations=self.PERTURBATIONS,
             num_attack=12,
+            dataset="digits",
+            seed=7,
         )
 
     def correct(self, scenario, method, steps, rows):
@@ -196,7 +196,7 @@ def evaluated():
 
 
 def cell_of(row):
-    return row.threat_model, row.perturbed, row.perturbation, row.severity, row.method
+    return row.threat_model, row.perturbed, row.perturbation, row.severity, row.rule
 
 
 def test_every_cell_has_its_rows(evaluated):
@@ -235,13 +235,13 @@ def test_an_ensemble_is_right_where_every_attack_fails(evaluated):
             ]
             correct = evaluated.correct(scenario, method, steps, rows)
             key = scenario.threat_model, scenario.perturbed, perturbation, 2
-            row = by_cell[*key, method.rule]
+            row = by_cell[*key, method]
             assert row.accuracy == pytest.approx(correct.mean())
             np.testing.assert_array_equal(evaluated.outcomes[*key, method], correct)
             checked += 0 < correct.mean() < 1
             if perturbation != "pgd_l2":
                 of_linf.append(correct)
-        worst = by_cell[scenario.threat_model, scenario.perturbed, WORST_ATTACK, 2, method.rule]
+        worst = by_cell[scenario.threat_model, scenario.perturbed, WORST_ATTACK, 2, method]
         assert worst.accuracy == pytest.approx(np.all(of_linf, axis=0).mean())
     assert checked > 50
 
@@ -280,7 +280,7 @@ def test_clean_and_corrupted_rows_are_those_of_a_plain_computation(evaluated):
             method, scenario.believed, [rows.observed()], rows, evaluated.models.evidence
         )[0]
         accuracy = (log_probs.argmax(axis=1) == rows.labels).mean()
-        row = clean[*key, "clean", 0, method.rule]
+        row = clean[*key, "clean", 0, method]
         assert row.accuracy == pytest.approx(accuracy)
         assert row.nll == pytest.approx(-log_probs[np.arange(20), rows.labels].mean(), rel=1e-5)
         assert row.attack_target is None
@@ -291,7 +291,7 @@ def test_clean_and_corrupted_rows_are_those_of_a_plain_computation(evaluated):
             and step.attacked in scenario.alternatives
         ]
         correct = evaluated.correct(scenario, method, steps, rows)
-        assert clean[*key, "missing", 3, method.rule].accuracy == pytest.approx(correct.mean())
+        assert clean[*key, "missing", 3, method].accuracy == pytest.approx(correct.mean())
 
 
 def test_intervals_contain_the_accuracy_and_heed_groups(evaluated):
@@ -304,15 +304,13 @@ def test_intervals_contain_the_accuracy_and_heed_groups(evaluated):
         repeated = jax.tree.map(lambda a: a[np.arange(20) // 4 * 4], rows)
         repeated = repeated._replace(groups=rows.groups)
         found, _ = evaluate(
-            "digits",
-            0,
-            scenarios,
-            evaluated.contests,
+            make_plan(scenarios, evaluated.contests, ["clean"]),
             repeated,
             evaluated.models.evidence,
             {},
-            perturbations=("clean",),
             num_attack=12,
+            dataset="digits",
+            seed=0,
         )
         widths[name] = [row.ci_high - row.ci_low for row in found if 0 < row.accuracy < 1]
     assert widths["single"]

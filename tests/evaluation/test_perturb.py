@@ -7,9 +7,9 @@ import pytest
 
 from jacfuse_jax import attacks
 from jacfuse_jax.evaluation import corruptions
-from jacfuse_jax.evaluation.methods import Method, Parameters, predict
-from jacfuse_jax.evaluation.names import ATTACKS, HEADS, L0_ATTACKS, L2_ATTACKS, METHODS, REGIME_OF
+from jacfuse_jax.evaluation.names import ATTACKS, L0_ATTACKS, L2_ATTACKS
 from jacfuse_jax.evaluation.perturb import make_perturb_fn
+from jacfuse_jax.evaluation.rules import HEADS, NAMES, Trained, Unimodal, predict, regime_of
 from jacfuse_jax.evaluation.targets import OWN, STRENGTHS, Step, Target, applies, branch_of
 from tests.evaluation import tiny
 
@@ -50,7 +50,7 @@ def attack_directly(name, log_prob_fn, models, rows, attacked, severity=SEVERITY
 
 def make_log_prob_fn(models, rows, target):
     """The prediction of a target as a function of the perturbed inputs."""
-    regime = REGIME_OF.get(target.method.rule, "standard")
+    regime = regime_of(target.rule)
 
     def log_prob_fn(inputs):
         observed = tiny.observe_all(rows)
@@ -69,9 +69,8 @@ def make_log_prob_fn(models, rows, target):
             if rows.grams
         }
         return predict(
-            target.method.rule,
+            target.rule,
             observed._replace(logits={regime: logits}, heads=heads, grams={**rows.grams, **grams}),
-            target.method.parameters,
             evidence=models.evidence,
             believed=target.believed or tuple(inputs),
             surrogate=target.surrogate,
@@ -100,7 +99,7 @@ def perturb(models, rows, steps, batch_size=None, *, num_restarts=1):
 
 @pytest.fixture(scope="module")
 def models():
-    return tiny.make_models(regimes=("standard", *REGIME_OF.values()), head_names=HEADS)
+    return tiny.make_models(regimes=("standard", *Trained.names), head_names=HEADS)
 
 
 @pytest.fixture(scope="module")
@@ -161,17 +160,15 @@ def test_attack_on_both_perturbs_both_each_within_its_own_budget(name, models, r
         assert 0 < distances.max() <= budget * (1 + 1e-9)
 
 
-ALL = Parameters(gamma=0.1, scale=0.2, contamination=0.3, tempering=0.5, confidence=0.5)
-
-
 def every_target():
     """All rules, under several beliefs, with their surrogates."""
-    targets = [OWN, *(Target(Method(rule, ALL), ("image",)) for rule in METHODS[1:])]
-    targets.append(Target(Method("robust", ALL), ("audio",)))
-    targets.append(Target(Method("robust", ALL._replace(gamma=0.01)), ("image",)))
-    targets.append(Target(Method("contaminated_robust", ALL), tiny.MODALITIES, "stop_gradient"))
-    targets.append(Target(Method("robust", ALL), ("image",), "stop_gradient"))
-    targets.append(Target(Method("robust", ALL), ("image",), "iterated"))
+    targets = [OWN, *(Target(tiny.make_rule(name), ("image",)) for name in NAMES[1:])]
+    targets.append(Target(tiny.robust(), ("audio",)))
+    targets.append(Target(tiny.robust(0.01), ("image",)))
+    mixed = tiny.make_rule("contaminated_robust")
+    targets.append(Target(mixed, tiny.MODALITIES, "stop_gradient"))
+    targets.append(Target(tiny.robust(), ("image",), "stop_gradient"))
+    targets.append(Target(tiny.robust(), ("image",), "iterated"))
     return targets
 
 
@@ -320,7 +317,7 @@ def test_which_perturbations_apply(name, attacked, expected):
 
 
 def test_names_of_targets_are_those_of_files_and_no_two_alike():
-    targets = [*every_target(), Target(Method("unimodal:image"))]
+    targets = [*every_target(), Target(Unimodal("image"))]
     targets += [Target(tiny.robust(gamma)) for gamma in (0.1, 0.1000001)]
     names = [target.name for target in targets]
     assert len(set(names)) == len(names)

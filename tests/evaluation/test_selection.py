@@ -4,11 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from jacfuse_jax import detection
-from jacfuse_jax.evaluation.evidence import Evidence
-from jacfuse_jax.evaluation.methods import Method, Observed, Parameters, expand_methods, predict
-from jacfuse_jax.evaluation.names import GRIDS
+from jacfuse_jax import detection, fusion
+from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.rows import Rows
+from jacfuse_jax.evaluation.rules import expand, predict
 from jacfuse_jax.evaluation.selection import select
 from jacfuse_jax.evaluation.targets import OWN, Target
 from jacfuse_jax.evaluation.threat_models import DETECT
@@ -25,12 +24,12 @@ VALUES = {
     "contamination": (0.3, 0.9),
     "tempering": (1.0, 0.5),
 }
-METHODS = expand_methods(
+RULES = expand(
     ("unimodal", "mean", "statistical", "scaled", "robust", "contaminated"), BOTH, VALUES
 )
 BELIEFS = [("image",), ("audio",), BOTH]
-STATISTICAL = Method("statistical")
-PREDICT = jax.jit(predict, static_argnames=("rule", "believed"))
+STATISTICAL = fusion.Statistical()
+PREDICT = jax.jit(predict, static_argnames="believed")
 
 
 @functools.cache
@@ -76,12 +75,12 @@ def perturbed_logits(step, rows):
     return {"standard": {modality: z + 0.8 * step.severity * away}}
 
 
-def run(*, methods=METHODS, max_clean_loss=0.02, beliefs=BELIEFS):
+def run(*, rules=RULES, max_clean_loss=0.02, beliefs=BELIEFS):
     rows, evidence = make_problem()
     perturb_fn = PerturbFn()
     contests, scores = select(
         beliefs,
-        methods,
+        rules,
         perturb_fn,
         rows,
         evidence,
@@ -104,9 +103,7 @@ def accuracy(method, believed, steps=()):
     for step in steps or [None]:
         change = {} if step is None else perturbed_logits(step, rows)["standard"]
         observed = Observed({"standard": {**clean, **change}}, {}, {})
-        log_probs = PREDICT(
-            method.rule, observed, method.parameters, evidence=evidence, believed=believed
-        )
+        log_probs = PREDICT(method, observed, evidence=evidence, believed=believed)
         correct &= np.asarray(log_probs).argmax(axis=1) == rows.labels
     return correct.mean()
 
@@ -128,19 +125,17 @@ def selected():
 
 
 def tunable(rule=None):
-    return [m for m in METHODS if m.rule in GRIDS and rule in (None, m.rule)]
+    return [m for m in RULES if m.searched and rule in (None, m.name)]
 
 
 def test_scores_are_those_of_a_plain_computation(selected):
     contests, scores, steps = selected
-    assert [(s.believed, s.method) for s in scores] == [
-        ("+".join(believed), method.label) for believed in BELIEFS for method in tunable()
+    assert [(s.believed, s.rule) for s in scores] == [
+        ("+".join(believed), method) for believed in BELIEFS for method in tunable()
     ]
     for believed in BELIEFS:
         for method in tunable():
-            (score,) = (
-                s for s in scores if (s.believed, s.method) == ("+".join(believed), method.label)
-            )
+            (score,) = (s for s in scores if (s.believed, s.rule) == ("+".join(believed), method))
             assert score.clean == pytest.approx(accuracy(method, believed))
             assert score.selected == (method in contests[believed].selected)
             hopeless = score.clean < accuracy(STATISTICAL, ()) - 3 * 0.02 - 1e-9
@@ -155,7 +150,7 @@ def test_scores_are_those_of_a_plain_computation(selected):
 def test_the_most_robust_that_keeps_clean_accuracy_is_chosen(believed, selected):
     contests, _, steps = selected
     least = accuracy(STATISTICAL, ()) - 0.02
-    chosen = {method.rule: method for method in contests[believed].selected}
+    chosen = {method.name: method for method in contests[believed].selected}
     assert set(chosen) == {"scaled", "robust", "contaminated"}
     for rule, method in chosen.items():
         feasible = [m for m in tunable(rule) if accuracy(m, believed) >= least]
@@ -173,31 +168,31 @@ def test_what_is_chosen_is_not_what_an_unbounded_loss_would_choose(selected):
     assert all(score.robust is not None for score in scores)
     for believed in BELIEFS:
         for method in unbounded[believed].selected:
-            of_rule = [s for s in scores if s.method.partition(" ")[0] == method.rule]
+            of_rule = [s for s in scores if s.rule.name == method.name]
             of_rule = [s for s in of_rule if s.believed == "+".join(believed)]
-            (own,) = (s for s in of_rule if s.method == method.label)
+            (own,) = (s for s in of_rule if s.rule == method)
             assert own.robust == max(s.robust for s in of_rule if s.robust is not None)
     assert any(unbounded[b].selected != selected[0][b].selected for b in BELIEFS)
 
 
 def test_a_defender_who_detects_is_judged_on_attacks_against_those_who_know():
-    methods = [STATISTICAL, *(Method("scaled", Parameters(scale=t)) for t in (0.5, 0.2))]
-    contests, scores, steps = run(methods=methods, max_clean_loss=1.0, beliefs=[DETECT])
+    rules = [STATISTICAL, *(fusion.Scaled(t) for t in (0.5, 0.2))]
+    contests, scores, steps = run(rules=rules, max_clean_loss=1.0, beliefs=[DETECT])
     assert {step.attacked for step in steps} == {("image",), ("audio",)}
     assert all(step.target.believed in ((), step.attacked) for step in steps)
-    for method, score in zip(methods[1:], scores, strict=True):
-        assert (score.believed, score.method) == ("detect", method.label)
+    for method, score in zip(rules[1:], scores, strict=True):
+        assert (score.believed, score.rule) == ("detect", method)
         assert score.clean == pytest.approx(accuracy(method, DETECT))
         assert score.robust == pytest.approx(robust_accuracy(method, DETECT, steps))
     assert len({score.robust for score in scores}) == 2
     best = max(scores, key=lambda score: score.robust or 0)
-    assert [method.label for method in contests[DETECT].selected] == [best.method]
+    assert [*contests[DETECT].selected] == [best.rule]
 
 
 def test_without_a_feasible_combination_the_highest_clean_accuracy_is_chosen():
-    methods = [STATISTICAL, *(Method("scaled", Parameters(scale=s)) for s in (0.0, 0.05, 0.02))]
-    contests, _, _ = run(methods=methods, max_clean_loss=0.0, beliefs=[("audio",)])
-    clean = [accuracy(m, ("audio",)) for m in methods]
+    rules = [STATISTICAL, *(fusion.Scaled(s) for s in (0.0, 0.05, 0.02))]
+    contests, _, _ = run(rules=rules, max_clean_loss=0.0, beliefs=[("audio",)])
+    clean = [accuracy(m, ("audio",)) for m in rules]
     assert max(clean[1:]) < clean[0]  # none is feasible
     (chosen,) = contests["audio",].selected
     assert accuracy(chosen, ("audio",)) == max(clean[1:])
@@ -206,14 +201,14 @@ def test_without_a_feasible_combination_the_highest_clean_accuracy_is_chosen():
 @pytest.mark.parametrize("believed", BELIEFS, ids="+".join)
 def test_kept_are_the_chosen_the_front_and_rules_without_parameters(believed, selected):
     contests, scores, _ = selected
-    kept = contests[believed].methods
+    kept = contests[believed].rules
     assert contests[believed].selected <= set(kept)
-    assert [m for m in METHODS if m in kept] == kept  # in order
-    assert [m for m in kept if m.rule not in GRIDS] == [m for m in METHODS if m.rule not in GRIDS]
-    points = {s.method: (s.clean, s.robust) for s in scores if s.believed == "+".join(believed)}
+    assert [m for m in RULES if m in kept] == kept  # in order
+    assert [m for m in kept if not m.searched] == [m for m in RULES if not m.searched]
+    points = {s.rule: (s.clean, s.robust) for s in scores if s.believed == "+".join(believed)}
     for method in tunable():
-        clean, robust = points[method.label]
-        others = [points[m.label] for m in tunable(method.rule) if points[m.label][1] is not None]
+        clean, robust = points[method]
+        others = [points[m] for m in tunable(method.name) if points[m][1] is not None]
         dominated = robust is None or any(
             c >= clean and r >= robust and (c, r) != (clean, robust) for c, r in others
         )
@@ -246,7 +241,7 @@ def test_a_prediction_that_is_not_a_number_is_never_right():
 
     _, scores = select(
         [("image",)],
-        [STATISTICAL, Method("scaled", Parameters(scale=0.5))],
+        [STATISTICAL, fusion.Scaled(0.5)],
         perturb_fn,
         rows,
         evidence,
@@ -280,7 +275,7 @@ def test_a_combination_at_the_bound_is_feasible():
 
     contests, scores = select(
         [("image",)],
-        [STATISTICAL, *(Method("scaled", Parameters(scale=t)) for t in (0.9, 0.1))],
+        [STATISTICAL, *(fusion.Scaled(t) for t in (0.9, 0.1))],
         perturb_fn,
         Rows({}, labels, np.arange(10, dtype=np.int32), {"standard": outputs}, {}, {}),
         evidence,
@@ -291,4 +286,4 @@ def test_a_combination_at_the_bound_is_feasible():
         seed=0,
     )
     assert [(s.clean, s.robust) for s in scores] == [(0.8, 0.0), (0.7, 0.7)]
-    assert contests["image",].selected == {Method("scaled", Parameters(scale=0.1))}
+    assert contests["image",].selected == {fusion.Scaled(0.1)}

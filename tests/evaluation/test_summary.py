@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import scipy.special
 
-from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK
-from jacfuse_jax.evaluation.methods import Method, Parameters
-from jacfuse_jax.evaluation.summary import Summary, compare, hypervolumes, method_of, summarise
+from jacfuse_jax import fusion
+from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, flatten
+from jacfuse_jax.evaluation.rules import Unimodal
+from jacfuse_jax.evaluation.summary import compare, hypervolumes, summarise
 from jacfuse_jax.evaluation.targets import STRENGTHS
 from tests.evaluation.tiny import STATISTICAL, make_row, robust, scaled
 
 NUM_ROWS, NUM_ATTACKED = 40, 20
-MEAN, IMAGE = Method("mean"), Method("unimodal:image")
-METHODS = [IMAGE, MEAN, STATISTICAL.method, scaled(), robust(0.1), robust(0.5)]
+MEAN, IMAGE = fusion.Mean(), Unimodal("image")
+RULES = [IMAGE, MEAN, STATISTICAL, scaled(), robust(0.1), robust(0.5)]
 SELECTED = {scaled(): True, robust(0.1): True, robust(0.5): False}
 CORRUPTIONS = ("missing", "gaussian_noise")
 ATTACKS = ("fgm", "pgd", "pgd_l2")
@@ -26,14 +27,14 @@ class Run:
         rng = np.random.default_rng(seed)
         self.rows, self.outcomes = [], {}
         # Methods differ in how much they lose.
-        strength = dict(zip(METHODS, (0.75, 0.85, 0.9, 0.8, 0.88, 0.5), strict=True))
-        for method in METHODS:
+        strength = dict(zip(RULES, (0.75, 0.85, 0.9, 0.8, 0.88, 0.5), strict=True))
+        for method in RULES:
             self.add(method, "clean", 0, None, rng, strength[method])
             for name, severity in itertools.product(CORRUPTIONS, range(1, 6)):
                 self.add(method, name, severity, None, rng, strength[method] - 0.06 * severity)
             for name, severity in itertools.product(ATTACKS, range(1, 6)):
-                for target in ("unimodal", method.rule, ENSEMBLE):
-                    if not (target == method.rule and method == IMAGE):
+                for target in ("unimodal", method.name, ENSEMBLE):
+                    if not (target == method.name and method == IMAGE):
                         self.add(method, name, severity, target, rng, 0.9 - 0.12 * severity)
             for severity in range(1, 6):
                 share = strength[method] - 0.08 * severity
@@ -59,7 +60,7 @@ class Run:
         (found,) = (
             row.accuracy
             for row in self.rows
-            if (method_of(row), row.perturbation, row.severity, row.attack_target)
+            if (row.rule, row.perturbation, row.severity, row.attack_target)
             == (method, perturbation, severity, target)
         )
         return found
@@ -77,19 +78,18 @@ def measured():
 @pytest.fixture(scope="module")
 def lines(measured):
     found = summarise(measured.rows, measured.outcomes, GROUPS)
-    names = Parameters._fields
-    return {Method(x.method, Parameters(*(getattr(x, name) for name in names))): x for x in found}
+    return {x.rule: x for x in found}
 
 
 def test_every_method_has_one_line(lines):
-    assert list(lines) == METHODS
-    assert [line.selected for line in lines.values()] == [SELECTED.get(m) for m in METHODS]
+    assert list(lines) == RULES
+    assert [line.selected for line in lines.values()] == [SELECTED.get(m) for m in RULES]
     assert {(x.seed, x.threat_model, x.perturbed) for x in lines.values()} == {
         (0, "known", "image")
     }
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.label)
+@pytest.mark.parametrize("method", RULES, ids=lambda method: method.label)
 class TestNumbers:
     def test_means(self, method, measured, lines):
         line = lines[method]
@@ -98,7 +98,7 @@ class TestNumbers:
             measured.accuracy(method, name, s) for name in CORRUPTIONS for s in range(1, 6)
         ]
         assert line.corruptions == pytest.approx(np.mean(corrupted))
-        for field, target in (("transfer", "unimodal"), ("adaptive", method.rule)):
+        for field, target in (("transfer", "unimodal"), ("adaptive", method.name)):
             if (method, field) == (IMAGE, "adaptive"):
                 assert line.adaptive is None
                 continue
@@ -130,21 +130,21 @@ class TestNumbers:
         def area(curve):
             return ((curve[1:] + curve[:-1]) / 2 * widths).sum()
 
-        curve, reference = measured.curve(method), measured.curve(STATISTICAL.method)
+        curve, reference = measured.curve(method), measured.curve(STATISTICAL)
         assert lines[method].curve_area == pytest.approx(area(curve))
         beyond = area(curve - reference) - (curve[0] - reference[0])
         assert lines[method].effective_area == pytest.approx(beyond, abs=1e-12)
 
     def test_robustness_of_taori(self, method, measured, lines):
         clean, worst = {}, {}
-        for m in METHODS:
+        for m in RULES:
             curve = measured.curve(m)
             clean[m], worst[m] = curve[0], curve[1:].mean()
         line = lines[method]
-        expected = worst[method] - worst[STATISTICAL.method]
+        expected = worst[method] - worst[STATISTICAL]
         assert line.relative_robustness == pytest.approx(expected, abs=1e-12)
         x, y = (
-            scipy.special.logit([of[m] for m in (IMAGE, MEAN, STATISTICAL.method)])
+            scipy.special.logit([of[m] for m in (IMAGE, MEAN, STATISTICAL)])
             for of in (clean, worst)
         )
         slope, intercept = np.polyfit(x, y, 1)
@@ -155,7 +155,7 @@ class TestNumbers:
         def errors(of, name):
             return np.array([1 - measured.accuracy(of, name, s) for s in range(1, 6)])
 
-        line, reference = lines[method], STATISTICAL.method
+        line, reference = lines[method], STATISTICAL
         own, other = (1 - measured.accuracy(m, "clean", 0) for m in (method, reference))
         ratios = [errors(method, n).sum() / errors(reference, n).sum() for n in CORRUPTIONS]
         assert line.mce == pytest.approx(np.mean(ratios))
@@ -173,10 +173,10 @@ def test_threat_models_and_modalities_do_not_mix(measured, lines):
         rows += [r._replace(threat_model=threat_model, perturbed=perturbed) for r in other.rows]
         outcomes |= {(threat_model, perturbed, *key[2:]): x for key, x in other.outcomes.items()}
     found = summarise(rows, outcomes, GROUPS)
-    assert found[: len(METHODS)] == list(lines.values())
+    assert found[: len(RULES)] == list(lines.values())
     alone = summarise(other.rows, other.outcomes, GROUPS)
     assert alone != list(lines.values())
-    assert found[len(METHODS) :] == [
+    assert found[len(RULES) :] == [
         line._replace(threat_model=threat_model, perturbed=perturbed)
         for threat_model, perturbed in (("known", "audio"), ("unknown", "image"))
         for line in alone
@@ -189,9 +189,9 @@ def test_threat_models_and_modalities_do_not_mix(measured, lines):
 
 def test_what_a_run_has_not_is_left_empty():
     (line,) = summarise([make_row(MEAN)], {}, GROUPS)
-    empty = {name for name, value in line._asdict().items() if value is None}
+    empty = {name for name, value in flatten(line).items() if value is None}
     parameters = {"gamma", "scale", "contamination", "tempering", "confidence"}
-    assert empty == {*Summary._fields} - {"seed", "threat_model", "perturbed", "method", "clean"}
+    assert empty == {*flatten(line)} - {"seed", "threat_model", "perturbed", "method", "clean"}
     assert parameters <= empty
 
 
@@ -206,7 +206,7 @@ def cancelling():
 
 @pytest.mark.parametrize("changes", [(0, 0, 0, 0, 0), (-1, -1, -1, -1, -1), cancelling()], ids=str)
 def test_a_corruption_that_does_not_degrade_the_reference_is_left_out(changes):
-    statistical = STATISTICAL.method
+    statistical = STATISTICAL
     rows = [make_row(method, accuracy=41 / 60) for method in (statistical, MEAN)]
     for severity, change in enumerate(changes, start=1):
         for method in (statistical, MEAN):
@@ -215,7 +215,7 @@ def test_a_corruption_that_does_not_degrade_the_reference_is_left_out(changes):
             for name, accuracy in (("gaussian_noise", noisy), ("missing", missing)):
                 changed = {"perturbation": name, "severity": severity, "accuracy": accuracy}
                 rows.append(make_row(method, **changed))
-    lines = {x.method: x for x in summarise(rows, {}, GROUPS)}
+    lines = {x.rule.name: x for x in summarise(rows, {}, GROUPS)}
     assert lines["statistical"].mce == lines["statistical"].relative_mce == 1
     assert lines["mean"].mce == pytest.approx(24 / 29)
     assert lines["mean"].relative_mce == pytest.approx(5 / 10)
@@ -224,20 +224,19 @@ def test_a_corruption_that_does_not_degrade_the_reference_is_left_out(changes):
 class TestComparison:
     def test_is_of_the_chosen_against_the_chosen_scaled_method(self, measured):
         lines = compare(0, measured.rows, measured.outcomes, GROUPS)
-        assert {x.baseline for x in lines} == {"scaled t=0.2"}
-        assert {x.method for x in lines} == {"mean", "statistical", "robust γ=0.1"}
+        assert {x.baseline for x in lines} == {scaled()}
+        assert {x.rule for x in lines} == {MEAN, STATISTICAL, robust(0.1)}
         severities = {}
         for line in lines:
-            severities.setdefault((line.method, line.perturbation), []).append(line.severity)
+            severities.setdefault((line.rule, line.perturbation), []).append(line.severity)
         assert severities == {
             (method, name): [0] if name == "clean" else [1, 2, 3, 4, 5, None]
-            for method in ("mean", "statistical", "robust γ=0.1")
+            for method in (MEAN, STATISTICAL, robust(0.1))
             for name in ("clean", *CORRUPTIONS, WORST_ATTACK)
         }
 
     def test_is_positive_where_the_method_is_better(self, measured):
         for line in compare(0, measured.rows, measured.outcomes, GROUPS):
-            (method,) = (m for m in METHODS if m.label == line.method)
             severities = range(1, 6) if line.severity is None else [line.severity]
             a, b = (
                 np.mean(
@@ -247,7 +246,7 @@ class TestComparison:
                     ],
                     axis=0,
                 )
-                for m in (method, scaled())
+                for m in (line.rule, scaled())
             )
             assert line.difference == pytest.approx(a.mean() - b.mean(), abs=1e-12)
             assert line.low <= line.difference <= line.high
@@ -266,7 +265,7 @@ def test_hypervolume_is_the_union_of_rectangles(lines):
     assert set(areas) == {"scaled", "robust"}
     grid = (np.arange(1000) + 0.5) / 1000
     for rule, area in areas.items():
-        points = [x for x in lines.values() if x.method in (rule, "statistical")]
+        points = [x for x in lines.values() if x.rule.name in (rule, "statistical")]
         assert len(points) == (3 if rule == "robust" else 2)
         dominated = np.zeros((1000, 1000), bool)
         for x in points:

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.run.config import Config
-from jacfuse_jax import detection, jacobians
-from jacfuse_jax.evaluation.evidence import Evidence
+from jacfuse_jax import detection, fusion, jacobians
+from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.measure import Row
-from jacfuse_jax.evaluation.methods import Method, Observed, Parameters
 from jacfuse_jax.evaluation.models import Classifier, Models
 from jacfuse_jax.evaluation.rows import Rows
-from jacfuse_jax.evaluation.targets import Target, branch_of
+from jacfuse_jax.evaluation.rules import expand
+from jacfuse_jax.evaluation.targets import branch_of
+from jacfuse_jax.fusion import Rule
 from jacfuse_jax.linalg import spectrum_from_kernel
 from jacfuse_jax.models import UnimodalOutput
 from jacfuse_jax.training import FusionHead
@@ -125,15 +126,27 @@ def branches_of(*steps) -> Any:
     return tuple(dict.fromkeys(branch_of(step) for step in steps))
 
 
-def robust(gamma: float = 0.1) -> Method:
-    return Method("robust", Parameters(gamma=gamma))
+def robust(gamma: float = 0.1) -> Rule:
+    return fusion.Robust(gamma)
 
 
-def scaled(scale: float = 0.2) -> Method:
-    return Method("scaled", Parameters(scale=scale))
+def scaled(scale: float = 0.2) -> Rule:
+    return fusion.Scaled(scale)
 
 
-STATISTICAL = Target(Method("statistical"))
+STATISTICAL = fusion.Statistical()
+VALUES = {
+    "gamma": (0.1,),
+    "scale": (0.2,),
+    "contamination": (0.3,),
+    "tempering": (0.5,),
+    "confidence": (0.5,),
+}
+
+
+def make_rule(name: str) -> Rule:
+    """The rule of this name, with `VALUES`; the first modality where it is of one alone."""
+    return expand([name], MODALITIES, VALUES)[0]
 
 
 def make_config(**changes: Any) -> Config:
@@ -172,7 +185,7 @@ def make_config(**changes: Any) -> Config:
     return Config(**{**values, **changes})
 
 
-def make_row(method: Method = STATISTICAL.method, **changes: Any) -> Row:
+def make_row(rule: Rule = STATISTICAL, **changes: Any) -> Row:
     """A line of results.csv, of clean rows unless changed."""
     values: dict[str, Any] = {
         "dataset": "digits",
@@ -182,8 +195,7 @@ def make_row(method: Method = STATISTICAL.method, **changes: Any) -> Row:
         "perturbation": "clean",
         "severity": 0,
         "attack_target": None,
-        "method": method.rule,
-        **method.parameters._asdict(),
+        "rule": rule,
         "selected": None,
         "accuracy": 0.75,
         "ci_low": 0.5,

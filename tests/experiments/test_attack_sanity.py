@@ -4,8 +4,7 @@ import pytest
 
 from experiments import attack_sanity
 from experiments.measuring import attack_sanity as measuring
-from jacfuse_jax.evaluation.methods import Method, Parameters, predict
-from jacfuse_jax.evaluation.names import HEADS, METHODS, REGIME_OF
+from jacfuse_jax.evaluation.rules import HEADS, NAMES, Trained, predict, regime_of
 from jacfuse_jax.evaluation.sanity import Subject, check_attacks, check_gradients
 from tests.evaluation import tiny
 from tests.experiments import runs
@@ -108,21 +107,19 @@ def test_a_run_writes_and_shows_a_row_for_every_check(tmp_path):
 class TestPredictionUnderAttack:
     """What is attacked is what the experiment evaluates, in the dtype of the inputs."""
 
-    MODELS = tiny.make_models(regimes=("standard", *REGIME_OF.values()), head_names=HEADS)
+    MODELS = tiny.make_models(regimes=("standard", *Trained.names), head_names=HEADS)
     ROWS = tiny.make_rows(MODELS, 7)
-    ALL = Parameters(gamma=0.1, scale=0.2, contamination=0.3, tempering=0.5, confidence=0.5)
 
-    @pytest.mark.parametrize("rule", ["unimodal:image", *METHODS[1:]])
-    def test_is_that_of_the_method(self, rule):
-        method = Method(rule, self.ALL)
-        regime = REGIME_OF.get(rule, "standard")
-        log_prob_fn = measuring._make_log_prob_fn(self.MODELS, regime, "image", method)
+    @pytest.mark.parametrize("name", NAMES)
+    def test_is_that_of_the_rule(self, name):
+        rule = tiny.make_rule(name)  # of the image, where it is of one modality
+        regime = regime_of(rule)
+        log_prob_fn = measuring._make_log_prob_fn(self.MODELS, regime, "image", rule)
         trusted = {"audio": self.ROWS.outputs[regime]["audio"]}
         inputs = {"image": self.ROWS.inputs["image"], **measuring._flatten(trusted)}
         expected = predict(
             rule,
             tiny.observe_all(self.ROWS),
-            self.ALL,
             evidence=self.MODELS.evidence,
             believed=("image",),
         )

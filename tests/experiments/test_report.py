@@ -7,14 +7,14 @@ from PIL import Image
 from experiments.reports import robust_fusion
 from experiments.reports.figures import write_curves, write_trade_off
 from experiments.reports.tables import make_comparison, make_tables
-from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, Row
-from jacfuse_jax.evaluation.methods import Method
+from jacfuse_jax import fusion
+from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, flatten
 from jacfuse_jax.evaluation.selection import Score
-from jacfuse_jax.evaluation.summary import Comparison, method_of, summarise
+from jacfuse_jax.evaluation.summary import Comparison, summarise
 from jacfuse_jax.programs.files import write_atomically
 from tests.evaluation.tiny import STATISTICAL, make_row, robust, scaled
 
-MEAN = Method("mean")
+MEAN = fusion.Mean()
 GROUPS = np.arange(8, dtype=np.int32)
 
 
@@ -66,7 +66,7 @@ class TestTables:
             *("method", "clean", "missing", "transfer", "adaptive", "worst case", *epsilons)
         ]
         assert of_mean[:5] == ["mean", "75.0", "37.5", "55.0", "50.0"]
-        (line,) = (x for x in summaries_of(ROWS) if x.method == "mean")
+        (line,) = (x for x in summaries_of(ROWS) if x.rule == MEAN)
         assert line.worst_low is not None
         assert line.worst_high is not None
         assert of_mean[5] == f"15.0 [{100 * line.worst_low:.1f}, {100 * line.worst_high:.1f}]"
@@ -146,11 +146,11 @@ class TestTables:
 
     def test_comparison_is_in_points_with_its_sign(self):
         line = Comparison(
-            *(0, "known", "image", WORST_ATTACK, None, "robust γ=0.1", "scaled t=0.2"),
+            *(0, "known", "image", WORST_ATTACK, None, robust(), scaled()),
             *(-0.0123, -0.05, 0.021),
         )
         others = [
-            line._replace(method="mean"),  # not a rule with parameters
+            line._replace(rule=MEAN),  # not a rule with parameters
             line._replace(perturbation="missing"),
             line._replace(severity=3, difference=0.5),
         ]
@@ -164,7 +164,7 @@ class TestTables:
 
     def test_comparison_is_of_a_defender_who_knows_or_nothing(self):
         known = Comparison(
-            *(0, "known", "image", "clean", 0, "robust γ=0.1", "scaled t=0.2"),
+            *(0, "known", "image", "clean", 0, robust(), scaled()),
             *(0.01, -0.05, 0.021),
         )
         unknown = known._replace(threat_model="unknown")
@@ -184,7 +184,7 @@ def is_drawn(path):
 
 def outcomes_of(rows):
     return {
-        ("known", r.perturbed, r.perturbation, r.severity, method_of(r)): (
+        ("known", r.perturbed, r.perturbation, r.severity, r.rule): (
             np.arange(r.num_examples) < round(r.num_examples * r.accuracy)
         )
         for r in rows
@@ -194,7 +194,7 @@ def outcomes_of(rows):
 FIGURE_ROWS = [
     row
     for perturbed in ("image", "audio")
-    for method in (MEAN, STATISTICAL.method, scaled(), robust())
+    for method in (MEAN, STATISTICAL, scaled(), robust())
     for row in (
         make_row(method, perturbed=perturbed, selected=True if method == scaled() else None),
         *attacked(method, (1, 0.75, 0.5, 0.25, 0), changes={"perturbed": perturbed}),
@@ -284,7 +284,7 @@ def read_csv(path):
 
 
 def test_csv_leaves_what_does_not_apply_empty(tmp_path):
-    robust_fusion.write_csv(Row._fields, ROWS, tmp_path / "results.csv")
+    robust_fusion.write_csv([flatten(row) for row in ROWS], tmp_path / "results.csv")
     first, second, *_ = read_csv(tmp_path / "results.csv")
     assert first["gamma"] == first["scale"] == first["attack_target"] == first["selected"] == ""
     assert second["gamma"] == "1e-06"
@@ -296,10 +296,10 @@ def test_all_files_of_several_seeds_are_written_and_named(tmp_path, capsys):
     findings = {}
     for seed in (3, 4):
         rows = [
-            row._replace(seed=seed, selected=True if row.method == "scaled" else None)
+            row._replace(seed=seed, selected=True if row.rule == scaled() else None)
             for row in FIGURE_ROWS
         ]
-        scores = [Score("image", "scaled t=0.2", 0.5, None, True)]
+        scores = [Score("image", scaled(), 0.5, None, True)]
         findings[seed] = robust_fusion.Findings(rows, outcomes_of(rows), scores, GROUPS)
     paths = robust_fusion.write(findings, tmp_path)
     files = {"results.csv", "summary.csv", "comparison.csv", "selection.csv", "report.md"}

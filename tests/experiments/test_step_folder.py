@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.run.step_folder import StepFolder
-from jacfuse_jax.evaluation.methods import Observed
+from jacfuse_jax.evaluation.evidence import Observed
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.evaluation.steps import run_steps
 from jacfuse_jax.evaluation.targets import OWN, Step, Target, branch_of

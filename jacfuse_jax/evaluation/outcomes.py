@@ -1,4 +1,4 @@
-"""Predictions of a method for rows perturbed in several ways, and the worst of them."""
+"""Predictions of a rule for rows perturbed in several ways, and the worst of them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,24 +7,25 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jacfuse_jax.evaluation.evidence import Evidence
-from jacfuse_jax.evaluation.methods import Method, Observed, predict
+from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.rows import Rows
+from jacfuse_jax.evaluation.rules import predict
+from jacfuse_jax.fusion import Rule
 
-_predict = jax.jit(predict, static_argnames=("rule", "believed"))
+_predict = jax.jit(predict, static_argnames="believed")
 
 
 def predict_all(
-    method: Method,
+    rule: Rule,
     believed: tuple[str, ...],
     observations: Sequence[Observed],
     rows: Rows,
     evidence: Evidence,
 ) -> NDArray[Any]:
-    """Log-probabilities (T, N, K) of a method for T perturbations of the same rows.
+    """Log-probabilities (T, N, K) of a rule for T perturbations of the same rows.
 
     Args:
-      method: whose predictions.
+      rule: whose predictions.
       believed: modalities that it believes perturbed.
       observations: of the perturbed modalities; those missing in one are taken from the rows.
       rows: clean.
@@ -43,13 +44,11 @@ def predict_all(
         for observed in observations
     ]
     stacked = jax.tree.map(lambda *arrays: np.concatenate(arrays), *whole)
-    log_probs = _predict(
-        method.rule, stacked, method.parameters, evidence=evidence, believed=believed
-    )
+    log_probs = _predict(rule, stacked, evidence=evidence, believed=believed)
     return np.asarray(log_probs).reshape(len(whole), len(rows.labels), -1)
 
 
-def worst_case(candidates: Any, labels: NDArray[Any]) -> NDArray[Any]:
+def worst_of(candidates: Any, labels: NDArray[Any]) -> NDArray[Any]:
     """Of T predictions for every sample the one that is worst for its label.
 
     Wrong ones and NaN come before right ones, then the largest margin of a wrong class decides.

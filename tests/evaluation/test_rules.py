@@ -5,17 +5,20 @@ import pytest
 import scipy.special
 
 from jacfuse_jax import detection, fusion
-from jacfuse_jax.evaluation.evidence import Evidence
-from jacfuse_jax.evaluation.methods import (
-    RECALIBRATED,
-    Method,
-    Observed,
-    Parameters,
+from jacfuse_jax.evaluation import rules
+from jacfuse_jax.evaluation.evidence import Evidence, Observed
+from jacfuse_jax.evaluation.rules import (
+    HEADS,
+    NAMES,
+    PARAMETERS,
+    EachAlone,
     Surrogate,
-    expand_methods,
+    Trained,
+    expand,
+    is_recalibrated,
     predict,
+    regime_of,
 )
-from jacfuse_jax.evaluation.names import GRIDS, HEADS, METHODS, REGIME_OF
 from jacfuse_jax.evaluation.threat_models import DETECT
 from jacfuse_jax.linalg import spectrum_from_kernel
 from tests import reference
@@ -28,14 +31,15 @@ VALUES = {
     "confidence": (0.8,),
 }
 MODALITIES = ("image", "audio", "text")
-ALL = Parameters(gamma=0.1, scale=0.2, contamination=0.3, tempering=0.5, confidence=0.8)
+ALL = {"gamma": 0.1, "scale": 0.2, "contamination": 0.3, "tempering": 0.5, "confidence": 0.8}
+GAMMA = ALL["gamma"]
 K = 4
 
 rng = np.random.default_rng(0)
 KERNELS = {name: rng.normal(size=(6, K)) for name in MODALITIES}
 LOGITS = {
     regime: {name: 2 * rng.normal(size=(5, K)) for name in MODALITIES}
-    for regime in ("standard", *REGIME_OF.values())
+    for regime in ("standard", *Trained.names)
 }
 STANDARD = LOGITS["standard"]
 PRIOR = rng.dirichlet(np.full(K, 3.0))
@@ -54,8 +58,17 @@ EVIDENCE = Evidence(
 GRAMS = {name: kernel.T @ kernel for name, kernel in KERNELS.items()}
 
 
-def fuse(rule, believed, observed=OBSERVED, surrogate: Surrogate = ""):
-    return predict(rule, observed, ALL, evidence=EVIDENCE, believed=believed, surrogate=surrogate)
+RULES = {
+    rule.name: rule
+    for rule in expand(NAMES, MODALITIES, {name: (value,) for name, value in ALL.items()})
+}
+SEARCHED = [name for name, rule in RULES.items() if rule.searched]
+RECALIBRATED = [name for name, rule in RULES.items() if is_recalibrated(rule)]
+
+
+def fuse(name, believed, observed=OBSERVED, surrogate: Surrogate = ""):
+    rule = EachAlone() if name == "unimodal" else RULES[name]
+    return predict(rule, observed, evidence=EVIDENCE, believed=believed, surrogate=surrogate)
 
 
 def log_normalise(z):
@@ -71,10 +84,10 @@ def fixed_matrix(gram):
 
     Row by row, vec(A R B) = (A kron B^T) vec(R).
     """
-    system = ALL.gamma * np.eye(K * K)
+    system = GAMMA * np.eye(K * K)
     for squared in SQUARED_JACOBIANS:
-        system += (1 - ALL.gamma) / len(SQUARED_JACOBIANS) * np.kron(squared, gram.T)
-    return np.linalg.solve(system, ALL.gamma * np.eye(K).ravel()).reshape(K, K)
+        system += (1 - GAMMA) / len(SQUARED_JACOBIANS) * np.kron(squared, gram.T)
+    return np.linalg.solve(system, GAMMA * np.eye(K).ravel()).reshape(K, K)
 
 
 def contaminated(z):
@@ -88,9 +101,9 @@ def cascade(log_probs, believed):
             log_prior
             + sum((t if m in believed else 1) * (lp - log_prior) for m, lp in log_probs.items())
         )
-        for t in (0, ALL.tempering)
+        for t in (0, ALL["tempering"])
     )
-    is_sure = np.exp(trusted).max(axis=-1, keepdims=True) > ALL.confidence
+    is_sure = np.exp(trusted).max(axis=-1, keepdims=True) > ALL["confidence"]
     assert is_sure.any()
     assert not is_sure.all()
     return np.where(is_sure, trusted, fused)
@@ -103,15 +116,15 @@ def expected_of(rule, believed):
         return {name: fn(name, z) if name in believed else z for name, z in STANDARD.items()}
 
     def recalibrated(logits):
-        probs, _ = reference.robust_fusion(logits, GRAMS, PRIOR, believed, ALL.gamma)
+        probs, _ = reference.robust_fusion(logits, GRAMS, PRIOR, believed, GAMMA)
         return np.log(probs)
 
     log_prior = np.log(PRIOR)
     log_probs = {name: log_normalise(z) for name, z in STANDARD.items()}
     if rule in HEADS:
         return OBSERVED.heads[rule]
-    if rule in REGIME_OF:
-        return statistical(LOGITS[REGIME_OF[rule]])
+    if rule in Trained.names.values():
+        return statistical(LOGITS[regime_of(RULES[rule])])
     return {
         "unimodal": lambda: np.sum([log_probs[name] for name in believed], axis=0),
         "unimodal:audio": lambda: log_probs["audio"],
@@ -140,21 +153,18 @@ def expected_of(rule, believed):
     }[rule]()
 
 
-RULES = ("unimodal:audio", *METHODS)
-
-
 class TestPredict:
     @pytest.mark.parametrize("believed", [("image",), ("audio", "text")], ids="+".join)
-    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("rule", ["unimodal", "unimodal:audio", *NAMES[1:]])
     def test_is_the_rule_by_its_definition(self, rule, believed):
         np.testing.assert_allclose(
             fuse(rule, believed), expected_of(rule, believed), rtol=1e-9, atol=1e-9
         )
 
-    @pytest.mark.parametrize("rule", [rule for rule in METHODS if rule != "unimodal"])
+    @pytest.mark.parametrize("rule", NAMES[1:])
     def test_heeds_the_belief_where_the_rule_has_parameters(self, rule):
         differs = np.abs(fuse(rule, ("image",)) - fuse(rule, ("audio",))).max() > 0.01
-        assert differs == (rule in GRIDS)
+        assert differs == (rule in SEARCHED)
 
     def test_input_grams_take_the_place_of_the_heads(self):
         grams = {name: rng.normal(size=(5, K, K)) for name in MODALITIES}
@@ -166,16 +176,12 @@ class TestPredict:
                 {name: gram[row] for name, gram in grams.items()},
                 PRIOR,
                 ("image", "text"),
-                ALL.gamma,
+                GAMMA,
             )[0][0]
             for row in range(5)
         ]
         actual = fuse("robust", ("image", "text"), observed)
         np.testing.assert_allclose(np.exp(actual), expected, rtol=1e-8, atol=1e-10)
-
-    def test_names_an_unknown_rule(self):
-        with pytest.raises(ValueError, match="unknown fusion rule 'magic'"):
-            fuse("magic", ("image",))
 
 
 def image_gradient(rule, surrogate):
@@ -224,18 +230,18 @@ class TestSurrogates:
         if rule == "contaminated_robust":
             logits["image"] = contaminated(logits["image"])
         probs, _ = reference.robust_fusion(
-            logits, GRAMS, PRIOR, ("image",), ALL.gamma, num_iterations=3
+            logits, GRAMS, PRIOR, ("image",), GAMMA, num_iterations=3
         )
         actual = fuse(rule, ("image",), surrogate="iterated")
         np.testing.assert_allclose(np.exp(actual), probs, rtol=1e-8, atol=1e-10)
         direct = fusion.robust_fusion(
-            logits, EVIDENCE.grams, PRIOR, perturbed="image", gamma=ALL.gamma, num_iterations=3
+            logits, EVIDENCE.grams, PRIOR, perturbed="image", gamma=GAMMA, num_iterations=3
         )
         np.testing.assert_allclose(actual, direct.log_probs, rtol=1e-10)
         assert np.abs(actual - fuse(rule, ("image",))).max() > 1e-3
 
 
-@pytest.mark.parametrize("rule", GRIDS)
+@pytest.mark.parametrize("rule", SEARCHED)
 def test_a_defender_who_detects_averages_over_whom_to_believe(rule):
     found = detection.detect(STANDARD, EVIDENCE.detector, PRIOR)
     expected = np.exp(found.log_unperturbed)[:, None] * np.exp(statistical(STANDARD))
@@ -250,27 +256,33 @@ def test_rules_without_parameters_detect_nothing():
         np.testing.assert_array_equal(fuse(rule, DETECT), fuse(rule, ("image",)))
 
 
-class TestExpandMethods:
-    def test_every_combination_of_parameters_is_a_method(self):
-        methods = expand_methods(METHODS, ("image", "audio"), VALUES)
-        counts = dict.fromkeys(METHODS, 1)
+class TestExpand:
+    def test_every_combination_of_parameters_is_a_rule(self):
+        found = expand(NAMES, ("image", "audio"), VALUES)
+        counts = dict.fromkeys(NAMES, 1)
         counts |= {"unimodal": 2, "scaled": 1, "fixed_robust": 2, "robust": 2}
         counts |= {"contaminated": 4, "contaminated_robust": 4, "cascade": 2}
-        assert len(set(methods)) == len(methods) == sum(counts.values())
-        for rule, count in counts.items():
-            assert sum(m.rule.partition(":")[0] == rule for m in methods) == count
-        for method in methods:
-            given = {k for k, v in method.parameters._asdict().items() if v is not None}
-            assert given == set(GRIDS.get(method.rule, ()))
+        assert len(set(found)) == len(found) == sum(counts.values())
+        for name, count in counts.items():
+            assert sum(rule.name.partition(":")[0] == name for rule in found) == count
+        for rule in found:
+            assert all(value in VALUES[name] for name, value in rule.parameters.items())
+        assert {name for rule in found for name in rule.parameters} == set(PARAMETERS)
 
     def test_labels_tell_rule_and_parameters_in_the_order_of_the_names(self):
         names = ["robust", "unimodal", "mean", "contaminated"]
-        methods = expand_methods(names, ("image", "audio"), VALUES)
-        assert [method.label for method in methods] == [
+        found = expand(names, ("image", "audio"), VALUES)
+        assert [rule.label for rule in found] == [
             *("robust γ=0.5", "robust γ=0.1", "unimodal:image", "unimodal:audio", "mean"),
             *("contaminated e=0.7 t=1", "contaminated e=0.7 t=0.5"),
             *("contaminated e=0.3 t=1", "contaminated e=0.3 t=0.5"),
         ]
 
     def test_rules_without_parameters_need_no_values(self):
-        assert expand_methods(["max"], ("image",), {}) == [Method("max")]
+        assert expand(["max"], ("image",), {}) == [fusion.Max()]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_json_reads_back_what_was_written(name):
+    rule = RULES[name]
+    assert fusion.rule_from_json(rule.to_json(), rules.RULES) == rule
