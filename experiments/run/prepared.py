@@ -88,20 +88,28 @@ def make_rows(config: Config, models: Models, split: Mapping[str, Any]) -> Rows:
       The rows.
 
     Raises:
-      InputError: --jacobian=input takes too much memory.
+      InputError: as in `check_grams`.
     """
+    check_grams(config, models, len(split["label"]))
     with_grams = config.jacobian == "input"
-    num_rows = len(split["label"])
-    num_bytes = max(
-        c.kernel.shape[1] ** 2 * c.kernel.dtype.itemsize
-        for c in models.classifiers["standard"].values()
-    )
-    if with_grams and num_rows * num_bytes > _MAX_GRAMS:
-        raise InputError(
-            f"--jacobian=input takes {num_rows * num_bytes / 2**30:.1f} GiB for a K x K matrix for "
-            f"each of {num_rows} rows of a modality; lower --num_eval, or use --jacobian=head"
-        )
     return rows.make_rows(models, split, batch_size=config.batch_size, with_grams=with_grams)
+
+
+def check_grams(config: Config, models: Models, num_rows: int) -> None:
+    """Raises InputError where the Gram matrices of so many rows take too much memory.
+
+    Args:
+      config: settings of the run.
+      models: trained.
+      num_rows: of a split.
+    """
+    kernels = [classifier.kernel for classifier in models.classifiers["standard"].values()]
+    num_bytes = num_rows * max(kernel.shape[1] ** 2 * kernel.dtype.itemsize for kernel in kernels)
+    if config.jacobian == "input" and num_bytes > _MAX_GRAMS:
+        raise InputError(
+            f"--jacobian=input takes {num_bytes / 2**30:.1f} GiB for a K x K matrix for each of "
+            f"{num_rows} rows of a modality; lower --num_eval, or use --jacobian=head"
+        )
 
 
 def _fit_evidence(

@@ -133,13 +133,14 @@ def rules_of(config: Config, modalities: tuple[str, ...]) -> list[Rule]:
 
 def _num_step_rows(config: Config) -> int:
     """Rows of single modalities in the files of a seed; the first parameters stand for the best."""
-    modalities = datasets.MODALITIES[config.dataset]
+    kinds = datasets.KINDS[config.dataset]
+    modalities = tuple(kinds)
     rules = rules_of(config, modalities)
     first = {rule.name: rule for rule in reversed(rules) if rule.searched}
     contest = Contest(rules, frozenset(first.values() if config.num_select else ()))
     scenarios = make_scenarios(config.threat_models, config.perturbed, modalities)
     contests = {scenario.believed: contest for scenario in scenarios}
-    steps = make_plan(scenarios, contests, config.perturbations).steps
+    steps = make_plan(scenarios, contests, config.perturbations, kinds).steps
     num_test = config.num_eval or needs.num_test_rows(config.dataset)
     num_attack = min(config.num_attack, num_test)
     num_selection_steps = len(SEVERITIES) * len(modalities) * (2 + len(rules))

@@ -1,4 +1,4 @@
-"""The corruptions of the library, as they apply to the modalities of the data sets."""
+"""The corruptions of the library, as they apply to kinds of modalities."""
 
 from typing import Any
 
@@ -8,6 +8,11 @@ from numpy.typing import NDArray
 from jacfuse_jax import corruptions
 from jacfuse_jax.evaluation.names import ANY_CORRUPTIONS, AUDIO_CORRUPTIONS, IMAGE_CORRUPTIONS
 
+_OF_KIND = {
+    "image": IMAGE_CORRUPTIONS,
+    "video": IMAGE_CORRUPTIONS,
+    "spectrogram": AUDIO_CORRUPTIONS,
+}
 # Spectrograms are (B, frequency, time, 1).
 _AXES = {"pink_noise": 2, "time_mask": 2, "frequency_mask": 1}
 _WITHOUT_KEY = ("gaussian_blur", "contrast", "brightness")
@@ -18,16 +23,14 @@ _WITH_RANGE = (
 _WITH_FILL_VALUE = ("missing", "missing_modality", "occlusion", "time_mask", "frequency_mask")
 
 
-def applies(name: str, modality: str) -> bool:
-    """Whether the corruption is one of this modality: of spectrograms for "audio", else of images.
+def applies(name: str, kind: str | None) -> bool:
+    """Whether a corruption is one of this kind of modality.
 
     Args:
       name: of `names.CORRUPTIONS`.
-      modality: of a data set.
+      kind: "image", "video" or "spectrogram"; of any other only those that suit all apply.
     """
-    return name in ANY_CORRUPTIONS or name in (
-        AUDIO_CORRUPTIONS if modality == "audio" else IMAGE_CORRUPTIONS
-    )
+    return name in ANY_CORRUPTIONS or name in _OF_KIND.get(kind or "", ())
 
 
 def corrupt(

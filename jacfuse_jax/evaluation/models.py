@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from jacfuse_jax import jacobians
-from jacfuse_jax.evaluation.evidence import Evidence
-from jacfuse_jax.models import UnimodalOutput
-from jacfuse_jax.training import FusionHead, iterate_batches
+from jacfuse_jax._batching import iterate_batches
+from jacfuse_jax._unimodal import FusionHead, UnimodalOutput
+from jacfuse_jax.evaluation.evidence import Evidence, fit_evidence
 
 
 class Classifier(NamedTuple):
@@ -50,6 +51,52 @@ class Models(NamedTuple):
     evidence: Evidence
     valid_ranges: dict[str, tuple[float, float]]
     fill_values: dict[str, NDArray[Any]]
+
+
+def make_models(
+    classifiers: Mapping[str, Classifier],
+    arrays: Mapping[str, Any],
+    labels: NDArray[Any],
+    *,
+    class_prior: Any = None,
+    valid_ranges: Mapping[str, tuple[float, float]] | None = None,
+    fill_values: Mapping[str, NDArray[Any]] | None = None,
+    batch_size: int = 128,
+) -> Models:
+    """Makes of trained classifiers what an evaluation takes, with rows to learn about them from.
+
+    Args:
+      classifiers: {modality: classifier}.
+      arrays: {modality: (N, ...)}, of rows that they were not trained on.
+      labels: (N,), integer.
+      class_prior: (K,), class frequencies of the training labels; None: uniform.
+      valid_ranges: {modality: (low, high)} that perturbed entries stay within; None: of the rows.
+      fill_values: {modality: (...)} that missing entries read; None: mean of the rows.
+      batch_size: rows at a time.
+
+    Returns:
+      The models, without trained fusions.
+    """
+    outputs = classify_all(classifiers, arrays, batch_size=batch_size)
+    if class_prior is None:
+        num_classes = next(iter(classifiers.values())).kernel.shape[1]
+        class_prior = np.full(num_classes, 1 / num_classes, np.float32)
+    evidence = fit_evidence(
+        {name: classifier.kernel for name, classifier in classifiers.items()},
+        {name: output.logits for name, output in outputs.items()},
+        labels,
+        jnp.asarray(class_prior),
+    )
+    inputs = {name: np.asarray(arrays[name]) for name in classifiers}
+    ranges = {name: (float(x.min()), float(x.max())) for name, x in inputs.items()}
+    means = {name: x.mean(axis=0) for name, x in inputs.items()}
+    return Models(
+        {"standard": dict(classifiers)},
+        {},
+        evidence,
+        ranges | dict(valid_ranges or {}),
+        means | dict(fill_values or {}),
+    )
 
 
 def classify(classifier: Classifier, inputs: Any, *, batch_size: int) -> UnimodalOutput:

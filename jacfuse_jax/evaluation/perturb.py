@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jacfuse_jax import attacks
+from jacfuse_jax._batching import iterate_batches
+from jacfuse_jax._unimodal import UnimodalOutput
 from jacfuse_jax.evaluation import corruptions
 from jacfuse_jax.evaluation.evidence import Observed
 from jacfuse_jax.evaluation.models import Models, input_grams
@@ -16,8 +18,6 @@ from jacfuse_jax.evaluation.names import L0_ATTACKS, L2_ATTACKS
 from jacfuse_jax.evaluation.rows import Rows, observe
 from jacfuse_jax.evaluation.rules import predict, regime_of
 from jacfuse_jax.evaluation.targets import STRENGTHS, Branch, Step, branch_of
-from jacfuse_jax.models import UnimodalOutput
-from jacfuse_jax.training import iterate_batches
 
 # Attacks without gradients evaluate more often than the others take steps.
 _QUERIES_A_STEP = 25

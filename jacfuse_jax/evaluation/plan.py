@@ -78,7 +78,10 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    scenarios: Sequence[Scenario], contests: Contests, perturbations: Sequence[str]
+    scenarios: Sequence[Scenario],
+    contests: Contests,
+    perturbations: Sequence[str],
+    kinds: Mapping[str, str],
 ) -> Plan:
     """Plans an evaluation.
 
@@ -89,7 +92,8 @@ def make_plan(
     Args:
       scenarios: threat models on modalities.
       contests: {believed modalities: rules} of all scenarios.
-      perturbations: of `names.PERTURBATIONS`.
+      perturbations: of `names.PERTURBATIONS`; those that do not apply are left out.
+      kinds: of modalities, see `corruptions.applies`.
 
     Returns:
       The plan.
@@ -98,7 +102,7 @@ def make_plan(
     for attacked in dict.fromkeys(a for scenario in scenarios for a in scenario.alternatives):
         targets = _targets(attacked, scenarios, contests)
         for perturbation in perturbations:
-            if perturbation == "clean" or not applies(perturbation, attacked):
+            if perturbation == "clean" or not applies(perturbation, attacked, kinds):
                 continue
             for severity in SEVERITIES:
                 found[attacked, perturbation, severity] = [

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from jacfuse_jax._batching import iterate_batches
+from jacfuse_jax._unimodal import UnimodalOutput
 from jacfuse_jax.evaluation.evidence import Observed
 from jacfuse_jax.evaluation.models import Classifier, Models, classify_all, input_grams
-from jacfuse_jax.models import UnimodalOutput
-from jacfuse_jax.training import iterate_batches
 
 Outputs = dict[str, dict[str, UnimodalOutput]]
 """{regime of training: {modality: what its classifier says}}."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jacfuse_jax import attacks
-from jacfuse_jax.training import iterate_batches
+from jacfuse_jax._batching import iterate_batches
 
 Arrays = dict[str, Any]
 LogProbFn = Callable[[Arrays], jax.Array]

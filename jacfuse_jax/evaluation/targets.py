@@ -1,5 +1,6 @@
 """Perturbations by name and strength, and what attacks are aimed at."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -102,13 +103,14 @@ def branch_of(step: Step) -> Branch:
     return Branch(jax.tree.structure(rule), believed, surrogate)
 
 
-def applies(perturbation: str, attacked: tuple[str, ...]) -> bool:
+def applies(perturbation: str, attacked: tuple[str, ...], kinds: Mapping[str, str]) -> bool:
     """Whether the perturbation is one of all these modalities.
 
     Args:
       perturbation: a key of `STRENGTHS`.
       attacked: names of modalities.
+      kinds: of modalities, see `corruptions.applies`.
     """
     if perturbation in ATTACKS:
         return perturbation != "hop_skip_jump" or len(attacked) == 1
-    return all(corruptions.applies(perturbation, modality) for modality in attacked)
+    return all(corruptions.applies(perturbation, kinds.get(modality)) for modality in attacked)

@@ -1,5 +1,6 @@
 """Unimodal classifiers in flax NNX."""
 
+from jacfuse_jax._unimodal import UnimodalOutput
 from jacfuse_jax.models._lenet import LeNet
 from jacfuse_jax.models._resnet import (
     IMAGENET_MEAN,
@@ -9,7 +10,6 @@ from jacfuse_jax.models._resnet import (
     small_resnet,
 )
 from jacfuse_jax.models._torchvision import load_torchvision
-from jacfuse_jax.models._unimodal import UnimodalOutput
 
 __all__ = [
     "IMAGENET_MEAN",

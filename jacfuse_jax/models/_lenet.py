@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jacfuse_jax._unimodal import UnimodalOutput
 from jacfuse_jax.bounds import spectral_norm
-from jacfuse_jax.models._unimodal import UnimodalOutput
 
 
 class LeNet(nnx.Module):

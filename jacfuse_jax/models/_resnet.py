@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 
 from jacfuse_jax._checks import check_choice, check_floating
+from jacfuse_jax._unimodal import UnimodalOutput
 from jacfuse_jax.models._convolution import convolve
-from jacfuse_jax.models._unimodal import UnimodalOutput
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STDDEV = (0.229, 0.224, 0.225)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from flax import nnx
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from jacfuse_jax.models import UnimodalOutput
-from jacfuse_jax.training._batching import iterate_batches, num_batches
+from jacfuse_jax._batching import iterate_batches, num_batches
+from jacfuse_jax._unimodal import FusionHead, UnimodalOutput
 from jacfuse_jax.training._loop import Batch, fit
 
 NUM_EPOCHS = 10
@@ -25,19 +25,6 @@ _LEARNING_RATE = 1e-3
 _HIDDEN_SIZE = 64
 
 Outputs = Mapping[str, UnimodalOutput]
-
-
-class FusionHead(NamedTuple):
-    """A trained fusion of the outputs of all modalities.
-
-    Attributes:
-      log_probs_fn: maps (parameters, {modality: UnimodalOutput}) to log-probabilities (B, K), of
-        the modalities it was trained on, all of which must be there.
-      parameters: pytree of its arrays.
-    """
-
-    log_probs_fn: Callable[[Any, Outputs], jax.Array]
-    parameters: Any
 
 
 class ConcatenationHead(nnx.Module):

@@ -23,12 +23,12 @@ def test_all_of_the_library_but_those_of_amplitudes():
     assert set(CORRUPTIONS) == set(SEVERITIES) - {"gain", "clipping"}
 
 
-def test_every_corruption_applies_to_some_modality_and_general_ones_to_all():
-    modalities = ("image", "audio", "upper")
-    applied = {name: [m for m in modalities if applies(name, m)] for name in CORRUPTIONS}
-    assert applied["missing"] == list(modalities)
-    assert applied["occlusion"] == ["image", "upper"]
-    assert applied["time_mask"] == ["audio"]
+def test_every_corruption_applies_to_some_kind_and_general_ones_to_all():
+    kinds = ("image", "video", "spectrogram", "vector", None)
+    applied = {name: [kind for kind in kinds if applies(name, kind)] for name in CORRUPTIONS}
+    assert applied["missing"] == list(kinds)
+    assert applied["occlusion"] == ["image", "video"]
+    assert applied["time_mask"] == ["spectrogram"]
     assert all(applied.values())
 
 

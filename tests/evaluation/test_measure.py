@@ -74,7 +74,7 @@ EVERY_RULE = expand(NAMES, BOTH, VALUES)
 
 
 def targets_of(attacked, scenarios, contests):
-    plan = make_plan(scenarios, contests, ["fgm"])
+    plan = make_plan(scenarios, contests, ["fgm"], tiny.KINDS)
     return [step.target or OWN for step in plan.found[attacked, "fgm", 1]]
 
 
@@ -122,7 +122,7 @@ class TestTargets:
 def test_steps_are_listed_once_and_only_where_they_apply():
     perturbations = ("clean", "missing", "occlusion", "time_mask", "fgm", "hop_skip_jump")
     contests = make_contests(SCENARIOS, EVERY_RULE)
-    steps = make_plan(SCENARIOS, contests, perturbations).steps
+    steps = make_plan(SCENARIOS, contests, perturbations, tiny.KINDS).steps
     assert len(set(steps)) == len(steps)
     kinds = {(step.attacked, step.perturbation) for step in steps}
     assert kinds == {
@@ -139,7 +139,7 @@ def test_steps_are_listed_once_and_only_where_they_apply():
         assert {(s.severity, s.target) for s in of_kind} == {
             *itertools.product(range(1, 6), targets)
         }
-        assert applies(perturbation, attacked)
+        assert applies(perturbation, attacked, tiny.KINDS)
 
 
 class Evaluated:
@@ -156,7 +156,7 @@ class Evaluated:
         self.rules = expand(names, BOTH, {**VALUES, "gamma": (0.1,)})
         self.pairs = [(scenario, rule) for scenario in SCENARIOS for rule in self.rules]
         self.contests = make_contests(SCENARIOS, self.rules)
-        plan = make_plan(SCENARIOS, self.contests, self.PERTURBATIONS)
+        plan = make_plan(SCENARIOS, self.contests, self.PERTURBATIONS, tiny.KINDS)
         steps = plan.steps
 
         def perturb_fn(step, branches, key, rows):
@@ -304,7 +304,7 @@ def test_intervals_contain_the_accuracy_and_heed_groups(evaluated):
         repeated = jax.tree.map(lambda a: a[np.arange(20) // 4 * 4], rows)
         repeated = repeated._replace(groups=rows.groups)
         found, _ = evaluate(
-            make_plan(scenarios, evaluated.contests, ["clean"]),
+            make_plan(scenarios, evaluated.contests, ["clean"], {}),
             repeated,
             evaluated.models.evidence,
             {},

@@ -313,7 +313,7 @@ def test_restarts_are_those_of_the_library(models, rows):
     ],
 )
 def test_which_perturbations_apply(name, attacked, expected):
-    assert applies(name, attacked) == expected
+    assert applies(name, attacked, tiny.KINDS) == expected
 
 
 def test_names_of_targets_are_those_of_files_and_no_two_alike():

@@ -21,7 +21,8 @@ from jacfuse_jax.training import FusionHead
 
 SHAPE = (2, 3, 1)
 NUM_CLASSES = 6  # as many as entries of an input: logits tell them
-MODALITIES = ("image", "audio")
+KINDS = {"image": "image", "audio": "spectrogram"}
+MODALITIES = tuple(KINDS)
 
 
 def make_models(modalities=MODALITIES, regimes=("standard",), head_names=()) -> Models:
