@@ -21,7 +21,7 @@ import safetensors.numpy
 import scipy.special
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jacfuse_jax import calibration, linalg
+from jacfuse_jax import calibration, fusion, linalg
 from jacfuse_jax.predictions import stream
 from jacfuse_jax.predictions.flags import FuseConfig
 from tests import reference
@@ -433,7 +433,7 @@ class TestChoice:
         contamination = float(
             jax.jit(
                 lambda: calibration.choose_contamination(
-                    logits, jnp.asarray(labels), prior, perturbed="audio"
+                    fusion.Contaminated(0.0), logits, jnp.asarray(labels), prior, perturbed="audio"
                 )
             )().contamination
         )
@@ -444,18 +444,22 @@ class TestChoice:
         order = np.random.default_rng(0).permutation(num_rows)
         gamma = jax.jit(
             lambda: calibration.choose_gamma(
+                fusion.Robust(0.1),
                 {"audio": contaminated[order], "video": logits["video"][order]},
-                {"audio": linalg.spectrum_from_kernel(centred)},
                 jnp.asarray(labels[order]),
                 prior,
                 jax.random.key(0),
                 perturbed="audio",
+                grams={"audio": linalg.spectrum_from_kernel(centred)},
             )
         )().gamma
         with np.load(output) as file:
             metadata = json.loads(str(file["jacfuse_jax"]))
         assert metadata["contamination"] == pytest.approx(contamination)
         assert metadata["gamma"] == pytest.approx(float(gamma))
+        assert fusion.rule_from_json(metadata["rule"]) == fusion.ContaminatedRobust(
+            metadata["contamination"], metadata["gamma"]
+        )
         assert metadata["chosen"] == ["contamination", "gamma"]
         assert metadata["chosen_on"] == "validation"
         assert_allclose(metadata["class_prior"], prior)
