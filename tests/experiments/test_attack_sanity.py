@@ -4,9 +4,10 @@ import pytest
 
 from experiments import attack_sanity
 from experiments.measuring import attack_sanity as measuring
+from jacfuse_jax.evaluation.gradient_sanity import check_gradients
 from jacfuse_jax.evaluation.methods import Method, Parameters, predict
 from jacfuse_jax.evaluation.names import HEADS, METHODS, REGIME_OF
-from jacfuse_jax.evaluation.sanity import Subject, check_attacks, check_gradients
+from jacfuse_jax.evaluation.sanity import Subject, check_attacks
 from tests.evaluation import tiny
 from tests.experiments import runs
 
