@@ -1,7 +1,8 @@
 """Calibration of classifiers, and the parameters of fusion rules, on clean validation data."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,15 @@ from jacfuse_jax._checks import (
 )
 from jacfuse_jax._simplex import fill_excluded, says_nothing
 from jacfuse_jax.certificates import certified_accuracy
-from jacfuse_jax.fusion import robust_fusion, statistical_fusion
+from jacfuse_jax.fusion import (
+    Cascade,
+    Contaminated,
+    ContaminatedRobust,
+    Robust,
+    fuse,
+    statistical_fusion,
+)
+from jacfuse_jax.fusion._supported import check_supported
 from jacfuse_jax.linalg import GramSpectrum
 
 _MAX_LOG = 10.0  # of the temperature over the spread of the logits: from 5e-5 to 2e4
@@ -29,30 +38,43 @@ _GAMMAS = (1.0, 0.5, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
 _CONTAMINATIONS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
-class GammaChoice(NamedTuple):
+WITH_GAMMA = (Robust, ContaminatedRobust)
+"""Rules whose gamma `choose_gamma` chooses."""
+WITH_CONTAMINATION = (Contaminated, Cascade, ContaminatedRobust)
+"""Rules whose contamination `choose_contamination` chooses."""
+
+G = TypeVar("G", Robust, ContaminatedRobust)
+C = TypeVar("C", Contaminated, Cascade, ContaminatedRobust)
+
+
+class GammaChoice(NamedTuple, Generic[G]):
     """What `choose_gamma` returns.
 
     Attributes:
+      rule: the rule, with the chosen gamma.
       gamma: the chosen one, a scalar.
       gammas: (C,), all of them.
       nll: (C,), the expected negative log-likelihood of each, in nats.
     """
 
+    rule: G
     gamma: jax.Array
     gammas: jax.Array
     nll: jax.Array
 
 
-class ContaminationChoice(NamedTuple):
+class ContaminationChoice(NamedTuple, Generic[C]):
     """What `choose_contamination` returns.
 
     Attributes:
+      rule: the rule, with the chosen contamination.
       contamination: the chosen one, a scalar.
       contaminations: (C,), all of them.
       clean: (C,), accuracy of each.
       certified: (C,), share of samples that are right and certified.
     """
 
+    rule: C
     contamination: jax.Array
     contaminations: jax.Array
     clean: jax.Array
@@ -121,16 +143,17 @@ def _fit_temperature(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def choose_gamma(
+    rule: G,
     logits: Mapping[str, AnyArray],
-    grams: Mapping[str, GramSpectrum],
     labels: AnyArray,
     class_prior: AnyArray,
     key: jax.Array,
     *,
     perturbed: str | tuple[str, ...],
+    grams: Mapping[str, GramSpectrum],
     corrupted_share: ArrayLike = 0.2,
     gammas: Sequence[float] | jax.Array = _GAMMAS,
-) -> GammaChoice:
+) -> GammaChoice[G]:
     """The gamma of robust fusion that is best if a share of the samples is corrupted.
 
     Nothing need be known of the corruption: a corrupted sample is one whose perturbed modalities
@@ -143,25 +166,28 @@ def choose_gamma(
     smaller gamma is better, at a price in clean accuracy.
 
     Args:
+      rule: `fusion.Robust` or `ContaminatedRobust`; its gamma is not looked at.
       logits: z, {modality: (N, K)}, of clean validation data; floating.
-      grams: {modality: spectrum shared by all samples} of every perturbed modality.
       labels: (N,), integer.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       key: of the exchange.
       perturbed: name or names of the modalities believed perturbed; static.
+      grams: {modality: spectrum shared by all samples} of every perturbed modality.
       corrupted_share: beta in [0, 1].
       gammas: (C,), each in (0, 1]; all are tried in one vectorised call.
 
     Returns:
-      `GammaChoice(gamma, gammas (C,), nll (C,))`. A NaN never wins; where all are, gamma is.
+      `GammaChoice(rule, gamma, gammas (C,), nll (C,))`. A NaN never wins; where all are, gamma is.
 
     Raises:
       TypeError: an array is not float32 or float64.
-      ValueError: shapes disagree, a modality is unknown, or corrupted_share lies outside [0, 1].
+      ValueError: the rule is another one, shapes disagree, a modality is unknown, or
+        corrupted_share lies outside [0, 1].
 
     References:
       Derived here.
     """
+    check_supported(rule, WITH_GAMMA, "that have a gamma")
     arrays, labels, dtype = check_labelled(logits, labels)
     names = check_modalities("perturbed", perturbed, arrays)
     beta = check_scalar("corrupted_share", corrupted_share, dtype, high=1)
@@ -170,8 +196,10 @@ def choose_gamma(
     exchanged = {name: z[order] if name in names else z for name, z in arrays.items()}
 
     def expected_nll(gamma: jax.Array) -> jax.Array:
+        tried = dataclasses.replace(rule, gamma=gamma)
+
         def nll(z: dict[str, jax.Array]) -> jax.Array:
-            log_probs = robust_fusion(z, grams, class_prior, perturbed=names, gamma=gamma).log_probs
+            log_probs = fuse(tried, z, class_prior, perturbed=names, grams=grams)
             return -pick(log_probs, labels).mean()
 
         # 0 * inf is no objection to a share of zero.
@@ -182,20 +210,20 @@ def choose_gamma(
 
     nll = jax.vmap(expected_nll)(candidates)
     best = candidates[jnp.where(jnp.isnan(nll), jnp.inf, nll).argmin()]
-    return GammaChoice(jnp.where(jnp.isnan(nll).all(), jnp.nan, best), candidates, nll)
+    gamma = jnp.where(jnp.isnan(nll).all(), jnp.nan, best)
+    return GammaChoice(dataclasses.replace(rule, gamma=gamma), gamma, candidates, nll)
 
 
 def choose_contamination(
+    rule: C,
     logits: Mapping[str, AnyArray],
     labels: AnyArray,
     class_prior: ArrayLike,
     *,
     perturbed: str | tuple[str, ...],
     max_clean_loss: ArrayLike = 0.01,
-    tempering: ArrayLike = 1.0,
-    confidence: ArrayLike = 1.0,
     contaminations: Sequence[float] | jax.Array = _CONTAMINATIONS,
-) -> ContaminationChoice:
+) -> ContaminationChoice[C]:
     """The contamination that certifies most at a bounded price in clean accuracy.
 
     Of the contaminations whose accuracy is at most `max_clean_loss` below that of statistical
@@ -204,38 +232,38 @@ def choose_contamination(
     accurate.
 
     Args:
+      rule: `fusion.Contaminated`, `Cascade` or `ContaminatedRobust`; its contamination is not
+        looked at. Nothing certifies the last one: contaminated fusion stands for it, whatever
+        gamma.
       logits: z, {modality: (N, K)}, of clean validation data; floating.
       labels: (N,), integer.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities believed perturbed; static.
       max_clean_loss: at least 0, a share of the samples.
-      tempering: of `fusion.contaminated_fusion`.
-      confidence: of `fusion.cascade_fusion`; 1 is contaminated fusion.
       contaminations: (C,), ascending, each in [0, 1]; all are tried in one vectorised call.
 
     Returns:
-      `ContaminationChoice(contamination, contaminations (C,), clean (C,), certified (C,))`.
+      `ContaminationChoice(rule, contamination, contaminations (C,), clean (C,), certified (C,))`.
 
     Raises:
       TypeError: an array is not float32 or float64.
-      ValueError: shapes disagree, a modality is unknown, or a parameter lies outside its interval.
+      ValueError: the rule is another one, shapes disagree, a modality is unknown, or a parameter
+        lies outside its interval.
 
     References:
       Derived here.
     """
+    check_supported(rule, WITH_CONTAMINATION, "that have a contamination")
     arrays, labels, dtype = check_labelled(logits, labels)
     names = check_modalities("perturbed", perturbed, arrays)
     loss = check_scalar("max_clean_loss", max_clean_loss, dtype)
     candidates = _check_candidates("contaminations", contaminations, dtype)
+    if isinstance(rule, ContaminatedRobust):
+        tried = Contaminated(candidates)
+    else:
+        tried = dataclasses.replace(rule, contamination=candidates)
     clean, certified = certified_accuracy(
-        arrays,
-        labels,
-        class_prior,
-        contaminations=candidates,
-        corrupted=names,
-        tempering=tempering,
-        perturbed=names,
-        confidence=confidence,
+        tried, arrays, labels, class_prior, corrupted=names, perturbed=names
     )
     fused_class = statistical_fusion(arrays, class_prior).argmax(axis=-1).astype(labels.dtype)
     statistical = (fused_class == labels).mean(dtype=dtype)
@@ -243,7 +271,8 @@ def choose_contamination(
     is_accurate = clean >= statistical - loss - 0.5 / len(labels)
     objective = jnp.where(is_accurate.any(), jnp.where(is_accurate, certified, -1), clean)
     best = jnp.where(jnp.isnan(clean).all(), jnp.nan, candidates[objective.argmax()])
-    return ContaminationChoice(best, candidates, clean, certified)
+    chosen = dataclasses.replace(rule, contamination=best)
+    return ContaminationChoice(chosen, best, candidates, clean, certified)
 
 
 def _check_candidates(

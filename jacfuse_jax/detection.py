@@ -1,7 +1,7 @@
 """Which modality is perturbed: judged sample by sample, when nobody says."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -22,7 +22,8 @@ from jacfuse_jax._checks import (
 from jacfuse_jax._likelihoods import like_rows
 from jacfuse_jax._precision import product
 from jacfuse_jax.calibration import fit_temperature
-from jacfuse_jax.fusion import statistical_fusion
+from jacfuse_jax.fusion import Rule, fuse, statistical_fusion
+from jacfuse_jax.fusion._rules import Grams
 
 
 class Reference(NamedTuple):
@@ -165,12 +166,13 @@ def detect(
 
 
 def detected_fusion(
-    fuse_fn: Callable[[tuple[str, ...]], jax.Array],
+    rule: Rule,
     logits: Mapping[str, AnyArray],
     detector: Mapping[str, Reference],
     class_prior: AnyArray,
     *,
     prevalence: ArrayLike = 0.5,
+    grams: Grams | None = None,
 ) -> jax.Array:
     """Fuses without knowing which modality is perturbed: averages over the answers.
 
@@ -180,26 +182,28 @@ def detected_fusion(
     in the logits where the rule is.
 
     Args:
-      fuse_fn: the rule: takes `(name,)`, returns log-probabilities (B, K). Called once a modality.
+      rule: with its parameters; applied once a modality.
       logits: z, {modality: (B, K)}, floating, at least one modality.
       detector: {modality: reference}, from `fit_detector`, of all modalities.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       prevalence: see `detect`.
+      grams: as in `fusion.fuse`, of every modality, for the rules that need them.
 
     Returns:
       (B, K) log-probabilities, in the dtype of the logits.
 
     Raises:
-      TypeError, ValueError: as `detect`.
+      TypeError, ValueError: as `detect` and `fusion.fuse`.
 
     References:
       Derived here.
     """
     detection = detect(logits, detector, class_prior, prevalence=prevalence)
+    arrays = check_logits(logits)
     terms = [
-        detection.log_unperturbed[:, None] + statistical_fusion(check_logits(logits), class_prior),
+        detection.log_unperturbed[:, None] + statistical_fusion(arrays, class_prior),
         *(
-            log_posterior[:, None] + fuse_fn((name,)).astype(log_posterior.dtype)
+            log_posterior[:, None] + fuse(rule, arrays, class_prior, perturbed=name, grams=grams)
             for name, log_posterior in detection.log_perturbed.items()
         ),
     ]

@@ -1,5 +1,6 @@
 """Robust late fusion as a scikit-learn classifier. No other module imports scikit-learn."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,32 +26,40 @@ from sklearn.utils import (
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from jacfuse_jax._checks import check_choice, check_modalities, check_scalar
-from jacfuse_jax.calibration import choose_contamination, choose_gamma, fit_temperature
-from jacfuse_jax.fusion import contaminate_modalities, robust_fusion
+from jacfuse_jax._checks import check_modalities
+from jacfuse_jax.calibration import (
+    WITH_CONTAMINATION,
+    WITH_GAMMA,
+    choose_contamination,
+    choose_gamma,
+    fit_temperature,
+)
+from jacfuse_jax.fusion import Robust, Rule, fuse
 from jacfuse_jax.linalg import GramSpectrum, spectrum_from_kernel
 from jacfuse_jax.linalg._spectrum import centre_kernel
 
 _Logits = dict[str, NDArray[np.float64]]
 _SMALLEST_PROB = np.finfo(np.float64).eps  # as in sklearn.metrics.log_loss
 _SMALLEST_BATCH = 256
+_DEFAULT_RULE = Robust(0.1)
+_CHOOSABLE = {"contamination": WITH_CONTAMINATION, "gamma": WITH_GAMMA}  # in the order of choices
 
 
 class RobustLateFusion(ClassifierMixin, BaseEstimator):
     """Fuses classifiers, one per modality, so that perturbed modalities have less of a say.
 
-    `fusion.robust_fusion` of the logits z_m / T_m, where z_m is the logarithm of `predict_proba`,
-    with probabilities below 2e-16 taken for 2e-16, or else `decision_function` (in the binary case
-    of the second class, with 0 for the first). The kernel W_m is the `coef_` of the classifier, or
-    of the last step of its pipeline, where that has a row for every class, or one for the second of
-    two (support vector machines excepted); then the Jacobian in what that step is given is
-    regularised. Else the kernel is the identity, and the Jacobian that in the logits. Kernels are
-    centred over classes, since probabilities tell logits only up to a constant, to which the
-    prediction is indifferent then.
+    A rule of `fusion`, applied to the logits z_m / T_m, where z_m is the logarithm of
+    `predict_proba`, with probabilities below 2e-16 taken for 2e-16, or else `decision_function` (in
+    the binary case of the second class, with 0 for the first). For rules that regularise a
+    Jacobian, the kernel W_m is the `coef_` of the classifier, or of the last step of its pipeline,
+    where that has a row for every class, or one for the second of two (support vector machines
+    excepted); then it is the Jacobian in what that step is given. Else the kernel is the identity,
+    and the Jacobian that in the logits. Kernels are centred over classes, since probabilities tell
+    logits only up to a constant, to which the prediction is indifferent then.
 
     `X` is a mapping {modality: what its classifier takes}, or one array, sparse matrix or data
     frame from whose columns each modality takes its own. Only the latter can be split into rows by
-    `GridSearchCV` and `cross_val_score`. Their grids reach everything: `gamma`, `perturbed`,
+    `GridSearchCV` and `cross_val_score`. Their grids reach everything: `rule`, `perturbed`,
     `image`, `image__C` for a modality named "image".
 
     Whatever `fit` has to learn beside the classifiers, it learns from held-out predictions: those
@@ -65,11 +74,11 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         every classifier takes all columns. Not used where `X` is a mapping.
       perturbed: name or names of the modalities believed perturbed. None: all of them. Empty:
         none of them, which is statistical fusion.
-      gamma: in (0, 1]; 1 leaves logits as they are, towards 0 a perturbed modality has no say any
-        more. "auto": `calibration.choose_gamma` on the held-out predictions.
-      contamination: in [0, 1], the share of the prior that is mixed into the probabilities of
-        perturbed modalities, which bounds their influence; see `fusion.contaminated_log_probs`.
-        "auto": `calibration.choose_contamination` on the held-out predictions.
+      rule: of `fusion`, with its parameters. None: `Robust(0.1)`.
+      choose: names of the rule's parameters that are chosen on the held-out predictions, whatever
+        their value in `rule`: "gamma" by `calibration.choose_gamma`, "contamination" by
+        `calibration.choose_contamination`, before gamma. Empty: none, as for rules that have
+        neither.
       calibrate: whether T_m is `calibration.fit_temperature` of the held-out predictions. It is 1
         if not, and for classifiers that never err there: their likelihood has no maximum.
       cv: number of stratified folds, splitter or splits as in `cross_val_score`, or "prefit".
@@ -82,9 +91,10 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
       classes_: (K,), sorted.
       class_prior_: (K,).
       temperatures_: {modality: T_m}.
-      grams_: {perturbed modality: spectrum of the Gram matrix of W_m / T_m}.
-      gamma_: given or chosen.
-      contamination_: given or chosen.
+      perturbed_: names of the modalities believed perturbed.
+      grams_: {perturbed modality: spectrum of the Gram matrix of W_m / T_m}; empty for rules that
+        take none.
+      rule_: the rule, with the parameters given or chosen.
       n_features_in_: columns of `X`, unless it was a mapping.
       feature_names_in_: their names, if all of them are strings.
 
@@ -104,8 +114,8 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         *,
         columns: Mapping[str, Any] | None = None,
         perturbed: str | Sequence[str] | None = None,
-        gamma: float | str = "auto",
-        contamination: float | str = 0.0,
+        rule: Rule | None = None,
+        choose: Sequence[str] = ("gamma",),
         calibrate: bool = True,
         cv: Any = 5,
         class_prior: ArrayLike | None = None,
@@ -114,8 +124,8 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         self.estimators = estimators
         self.columns = columns
         self.perturbed = perturbed
-        self.gamma = gamma
-        self.contamination = contamination
+        self.rule = rule
+        self.choose = choose
         self.calibrate = calibrate
         self.cv = cv
         self.class_prior = class_prior
@@ -152,7 +162,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         return tags
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Trains the classifiers, calibrates them and chooses what is "auto".
+        """Trains the classifiers, calibrates them and chooses parameters of the rule.
 
         Args:
           X: {modality: (N, ...)}, or (N, F) with the columns of all modalities.
@@ -166,7 +176,8 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
           ValueError: a parameter lies outside its range, X, y and the classifiers disagree, or a
             classifier does not give finite logits, one a class.
         """
-        perturbed = self._check_params()
+        self.perturbed_ = self._check_params()
+        rule = self._check_rule()
         for stale in ("n_features_in_", "feature_names_in_"):
             vars(self).pop(stale, None)
         if not _is_mapping(X):
@@ -185,7 +196,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         labels = LabelEncoder().fit(self.classes_).transform(y)
         self.class_prior_ = _class_prior(self.class_prior, labels, self.classes_)
         logits: _Logits = {}
-        if self.calibrate or "auto" in (self.gamma, self.contamination):
+        if self.calibrate or self.choose:
             logits, labels = self._held_out(arrays, y, labels)
         self.temperatures_ = {
             name: _temperature(logits[name], labels) if self.calibrate else 1.0
@@ -193,10 +204,10 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         }
         self.grams_ = {
             name: _gram(self.estimators_[name], len(self.classes_), self.temperatures_[name])
-            for name in perturbed
+            for name in (self.perturbed_ if rule.needs_grams else ())
         }
         logits = {name: z / self.temperatures_[name] for name, z in logits.items()}
-        self.contamination_, self.gamma_ = self._chosen(logits, labels)
+        self.rule_ = self._chosen(rule, logits, labels)
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -210,7 +221,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
           ValueError: X does not fit what the classifiers were trained on, or one of these does not
             give finite logits, one a class.
         """
-        check_is_fitted(self, "gamma_")
+        check_is_fitted(self, "rule_")
         # One-dimensional arrays are left to the classifiers, which say how to reshape them.
         if not _is_mapping(X) and getattr(X, "ndim", 2) != 1:
             validate_data(self, X, skip_check_array=True, reset=False)
@@ -221,12 +232,11 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         }
         num_samples = len(next(iter(logits.values())))
         log_probs = _fuse(
+            self.rule_,
             {name: _pad(z) for name, z in logits.items()},
-            self.grams_,
             self.class_prior_,
-            self.contamination_,
-            self.gamma_,
-            perturbed=tuple(self.grams_),
+            grams=self.grams_,
+            perturbed=self.perturbed_,
         )
         probs = np.exp(np.asarray(log_probs, np.float64)[:num_samples])
         return probs / probs.sum(axis=1, keepdims=True)
@@ -262,15 +272,24 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
                 f"columns must have an entry for each of {sorted(self.estimators)} and no other, "
                 f"got {self.columns!r}"
             )
-        for name, positive in (("gamma", True), ("contamination", False)):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                check_choice(name, value, ("auto",))
-            else:
-                check_scalar(name, value, jnp.result_type(float), high=1, positive=positive)
         names = self.estimators if self.perturbed is None else self.perturbed
         names = names if isinstance(names, str) else tuple(names)
         return check_modalities("perturbed", names, self.estimators)
+
+    def _check_rule(self) -> Rule:
+        """The rule; raises where it is none, or what it is given or is to be chosen is wrong."""
+        rule: Any = _DEFAULT_RULE if self.rule is None else self.rule
+        if not isinstance(rule, Rule):
+            raise ValueError(f"rule must be a rule of jacfuse_jax.fusion, got {rule!r}")
+        choosable = [name for name, rules in _CHOOSABLE.items() if type(rule) in rules]
+        if not isinstance(self.choose, tuple | list) or not set(self.choose) <= set(choosable):
+            raise ValueError(
+                f"choose must be a tuple of parameters that can be chosen for the rule "
+                f"{rule.name}, {choosable}, got {self.choose!r}"
+            )
+        # Any number of theirs: what is chosen is not looked at.
+        _check_numbers(_replace(rule, **dict.fromkeys(self.choose, 1.0)))
+        return rule
 
     def _trained(self, arrays: dict[str, Any], y: NDArray[Any]) -> dict[str, Any]:
         """Copies of the classifiers, trained on everything, or the prefit ones themselves."""
@@ -299,20 +318,19 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
             logits[name] = np.concatenate(parts)
         return logits, np.concatenate([labels[test] for _, test in splits])
 
-    def _chosen(self, logits: _Logits, labels: NDArray[Any]) -> tuple[float, float]:
-        """Contamination and gamma, given or chosen on held-out logits."""
-        perturbed = tuple(self.grams_)
-        contamination, gamma = self.contamination, self.gamma
-        if contamination == "auto":
-            contamination = _choose_contamination(
-                logits, labels, self.class_prior_, perturbed=perturbed
-            ).contamination
-        if gamma == "auto":
+    def _chosen(self, rule: Rule, logits: _Logits, labels: NDArray[Any]) -> Rule:
+        """The rule, with the parameters that are chosen on held-out logits."""
+        arguments = (logits, labels, self.class_prior_)
+        if "contamination" in self.choose:
+            choice: Any = _choose_contamination(rule, *arguments, perturbed=self.perturbed_)
+            rule = _replace(rule, contamination=float(choice.contamination))
+        if "gamma" in self.choose:
             seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-            gamma = _choose_gamma(
-                logits, self.grams_, labels, self.class_prior_, contamination, seed, perturbed
+            choice = _choose_gamma(
+                rule, *arguments, seed, grams=self.grams_, perturbed=self.perturbed_
             )
-        return float(contamination), float(gamma)
+            rule = _replace(rule, gamma=float(choice.gamma))
+        return rule
 
 
 def _split(
@@ -467,39 +485,34 @@ def _pad(rows: NDArray[Any]) -> NDArray[Any]:
 _fit_temperature = jax.jit(fit_temperature)
 _spectrum_from_kernel = jax.jit(spectrum_from_kernel)
 _choose_contamination = jax.jit(choose_contamination, static_argnames="perturbed")
+_fuse = jax.jit(fuse, static_argnames="perturbed")
 
 
 @partial(jax.jit, static_argnames="perturbed")
 def _choose_gamma(
+    rule: Any,
     logits: _Logits,
-    grams: dict[str, GramSpectrum],
     labels: jax.Array,
     class_prior: jax.Array,
-    contamination: jax.Array,
     seed: jax.Array,
-    perturbed: tuple[str, ...],
-) -> jax.Array:
-    """The gamma that `calibration.choose_gamma` chooses for contaminated logits."""
-    contaminated = contaminate_modalities(
-        logits, class_prior, contamination=contamination, perturbed=perturbed
-    )
-    key = jax.random.key(seed)
-    return choose_gamma(contaminated, grams, labels, class_prior, key, perturbed=perturbed).gamma
-
-
-@partial(jax.jit, static_argnames="perturbed")
-def _fuse(
-    logits: _Logits,
+    *,
     grams: dict[str, GramSpectrum],
-    class_prior: jax.Array,
-    contamination: jax.Array,
-    gamma: jax.Array,
     perturbed: tuple[str, ...],
-) -> jax.Array:
-    """Log-probabilities (N, K) of robust fusion of contaminated logits."""
-    contaminated = contaminate_modalities(
-        logits, class_prior, contamination=contamination, perturbed=perturbed
+) -> Any:
+    """`calibration.choose_gamma`, of a seed."""
+    key = jax.random.key(seed)
+    return choose_gamma(rule, logits, labels, class_prior, key, perturbed=perturbed, grams=grams)
+
+
+def _replace(rule: Rule, **numbers: float) -> Rule:
+    """The rule with other numbers."""
+    return dataclasses.replace(rule, **numbers)
+
+
+def _check_numbers(rule: Rule) -> None:
+    """Raises where a parameter is out of range, which compiled programs cannot."""
+    identity = GramSpectrum(jnp.ones(2), jnp.eye(2))
+    apply = partial(
+        fuse, rule, class_prior=np.full(2, 0.5), perturbed="any", grams={"any": identity}
     )
-    return robust_fusion(
-        contaminated, grams, class_prior, perturbed=perturbed, gamma=gamma
-    ).log_probs
+    jax.eval_shape(apply, {"any": jax.ShapeDtypeStruct((1, 2), jnp.result_type(float))})

@@ -75,10 +75,6 @@ def attack(attack_fn, d, *arguments, **keywords):
     return attack_fn(log_prob_fn, d.inputs, d.labels, *arguments, **budget, **keywords)
 
 
-def fuse(d):
-    return lambda names: fusion.scaled_fusion(d.logits, d.prior, perturbed=names, scale=d.share)
-
-
 def detector(d):
     return detection.fit_detector(d.logits, d.labels, d.prior)
 
@@ -139,25 +135,31 @@ CALLS = {
     },
     calibration: {
         "choose_contamination": lambda d: calibration.choose_contamination(
-            d.logits, d.labels, d.prior, perturbed="a"
+            fusion.Cascade(d.share), d.logits, d.labels, d.prior, perturbed="a"
         ),
         "choose_gamma": lambda d: calibration.choose_gamma(
-            d.logits, d.grams, d.labels, d.prior, d.key, perturbed="a"
+            fusion.ContaminatedRobust(d.share, 0.1),
+            *(d.logits, d.labels, d.prior, d.key),
+            perturbed="a",
+            grams=d.grams,
         ),
         "fit_temperature": lambda d: calibration.fit_temperature(d.logits["a"], d.labels),
     },
     certificates: {
         "certified_accuracy": lambda d: certificates.certified_accuracy(
-            d.logits, d.labels, d.prior, contaminations=d.shares[0], corrupted="a"
+            fusion.Contaminated(d.shares[0]), d.logits, d.labels, d.prior, corrupted="a"
         ),
+        "certified_radius": lambda d: [
+            certificates.certified_radius(
+                rule, d.logits, d.prior, corrupted="a", perturbed="a", grams=d.grams
+            )
+            for rule in (fusion.Contaminated(d.share), fusion.Robust(d.share))
+        ],
         "certify_modality": lambda d: certificates.certify_modality(
-            d.logits, d.prior, contamination=d.share, corrupted="a", perturbed="a", confidence=0.9
-        ),
-        "contaminated_radius": lambda d: certificates.contaminated_radius(
-            d.logits, d.prior, contamination=d.share, corrupted="a"
-        ),
-        "robust_radius": lambda d: certificates.robust_radius(
-            d.logits, d.grams, d.prior, perturbed="a", gamma=d.share
+            fusion.Cascade(0.9, contamination=d.share),
+            *(d.logits, d.prior),
+            corrupted="a",
+            perturbed="a",
         ),
     },
     corruptions: {
@@ -190,7 +192,7 @@ CALLS = {
     detection: {
         "detect": lambda d: detection.detect(d.logits, d.detector, d.prior, prevalence=d.share),
         "detected_fusion": lambda d: detection.detected_fusion(
-            fuse(d), d.logits, d.detector, d.prior
+            fusion.Robust(d.share), d.logits, d.detector, d.prior, grams=d.grams
         ),
         "fit_detector": detector,
     },
@@ -213,7 +215,9 @@ CALLS = {
         "robust_fusion": lambda d: fusion.robust_fusion(
             d.logits, d.grams, d.prior, perturbed="a", gamma=d.share
         ),
-        "scaled_fusion": lambda d: fuse(d)(("a",)),
+        "scaled_fusion": lambda d: fusion.scaled_fusion(
+            d.logits, d.prior, perturbed="a", scale=d.share
+        ),
         "statistical_fusion": lambda d: fusion.statistical_fusion(d.logits, d.prior),
     },
     jacobians: {

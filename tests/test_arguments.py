@@ -60,22 +60,32 @@ FIGURES: dict[str, Any] = {
     "fit_temperature": lambda y: calibration.fit_temperature(LOGITS["image"], y),
     "choose_gamma": lambda y: (
         calibration.choose_gamma(
-            LOGITS, GRAMS, y, PRIOR, KEY, perturbed="image", gammas=(1.0, 0.1)
+            fusion.Robust(0.1),
+            *(LOGITS, y, PRIOR, KEY),
+            perturbed="image",
+            grams=GRAMS,
+            gammas=(1.0, 0.1),
         ).gamma
     ),
     "choose_contamination": lambda y: (
         calibration.choose_contamination(
-            LOGITS, y, PRIOR, perturbed="image", contaminations=(0.5,)
+            fusion.Contaminated(0.0), LOGITS, y, PRIOR, perturbed="image", contaminations=(0.5,)
         ).contamination
     ),
     "certified_accuracy": lambda y: (
         certificates.certified_accuracy(
-            LOGITS, y, PRIOR, contaminations=np.array([0.5]), corrupted="image"
+            fusion.Contaminated(np.array([0.5])), LOGITS, y, PRIOR, corrupted="image"
         ).clean
     ),
     "fit_detector": lambda y: detection.fit_detector(LOGITS, y, PRIOR)["image"].center,
     "classification_sums": lambda y: metrics.classification_sums(LOGITS["image"], y).correct,
 }
+
+
+def robust_radius(logits, prior):
+    return certificates.certified_radius(
+        fusion.Robust(0.1), logits, prior, corrupted="image", perturbed="image", grams=GRAMS
+    )
 
 
 class TestLabels:
@@ -133,14 +143,12 @@ class TestClassPrior:
             ),
             lambda prior: fusion.robust_fusion(LOGITS, GRAMS, prior, perturbed="image", gamma=0.1),
             lambda prior: certificates.certify_modality(
-                LOGITS, prior, contamination=0.5, corrupted="image"
+                fusion.Contaminated(0.5), LOGITS, prior, corrupted="image"
             ),
-            lambda prior: certificates.contaminated_radius(
-                LOGITS, prior, contamination=0.5, corrupted="image"
+            lambda prior: certificates.certified_radius(
+                fusion.Contaminated(0.5), LOGITS, prior, corrupted="image"
             ),
-            lambda prior: certificates.robust_radius(
-                LOGITS, GRAMS, prior, perturbed="image", gamma=0.1
-            ),
+            lambda prior: robust_radius(LOGITS, prior),
             lambda prior: bounds.bias_bound(LOGITS, GRAMS, prior, perturbed="image", gamma=0.1),
         ],
     )
@@ -195,11 +203,18 @@ class TestScalars:
     def test_candidates(self):
         with pytest.raises(ValueError, match=r"gammas must lie in \(0, 1\], got \(0.1, 0.0\)"):
             calibration.choose_gamma(
-                LOGITS, GRAMS, LABELS, PRIOR, KEY, perturbed="image", gammas=(0.1, 0.0)
+                fusion.Robust(0.1),
+                *(LOGITS, LABELS, PRIOR, KEY),
+                perturbed="image",
+                grams=GRAMS,
+                gammas=(0.1, 0.0),
             )
         with pytest.raises(ValueError, match=r"contaminations must lie in \[0, 1\], got"):
             calibration.choose_contamination(
-                LOGITS, LABELS, PRIOR, perturbed="image", contaminations=(0.1, 2.0)
+                fusion.Contaminated(0.0),
+                *(LOGITS, LABELS, PRIOR),
+                perturbed="image",
+                contaminations=(0.1, 2.0),
             )
 
     def test_wilson_interval(self):
@@ -283,7 +298,7 @@ def fuse_robustly(solver):
         lambda z, _: rules.statistical_fusion(z, PRIOR),
         lambda z, _: rules.cascade_fusion(z, PRIOR, perturbed="image", confidence=0.5),
         *(fuse_robustly(solver) for solver in ("closed_form", "eigh", "bartels_stewart")),
-        lambda z, _: certificates.robust_radius(z, GRAMS, PRIOR, perturbed="image", gamma=0.1),
+        lambda z, _: robust_radius(z, PRIOR),
         lambda z, y: metrics.classification_sums(z["image"], y).nll,
         lambda z, y: attacks.square(log_prob_fn, z, y, KEY, **TO_IMAGE, num_queries=2)["image"],
         lambda z, y: attacks.hop_skip_jump(

@@ -1,13 +1,17 @@
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jacfuse_jax import calibration, certificates
+from jacfuse_jax import calibration, certificates, fusion
 from tests import reference
 from tests.fusion import rules
 
 NAMES = ("image", "audio")
+ROBUST = fusion.Robust(0.1)
 K = 4
 
 choose_gamma = jax.jit(calibration.choose_gamma, static_argnames="perturbed")
@@ -37,12 +41,13 @@ class TestChooseGamma:
         gammas = np.array([1.0, 0.3, 0.1, 0.01])
         key = jax.random.key(3)
         choice = choose_gamma(
+            fusion.Robust(0.7),  # whatever it was
             logits,
-            grams,
             labels,
             prior,
             key,
             perturbed="image",
+            grams=grams,
             corrupted_share=0.3,
             gammas=gammas,
         )
@@ -61,6 +66,25 @@ class TestChooseGamma:
         np.testing.assert_allclose(choice.nll, expected, rtol=1e-4 if dtype == "float32" else 1e-9)
         assert choice.gamma == np.asarray(choice.gammas)[np.argmin(expected)]
         assert choice.gamma.dtype == choice.nll.dtype == dtype
+        assert choice.rule == fusion.Robust(choice.gamma)
+
+    def test_the_rest_of_the_rule_is_heeded(self):
+        logits, kernels, labels, prior = make_problem(num_rows=50)
+        grams = spectra(kernels)
+        arguments = (labels, prior, jax.random.key(3))
+        options: Any = {"perturbed": "image", "grams": grams, "gammas": np.array([0.3, 0.01])}
+        rule = fusion.ContaminatedRobust(0.4, np.nan)
+        found = choose_gamma(rule, logits, *arguments, **options)
+        posterior = np.exp(np.asarray(jax.nn.log_softmax(logits["image"])))
+        mixed = {**logits, "image": np.log(0.6 * posterior + 0.4 * prior)}
+        expected = choose_gamma(fusion.Robust(0.1), mixed, *arguments, **options)
+        np.testing.assert_allclose(found.nll, expected.nll, rtol=1e-10)
+        assert found.rule == fusion.ContaminatedRobust(0.4, expected.gamma)
+        iterated = fusion.Robust(0.1, num_iterations=3, solver="eigh")
+        found = choose_gamma(iterated, logits, *arguments, **options)
+        once = choose_gamma(fusion.Robust(0.1), logits, *arguments, **options)
+        assert (np.abs(found.nll - once.nll) > 1e-6).any()
+        assert found.rule == fusion.Robust(found.gamma, num_iterations=3, solver="eigh")
 
     def test_more_corruption_asks_for_a_smaller_gamma(self):
         logits, kernels, labels, prior = make_problem(num_rows=2000)
@@ -68,12 +92,13 @@ class TestChooseGamma:
         chosen = [
             float(
                 choose_gamma(
+                    fusion.Robust(0.1),
                     logits,
-                    grams,
                     labels,
                     prior,
                     jax.random.key(0),
                     perturbed="image",
+                    grams=grams,
                     corrupted_share=share,
                 ).gamma
             )
@@ -89,7 +114,11 @@ class TestChooseGamma:
         @jax.jit
         def choose(gammas):
             return calibration.choose_gamma(
-                logits, grams, labels, prior, jax.random.key(0), perturbed="image", gammas=gammas
+                fusion.Robust(0.1),
+                *(logits, labels, prior, jax.random.key(0)),
+                perturbed="image",
+                grams=grams,
+                gammas=gammas,
             ).gamma
 
         # Traced: what is known to be out of range is refused.
@@ -99,17 +128,27 @@ class TestChooseGamma:
     def test_misuse(self):
         logits, kernels, labels, prior = make_problem(num_rows=20)
         grams = spectra(kernels)
-        key = jax.random.key(0)
+
+        def call(rule: Any = ROBUST, labels=labels, **options):
+            calibration.choose_gamma(
+                rule,
+                *(logits, labels, prior, jax.random.key(0)),
+                perturbed="image",
+                grams=grams,
+                **options,
+            )
+
         with pytest.raises(ValueError, match=r"corrupted_share must lie in \[0, 1\], got 2"):
-            calibration.choose_gamma(
-                logits, grams, labels, prior, key, perturbed="image", corrupted_share=2.0
-            )
+            call(corrupted_share=2.0)
         with pytest.raises(ValueError, match=r"gammas must lie in \(0, 1\], got \(-1.0, 0.5\)"):
-            calibration.choose_gamma(
-                logits, grams, labels, prior, key, perturbed="image", gammas=(-1.0, 0.5)
-            )
+            call(gammas=(-1.0, 0.5))
         with pytest.raises(ValueError, match=r"labels must have shape \(20,\), one class a sample"):
-            calibration.choose_gamma(logits, grams, labels[:3], prior, key, perturbed="image")
+            call(labels=labels[:3])
+        message = "rules that have a gamma are Robust, ContaminatedRobust, got Contaminated"
+        with pytest.raises(ValueError, match=message):
+            call(fusion.Contaminated(0.1))
+        with pytest.raises(ValueError, match=r"contamination must lie in \[0, 1\], got 2.0"):
+            call(fusion.ContaminatedRobust(2.0, 0.1))
 
 
 class TestChooseContamination:
@@ -117,7 +156,10 @@ class TestChooseContamination:
     def test_certifies_most_within_the_loss(self, max_clean_loss, dtype):
         logits, _, labels, prior = make_problem(dtype, num_rows=1000)
         choice = choose_contamination(
-            logits, labels, prior, perturbed="image", max_clean_loss=max_clean_loss
+            fusion.Contaminated(0.0),
+            *(logits, labels, prior),
+            perturbed="image",
+            max_clean_loss=max_clean_loss,
         )
         statistical = np.asarray(rules.statistical_fusion(logits, prior)).argmax(axis=-1) == labels
         allowed = statistical.sum() - max_clean_loss * 1000
@@ -127,10 +169,10 @@ class TestChooseContamination:
         best, best_certified = None, -1
         for e in np.asarray(choice.contaminations):
             clean, certified = certified_accuracy(
+                fusion.Contaminated(e),
                 logits,
                 labels,
                 prior,
-                contaminations=e[None],
                 corrupted="image",
                 perturbed="image",
             )
@@ -139,10 +181,12 @@ class TestChooseContamination:
                 best, best_certified = e, count
         assert choice.contamination == best
         assert choice.contamination.dtype == dtype
+        assert choice.rule == fusion.Contaminated(choice.contamination)
 
     def test_takes_the_most_accurate_where_none_is_accurate_enough(self):
         logits, _, labels, prior = make_problem(num_rows=1000, image=9.0, audio=0.2)
         choice = choose_contamination(
+            fusion.Contaminated(0.0),
             logits,
             labels,
             prior,
@@ -157,6 +201,41 @@ class TestChooseContamination:
 
     def test_works_under_jit(self):
         logits, _, labels, prior = make_problem()
-        inside = choose_contamination(logits, labels, prior, perturbed="image")
-        outside = calibration.choose_contamination(logits, labels, prior, perturbed="image")
+        arguments = (fusion.Contaminated(0.0), logits, labels, prior)
+        inside = choose_contamination(*arguments, perturbed="image")
+        outside = calibration.choose_contamination(*arguments, perturbed="image")
         jax.tree.map(np.testing.assert_array_equal, inside, outside)
+
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            fusion.Contaminated(0.0, tempering=0.6),
+            fusion.Cascade(0.9, contamination=1.0),
+            fusion.Cascade(0.9, tempering=0.6),
+            fusion.ContaminatedRobust(0.0, 0.03),
+        ],
+    )
+    def test_the_rest_of_the_rule_is_heeded(self, rule):
+        logits, _, labels, prior = make_problem(num_rows=200)
+        candidates = np.array([0.1, 0.5, 0.9])
+        choice = choose_contamination(
+            rule, logits, labels, prior, perturbed="image", contaminations=candidates
+        )
+        tried = fusion.Contaminated(0.0) if isinstance(rule, fusion.ContaminatedRobust) else rule
+        batch = dataclasses.replace(tried, contamination=candidates)
+        expected = jax.jit(
+            certificates.certified_accuracy, static_argnames=("corrupted", "perturbed")
+        )(batch, logits, labels, prior, corrupted="image", perturbed="image")
+        np.testing.assert_array_equal(choice.clean, expected.clean)
+        np.testing.assert_array_equal(choice.certified, expected.certified)
+        assert choice.rule == dataclasses.replace(rule, contamination=choice.contamination)
+
+    def test_other_rules_are_refused(self):
+        logits, _, labels, prior = make_problem(num_rows=20)
+        message = "have a contamination are Contaminated, Cascade, ContaminatedRobust, got Robust"
+        with pytest.raises(ValueError, match=message):
+            calibration.choose_contamination(
+                fusion.Robust(0.1),  # pyright: ignore
+                *(logits, labels, prior),
+                perturbed="image",
+            )

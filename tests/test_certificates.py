@@ -14,15 +14,15 @@ NAMES = ("image", "audio", "video")
 
 # Contaminations and gammas are traced: one program serves all of them.
 _certify = jax.jit(certificates.certify_modality, static_argnames=("corrupted", "perturbed"))
-contaminated_radius = jax.jit(
-    certificates.contaminated_radius, static_argnames=("corrupted", "perturbed")
+certified_radius = jax.jit(
+    certificates.certified_radius, static_argnames=("corrupted", "perturbed")
 )
-robust_radius = jax.jit(certificates.robust_radius, static_argnames="perturbed")
+fuse = jax.jit(fusion.fuse, static_argnames="perturbed")
 
 
-def certify(logits, prior, **options):
+def certify(rule, logits, prior, **options):
     """As NumPy arrays."""
-    return jax.device_get(_certify(logits, prior, **options))
+    return jax.device_get(_certify(rule, logits, prior, **options))
 
 
 def make_problem(dtype="float64", num_classes=5, num_rows=300, names=NAMES, scale=3.0, seed=0):
@@ -37,14 +37,14 @@ def one_hot_logits(dtype, shape, label):
     return z
 
 
-def labels_under_attack(logits, corrupted, rule, seed=0):
+def labels_under_attack(logits, corrupted, fuse_fn, seed=0):
     """Fused classes (T, B) where the modalities say all kinds of things, one-hot ones included."""
     rng = np.random.default_rng(seed)
     dtype, shape = logits[corrupted[0]].dtype, logits[corrupted[0]].shape
     said = [one_hot_logits(dtype, shape, k) for k in range(shape[1])]
     said += [(size * rng.normal(size=shape)).astype(dtype) for size in (0.1, 1, 3, 10, 100, 1e30)]
     changed = ({**logits, **dict.fromkeys(corrupted, z)} for z in said)
-    return np.stack([np.argmax(rule(z), axis=-1) for z in changed])
+    return np.stack([np.argmax(fuse_fn(z), axis=-1) for z in changed])
 
 
 class TestArbitraryCorruption:
@@ -58,10 +58,11 @@ class TestArbitraryCorruption:
         hopeless = len(corrupted) == 2 and perturbed != ("image", "video")
         for e, t in ((0.9, 1.0), (0.5, 0.5), (0.8, 0.7)):
             options: Any = {"contamination": e, "tempering": t, "perturbed": perturbed}
-            found = certify(logits, prior, corrupted=corrupted, **options)
-            fuse = functools.partial(rules.contaminated_fusion, class_prior=prior, **options)
-            np.testing.assert_array_equal(found.label, np.argmax(fuse(logits), axis=-1))
-            flips = (labels_under_attack(logits, corrupted, fuse) != found.label).any(axis=0)
+            rule = fusion.Contaminated(e, t)
+            found = certify(rule, logits, prior, corrupted=corrupted, perturbed=perturbed)
+            fuse_fn = functools.partial(rules.contaminated_fusion, class_prior=prior, **options)
+            np.testing.assert_array_equal(found.label, np.argmax(fuse_fn(logits), axis=-1))
+            flips = (labels_under_attack(logits, corrupted, fuse_fn) != found.label).any(axis=0)
             is_close = np.abs(found.margin) < 1e-5
             assert not flips[found.certified].any()
             assert flips[~found.certified & ~is_close].all()
@@ -71,7 +72,8 @@ class TestArbitraryCorruption:
     def test_gradient_ascent_in_the_logits_does_not_flip_certified_samples(self):
         logits, prior = make_problem()
         options: Any = {"contamination": 0.8, "perturbed": ("image",)}
-        found = certify(logits, prior, corrupted="image", **options)
+        rule = fusion.Contaminated(0.8)
+        found = certify(rule, logits, prior, corrupted="image", perturbed=("image",))
 
         @jax.jit
         def ascend(z, rival):
@@ -93,23 +95,24 @@ class TestArbitraryCorruption:
     @pytest.mark.parametrize("number", [1, 2, 3])
     def test_any_of_them_is_the_worst_set_of_that_size(self, number):
         logits, prior = make_problem()
-        options: Any = {"contamination": 0.97, "tempering": 0.3}
+        arguments = (fusion.Contaminated(0.97, tempering=0.3), logits, prior)
         # Outside of jit, where the same operations have the same rounding errors.
-        found = certificates.certify_modality(logits, prior, corrupted=number, **options)
+        found = certificates.certify_modality(*arguments, corrupted=number)
         each = [
-            certificates.certify_modality(logits, prior, corrupted=names, **options)
+            certificates.certify_modality(*arguments, corrupted=names)
             for names in itertools.combinations(NAMES, number)
         ]
         np.testing.assert_array_equal(found.certified, np.all([x.certified for x in each], axis=0))
         np.testing.assert_array_equal(found.margin, np.min([x.margin for x in each], axis=0))
         if number == 1:
-            any_one = certificates.certify_modality(logits, prior, corrupted="any_one", **options)
+            any_one = certificates.certify_modality(*arguments, corrupted="any_one")
             jax.tree.map(np.testing.assert_array_equal, any_one, found)
 
     def test_the_margin_is_what_the_worst_case_leaves(self):
         logits, prior = make_problem()
         options: Any = {"contamination": 0.6, "tempering": 0.7, "perturbed": ("image",)}
-        found = certify(logits, prior, corrupted=("image",), **options)
+        rule = fusion.Contaminated(0.6, 0.7)
+        found = certify(rule, logits, prior, corrupted=("image",), perturbed=("image",))
         rows = np.arange(len(found.label))
         leads = []
         for k in range(5):
@@ -122,33 +125,70 @@ class TestArbitraryCorruption:
     def test_cascades_certify_what_the_trusted_modalities_decide(self, dtype):
         logits, prior = make_problem(dtype)
         options: Any = {"contamination": 0.3, "confidence": 0.9, "perturbed": ("image",)}
-        found = certify(logits, prior, corrupted="image", **options)
+        rule = fusion.Cascade(0.9, contamination=0.3)
+        found = certify(rule, logits, prior, corrupted="image", perturbed=("image",))
         attacked = labels_under_attack(
             logits, ("image",), lambda z: rules.cascade_fusion(z, prior, **options)
         )
         flips = (attacked != found.label).any(axis=0)
         assert not flips[found.certified].any()
         assert flips[~found.certified & (np.abs(found.margin) > 1e-5)].all()
-        bounded = certify(logits, prior, corrupted="image", **{**options, "confidence": 1.0})
+        bounded = certify(
+            fusion.Cascade(1.0, contamination=0.3),
+            *(logits, prior),
+            corrupted="image",
+            perturbed=("image",),
+        )
         assert found.certified.sum() > bounded.certified.sum() + 10
-        trusted = certify(logits, prior, corrupted="audio", **options)
+        trusted = certify(rule, logits, prior, corrupted="audio", perturbed=("image",))
         assert not trusted.certified.any()
 
     def test_the_limits(self):
         logits, prior = make_problem()
-        certify_image = functools.partial(
-            certify, logits, prior, corrupted=("image",), perturbed=("image",)
-        )
-        assert not certify_image(contamination=0.0, tempering=1.0).certified.any()
-        assert certify_image(contamination=1.0, tempering=1.0).certified.all()
-        assert certify_image(contamination=0.0, tempering=0.0).certified.all()
+
+        def certify_image(rule):
+            return certify(rule, logits, prior, corrupted=("image",), perturbed=("image",))
+
+        assert not certify_image(fusion.Contaminated(0.0)).certified.any()
+        assert certify_image(fusion.Contaminated(1.0)).certified.all()
+        assert certify_image(fusion.Contaminated(0.0, tempering=0.0)).certified.all()
+
+    def test_scaled_and_statistical_fusion_are_contaminated_by_nothing(self, dtype):
+        logits, prior = make_problem(dtype)
+        options: Any = {"corrupted": "image", "perturbed": ("image", "video")}
+        for rule, same in (
+            (fusion.Statistical(), fusion.Contaminated(0.0)),
+            (fusion.Scaled(0.4), fusion.Contaminated(0.0, 0.4)),
+            (fusion.Scaled(0.0), fusion.Contaminated(0.0, 0.0)),
+        ):
+            found = certify(rule, logits, prior, **options)
+            expected = certify(same, logits, prior, **options)
+            np.testing.assert_array_equal(
+                found.label,
+                np.argmax(fuse(rule, logits, prior, perturbed=("image", "video")), axis=-1),
+            )
+            np.testing.assert_array_equal(found.label, expected.label)
+            np.testing.assert_array_equal(found.certified, expected.certified)
+            np.testing.assert_allclose(found.margin, expected.margin, rtol=1e-4, atol=1e-4)
+            assert found.certified.all() == (rule == fusion.Scaled(0.0))
+
+    @pytest.mark.parametrize("scale", [0.0, 0.4])
+    def test_what_scaled_fusion_leaves_nan_is_not_certified(self, scale):
+        logits, prior = make_problem()
+        logits["image"][3] = np.nan
+        rule = fusion.Scaled(scale)
+        found = certify(rule, logits, prior, corrupted="video", perturbed=("image", "video"))
+        is_nan = np.isnan(fuse(rule, logits, prior, perturbed=("image", "video"))).any(axis=-1)
+        assert is_nan[3] == (scale > 0)
+        np.testing.assert_array_equal(np.isnan(found.margin), is_nan)
+        assert found.certified[3] == (scale == 0)
 
     def test_two_classes_one_row_and_vmap(self, dtype):
         logits, prior = make_problem(dtype, num_classes=2, num_rows=1, names=("image", "audio"))
 
         def certify_any(contamination):
             return certificates.certify_modality(
-                logits, prior, contamination=contamination, corrupted="any_one"
+                fusion.Contaminated(contamination), logits, prior, corrupted="any_one"
             )
 
         contaminations = np.asarray([0.3, 0.9], dtype)
@@ -164,7 +204,12 @@ class TestArbitraryCorruption:
     def test_nothing_is_too_strange_for_the_corrupted_modality_to_say(self, said, dtype):
         logits, prior = make_problem(dtype)
         options: Any = {"perturbed": ("image",), "contamination": 0.95, "tempering": 1.0}
-        intact = certify(logits, prior, corrupted=("image",), **options)
+
+        def certify_image(logits):
+            rule = fusion.Contaminated(0.95)
+            return certify(rule, logits, prior, corrupted=("image",), perturbed=("image",))
+
+        intact = certify_image(logits)
         row = int(np.flatnonzero(intact.certified)[0])
         others = np.arange(300) != row
         for entries in (1, slice(None)):
@@ -172,42 +217,127 @@ class TestArbitraryCorruption:
             broken["image"][row, entries] = said
             fused = np.asarray(rules.contaminated_fusion(broken, prior, **options))
             assert np.argmax(fused[row]) == intact.label[row]
-            found = certify(broken, prior, corrupted=("image",), **options)
+            found = certify_image(broken)
             jax.tree.map(np.testing.assert_array_equal, found, intact)
         broken = {**logits, "audio": logits["audio"].copy()}
         broken["audio"][row, 1] = np.nan
-        found = certify(broken, prior, corrupted=("image",), **options)
+        found = certify_image(broken)
         assert not found.certified[row]
         np.testing.assert_array_equal(found.certified[others], intact.certified[others])
 
     def test_misuse(self):
         logits, prior = make_problem()
+        rule = fusion.Contaminated(0.5)
         with pytest.raises(ValueError, match="corrupted must lie in 1 ... 3, got 4"):
-            certificates.certify_modality(logits, prior, contamination=0.5, corrupted=4)
+            certificates.certify_modality(rule, logits, prior, corrupted=4)
         with pytest.raises(ValueError, match="corrupted names 'smell'"):
-            certificates.certify_modality(logits, prior, contamination=0.5, corrupted="smell")
+            certificates.certify_modality(rule, logits, prior, corrupted="smell")
+        with pytest.raises(ValueError, match=r"scale must lie in \[0, 1\], got 2.0"):
+            certificates.certify_modality(fusion.Scaled(2.0), logits, prior, corrupted="image")
+        with pytest.raises(ValueError, match=r"tempering must be a scalar, got shape \(2,\)"):
+            certificates.certify_modality(
+                fusion.Contaminated(0.5, np.ones(2)), logits, prior, corrupted="image"
+            )
+
+    def test_other_rules_are_refused(self):
+        logits, prior = make_problem()
+
+        class Mine(fusion.Contaminated):
+            pass
+
+        options: Any = {"corrupted": "image"}
+        for rule in (fusion.Robust(0.1), fusion.ContaminatedRobust(0.5, 0.1), Mine(0.5)):
+            message = (
+                "rules that can be certified are Statistical, Scaled, Contaminated, Cascade, "
+                f"got {type(rule).__name__}"
+            )
+            with pytest.raises(ValueError, match=message):
+                certificates.certify_modality(rule, logits, prior, **options)  # pyright: ignore
+            with pytest.raises(ValueError, match=message):
+                certificates.certified_accuracy(
+                    rule,  # pyright: ignore
+                    *(logits, np.zeros(300, int), prior),
+                    **options,
+                )
+        with pytest.raises(TypeError, match="rule must be a rule of jacfuse_jax.fusion, got dict"):
+            certificates.certify_modality(logits, logits, prior, **options)  # pyright: ignore
 
 
-def test_certified_accuracy_counts_right_and_certified_samples():
-    logits, prior = make_problem()
-    labels = np.array(rules.statistical_fusion(logits, prior)).argmax(axis=-1)
-    labels[::4] = 0
-    contaminations = np.array([0.3, 0.8, 0.99])
-    options: Any = {"corrupted": ("image",), "perturbed": ("image",)}
-    found = jax.jit(certificates.certified_accuracy, static_argnames=("corrupted", "perturbed"))(
-        logits, labels, prior, contaminations=contaminations, **options
+certified_accuracy = jax.jit(
+    certificates.certified_accuracy, static_argnames=("corrupted", "perturbed")
+)
+
+
+IMAGE: Any = {"corrupted": ("image",), "perturbed": ("image",)}
+
+
+class TestCertifiedAccuracy:
+    def make_labelled(self):
+        logits, prior = make_problem()
+        labels = np.array(rules.statistical_fusion(logits, prior)).argmax(axis=-1)
+        labels[::4] = 0
+        return logits, labels, prior
+
+    @pytest.mark.parametrize(
+        "batch",
+        [
+            fusion.Contaminated(np.array([0.3, 0.8, 0.99])),
+            fusion.Contaminated(np.array([0.3, 0.8, 0.99]), 0.7),
+            fusion.Contaminated(0.6, np.array([1.0, 0.6, 0.2])),
+            fusion.Cascade(
+                np.array([0.9, 0.8, 0.5]), contamination=np.array([0.3, 0.5, 0.9]), tempering=0.8
+            ),
+        ],
     )
-    for index, e in enumerate(contaminations):
-        one = certify(logits, prior, contamination=float(e), tempering=1.0, **options)
-        is_correct = one.label == labels
-        np.testing.assert_allclose(np.asarray(found.clean)[index], is_correct.mean(), rtol=1e-12)
-        expected = (is_correct & one.certified).mean()
-        np.testing.assert_allclose(np.asarray(found.certified)[index], expected, rtol=1e-12)
-    assert np.all(np.diff(found.certified) > 0)
-    with pytest.raises(ValueError, match=r"labels must have shape \(300,\), .* got \(3,\)"):
-        certificates.certified_accuracy(
-            logits, labels[:3], prior, contaminations=contaminations, corrupted="image"
-        )
+    def test_counts_right_and_certified_samples(self, batch):
+        logits, labels, prior = self.make_labelled()
+        found = certified_accuracy(batch, logits, labels, prior, **IMAGE)
+        assert found.clean.shape == found.certified.shape == (3,)
+        for index in range(3):
+            rule = jax.tree.map(lambda x, i=index: float(x[i]) if np.ndim(x) else x, batch)
+            one = certify(rule, logits, prior, **IMAGE)
+            is_correct = one.label == labels
+            of_one = certified_accuracy(rule, logits, labels, prior, **IMAGE)
+            for clean, certified in (of_one, (found.clean[index], found.certified[index])):
+                np.testing.assert_allclose(clean, is_correct.mean(), rtol=1e-12)
+                expected = (is_correct & one.certified).mean()
+                np.testing.assert_allclose(certified, expected, rtol=1e-12)
+        assert np.all(np.diff(found.certified) > 0)
+
+    def test_a_rule_without_numbers_has_scalars(self):
+        logits, labels, prior = self.make_labelled()
+        found = certified_accuracy(fusion.Statistical(), logits, labels, prior, **IMAGE)
+        fused = np.asarray(rules.statistical_fusion(logits, prior)).argmax(axis=-1)
+        np.testing.assert_allclose(found.clean, (fused == labels).mean(), rtol=1e-12)
+        assert found.certified == 0
+
+    def test_traced_numbers_out_of_range_are_nan(self):
+        logits, labels, prior = self.make_labelled()
+        for batch in (
+            fusion.Contaminated(np.array([0.5, 1.5])),
+            fusion.Contaminated(0.5, np.array([0.5, 1.5])),
+            fusion.Cascade(np.array([0.5, 1.5])),
+            fusion.Scaled(np.array([0.5, 1.5])),
+        ):
+            found = certified_accuracy(batch, logits, labels, prior, **IMAGE)
+            for accuracies in found:
+                np.testing.assert_array_equal(np.isnan(accuracies), [False, True])
+
+    def test_misuse(self):
+        logits, labels, prior = self.make_labelled()
+        fractions = np.array([0.3, 0.8, 0.99])
+
+        def call(rule, labels=labels):
+            certificates.certified_accuracy(rule, logits, labels, prior, corrupted="image")
+
+        with pytest.raises(ValueError, match=r"labels must have shape \(300,\), .* got \(3,\)"):
+            call(fusion.Contaminated(fractions), labels[:3])
+        with pytest.raises(ValueError, match=r"contamination must lie in \[0, 1\], got \[0.3 1.8"):
+            call(fusion.Contaminated(np.array([0.3, 1.8])))
+        with pytest.raises(ValueError, match=r"all \(C,\), .*\(3,\), 'tempering': \(2,\)"):
+            call(fusion.Contaminated(fractions, fractions[:2]))
+        with pytest.raises(ValueError, match=r"scalars or all \(C,\), .*'scale': \(3, 1\)"):
+            call(fusion.Scaled(fractions[:, None]))
 
 
 def moved_logits(z, radius, num_draws, seed):
@@ -274,8 +404,8 @@ class TestRadii:
     def test_contaminated_fusion_keeps_its_class_within(self, options):
         e, t = options
         logits, prior = make_problem(num_rows=200, names=("image", "audio"))
-        radius = contaminated_radius(
-            logits, prior, contamination=e, tempering=t, corrupted="image", perturbed="image"
+        radius = certified_radius(
+            fusion.Contaminated(e, t), logits, prior, corrupted="image", perturbed="image"
         )
         args = (logits["audio"], prior, e, t)
         self.check(fuse_contaminated, logits["image"], np.asarray(radius), *args)
@@ -283,19 +413,34 @@ class TestRadii:
 
     def test_two_classes_without_contamination_are_exact(self):
         logits, prior = make_problem(num_classes=2, names=("image", "audio"))
-        radius = contaminated_radius(
-            logits, prior, contamination=0.0, corrupted="image", lipschitz=5.0
-        )
         fused = np.asarray(rules.statistical_fusion(logits, prior))
         expected = np.abs(fused[:, 0] - fused[:, 1]) / np.sqrt(2) / 5
-        np.testing.assert_allclose(radius, expected, rtol=2e-3)
+        for rule in (fusion.Contaminated(0.0), fusion.Scaled(1.0), fusion.Statistical()):
+            radius = certified_radius(rule, logits, prior, corrupted="image", lipschitz=5.0)
+            np.testing.assert_allclose(radius, expected, rtol=2e-3)
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_scaled_and_statistical_fusion_are_contaminated_by_nothing(self, dtype):
+        logits, prior = make_problem(dtype)
+        options: Any = {"corrupted": "image", "perturbed": ("image", "audio")}
+        for rule, same in (
+            (fusion.Statistical(), fusion.Contaminated(0.0)),
+            (fusion.Scaled(0.3), fusion.Contaminated(0.0, 0.3)),
+        ):
+            found, expected = (certified_radius(r, logits, prior, **options) for r in (rule, same))
+            np.testing.assert_allclose(found, expected, rtol=1e-3 if dtype == "float32" else 1e-9)
+        of_trusted = certified_radius(
+            fusion.Scaled(0.3), logits, prior, corrupted="image", perturbed="audio"
+        )
+        assert (np.asarray(of_trusted) > 0).all()
 
     @pytest.mark.parametrize("gamma", [0.1, 0.5, 0.01])
     def test_robust_fusion_keeps_its_class_within(self, gamma):
         rng = np.random.default_rng(1)
         logits, prior = make_problem(num_rows=200, names=("image", "audio"), scale=4.0)
         grams = {"image": rules.kernel_spectrum(rng.normal(size=(7, 5)) / 3)}
-        radius = np.asarray(robust_radius(logits, grams, prior, perturbed="image", gamma=gamma))
+        options: Any = {"corrupted": "image", "perturbed": "image", "grams": grams}
+        radius = np.asarray(certified_radius(fusion.Robust(gamma), logits, prior, **options))
         args = (logits["audio"], grams, prior, gamma)
         self.check(fuse_robustly, logits["image"], radius, *args)
         assert np.median(radius) > 0.02
@@ -338,12 +483,13 @@ class TestRadii:
                 logits_of(x), grams, prior, perturbed="image", gamma=0.1
             ).log_probs
 
-        radius = robust_radius(
+        radius = certified_radius(
+            fusion.Robust(0.1),
             logits_of(x),
-            grams,
             prior,
+            corrupted="image",
             perturbed="image",
-            gamma=0.1,
+            grams=grams,
             lipschitz=lipschitz_constant(jax.random.key(0)),
         )
         labels = np.argmax(predict(x), axis=-1)
@@ -353,11 +499,57 @@ class TestRadii:
         logits, prior = make_problem(num_rows=3, names=("image", "audio"))
         logits["audio"][1, 2] = np.nan
         grams = {"image": rules.kernel_spectrum(np.eye(5))}
-        for radius in (  # outside of jit
-            certificates.contaminated_radius(
-                logits, prior, contamination=0.5, corrupted="image", perturbed="image"
-            ),
-            certificates.robust_radius(logits, grams, prior, perturbed="image", gamma=0.1),
+        for rule in (
+            fusion.Contaminated(0.5),
+            fusion.Scaled(0.5),
+            fusion.Statistical(),
+            fusion.Robust(0.1),
         ):
+            radius = certificates.certified_radius(  # outside of jit
+                rule, logits, prior, corrupted="image", perturbed="image", grams=grams
+            )
             np.testing.assert_array_equal(np.asarray(radius) > 0, [True, False, True])
             assert radius[1] == 0
+
+    def test_what_a_rule_leaves_nan_has_no_radius(self):
+        """A perturbed modality that says nothing is the prior of contaminated fusion alone."""
+        logits, prior = make_problem(num_rows=3)
+        logits["audio"][1] = np.nan
+        for rule, has_radius in (
+            (fusion.Contaminated(0.5), True),
+            (fusion.Scaled(0.5), False),
+            (fusion.Statistical(), False),
+        ):
+            radius = certified_radius(
+                rule, logits, prior, corrupted="image", perturbed=("image", "audio")
+            )
+            np.testing.assert_array_equal(np.asarray(radius) > 0, [True, has_radius, True])
+
+    def test_misuse(self):
+        logits, prior = make_problem(num_rows=3)
+        grams = {"image": rules.kernel_spectrum(np.eye(5))}
+
+        def call(rule, corrupted="image", perturbed: Any = "image", grams: Any = grams):
+            certificates.certified_radius(
+                rule, logits, prior, corrupted=corrupted, perturbed=perturbed, grams=grams
+            )
+
+        message = "rules that have a radius are Statistical, Scaled, Contaminated, Robust, got"
+        for rule in (fusion.Cascade(0.9), fusion.Mean(), fusion.ContaminatedRobust(0.1, 0.1)):
+            with pytest.raises(ValueError, match=message):
+                call(rule)
+        robust = fusion.Robust(0.1)
+        with pytest.raises(ValueError, match="the rule robust needs grams"):
+            call(robust, grams=None)
+        with pytest.raises(ValueError, match="must be shared by all samples"):
+            call(robust, grams=jax.tree.map(lambda x: x[None], grams))
+        for perturbed in (None, "audio", ("image", "audio"), ()):
+            with pytest.raises(ValueError, match="perturbed is the modality that moves, 'image'"):
+                call(robust, perturbed=perturbed)
+        for rule in (fusion.Robust(0.1, num_iterations=2), fusion.Robust(0.1, solver="eigh")):
+            with pytest.raises(ValueError, match="one iteration, in closed form, got Robust"):
+                call(rule)
+        with pytest.raises(ValueError, match=r"gamma must lie in \(0, 1\], got 0.0"):
+            call(fusion.Robust(0.0))
+        with pytest.raises(ValueError, match="corrupted names 'smell'"):
+            call(fusion.Statistical(), corrupted="smell")

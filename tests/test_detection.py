@@ -1,6 +1,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
@@ -10,6 +11,7 @@ from sklearn.covariance import oas
 
 from jacfuse_jax import detection, fusion
 from jacfuse_jax.calibration import fit_temperature
+from jacfuse_jax.linalg import GramSpectrum
 from tests.fusion import rules
 
 NAMES = ("image", "audio", "text")
@@ -249,11 +251,9 @@ class TestDetect:
 
 def fuse(logits, detector, prior, prevalence=0.5):
     """`detected_fusion` of contaminated likelihoods."""
-
-    def rule(names):
-        return fusion.contaminated_fusion(logits, prior, contamination=0.5, perturbed=names)
-
-    return detection.detected_fusion(rule, logits, detector, prior, prevalence=prevalence)
+    return detection.detected_fusion(
+        fusion.Contaminated(0.5), logits, detector, prior, prevalence=prevalence
+    )
 
 
 detected_fusion = jax.jit(fuse)
@@ -273,6 +273,35 @@ class TestDetectedFusion:
         assert log_probs.dtype == np.float64
         np.testing.assert_allclose(np.exp(log_probs), expected, atol=1e-12)
         np.testing.assert_allclose(np.exp(log_probs).sum(axis=1), 1, rtol=1e-12)
+
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            fusion.Cascade(0.7, 0.5),
+            fusion.Mean(),
+            fusion.Robust(0.1),
+            fusion.ContaminatedRobust(0.2, 0.1),
+        ],
+        ids=lambda rule: rule.kind,
+    )
+    def test_takes_every_rule(self, rule):
+        logits, _, prior, detector = fitted()
+        num_classes = len(prior)
+        spectrum = GramSpectrum(jnp.ones(num_classes), jnp.eye(num_classes))
+        grams = dict.fromkeys(NAMES, spectrum)
+        found = detect(logits, detector, prior)
+        fuse_rule = jax.jit(fusion.fuse, static_argnames="perturbed")
+        expected = np.exp(found.log_unperturbed)[:, None] * np.exp(
+            rules.statistical_fusion(logits, prior)
+        )
+        for name in NAMES:
+            of_rule = fuse_rule(rule, logits, prior, perturbed=name, grams=grams)
+            expected += np.exp(found.log_perturbed[name])[:, None] * np.exp(of_rule)
+        log_probs = jax.jit(detection.detected_fusion)(rule, logits, detector, prior, grams=grams)
+        np.testing.assert_allclose(np.exp(log_probs), expected, atol=1e-12)
+        if rule.needs_grams:
+            with pytest.raises(ValueError, match="needs grams"):
+                detection.detected_fusion(rule, logits, detector, prior)
 
     def test_without_perturbations_it_is_statistical_fusion(self):
         logits, _, prior, detector = fitted()

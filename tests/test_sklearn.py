@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import scipy.optimize
 import scipy.sparse
 import scipy.special
+from jax.tree_util import register_dataclass
 from sklearn.base import BaseEstimator, clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
@@ -29,13 +31,21 @@ from sklearn.svm import SVC
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from jacfuse_jax import calibration, linalg
+from jacfuse_jax import calibration, fusion, linalg
+from jacfuse_jax.fusion import (
+    Cascade,
+    Contaminated,
+    ContaminatedRobust,
+    Robust,
+    Scaled,
+    Statistical,
+)
 from jacfuse_jax.sklearn import RobustLateFusion
 from tests import reference
 
 PIXELS = np.arange(64).reshape(8, 8)
 HALVES = {"left": PIXELS[:, :4].ravel(), "right": PIXELS[:, 4:].ravel()}
-PLAIN: dict[str, Any] = {"gamma": 1.0, "calibrate": False}  # statistical fusion
+PLAIN: dict[str, Any] = {"rule": Statistical(), "choose": (), "calibrate": False}
 
 
 def linear(**params):
@@ -44,6 +54,15 @@ def linear(**params):
 
 def near():
     return KNeighborsClassifier(5)
+
+
+def given(rule) -> dict[str, Any]:
+    """Parameters of an estimator that chooses none of the rule's."""
+    return {"rule": rule, "choose": ()}
+
+
+def robust(gamma):
+    return given(Robust(gamma))
 
 
 def changed(model, **params) -> RobustLateFusion:
@@ -109,7 +128,7 @@ def two_classifiers(**params):
 
 
 # With gamma chosen, too, every shape of data is a program of its own: that is for the checks below.
-@parametrize_with_checks([two_classifiers(gamma=0.1)])
+@parametrize_with_checks([two_classifiers(**robust(0.1))])
 @pytest.mark.slow
 def test_estimator_checks(estimator, check):
     with jax.enable_x64(False):
@@ -136,7 +155,16 @@ def test_the_package_does_not_import_scikit_learn():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("params", [PLAIN, {"perturbed": (), "calibrate": False}])
+@pytest.mark.parametrize(
+    "params",
+    [
+        PLAIN,
+        {"perturbed": (), "calibrate": False},
+        {**robust(1.0), "calibrate": False},
+        {**given(Scaled(1.0)), "calibrate": False},
+        {**given(Contaminated(0.0)), "calibrate": False},
+    ],
+)
 def test_statistical_fusion(train, fitted, inputs, params):
     model = RobustLateFusion(fitted, columns=HALVES, cv="prefit", **params).fit(*train)
     expected = reference.statistical_fusion(expected_logits(fitted, inputs), frequencies(train[1]))
@@ -150,7 +178,7 @@ def test_statistical_fusion(train, fitted, inputs, params):
 )
 def test_robust_fusion(train, fitted, inputs, perturbed, names):
     model = RobustLateFusion(
-        fitted, columns=HALVES, perturbed=perturbed, gamma=0.03, calibrate=False, cv="prefit"
+        fitted, columns=HALVES, perturbed=perturbed, **robust(0.03), calibrate=False, cv="prefit"
     ).fit(*train)
     expected, _ = reference.robust_fusion(
         expected_logits(fitted, inputs),
@@ -166,7 +194,7 @@ def test_linear_classifiers_are_recalibrated_as_by_their_own_logits(train, input
     X, y = train
     classifiers = {name: linear().fit(X[:, HALVES[name]], y) for name in HALVES}
     model = RobustLateFusion(
-        classifiers, columns=HALVES, gamma=0.01, calibrate=False, cv="prefit"
+        classifiers, columns=HALVES, **robust(0.01), calibrate=False, cv="prefit"
     ).fit(X, y)
     # Not log-probabilities, which differ from these by a constant, but z = W^T h + b.
     logits = {
@@ -183,8 +211,7 @@ def test_contaminated_robust_fusion(train, fitted, inputs):
         fitted,
         columns=HALVES,
         perturbed="left",
-        gamma=0.1,
-        contamination=0.3,
+        **given(ContaminatedRobust(0.3, 0.1)),
         calibrate=False,
         cv="prefit",
     ).fit(*train)
@@ -196,12 +223,68 @@ def test_contaminated_robust_fusion(train, fitted, inputs):
     np.testing.assert_allclose(model.predict_proba(inputs), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        fusion.Mean(),
+        fusion.Max(),
+        fusion.Product(),
+        Scaled(0.3),
+        Contaminated(0.3, tempering=0.5),
+        Cascade(0.8, tempering=0.5, contamination=0.2),
+        Robust(0.1, num_iterations=3),
+    ],
+    ids=lambda rule: rule.kind,
+)
+def test_every_rule_of_fusion_works(train, fitted, inputs, rule):
+    model = RobustLateFusion(
+        fitted, columns=HALVES, perturbed="left", **given(rule), calibrate=False, cv="prefit"
+    ).fit(*train)
+    grams = {
+        name: linalg.gram_spectrum(gram)
+        for name, gram in expected_grams(fitted).items()
+        if name == "left"
+    }
+    expected = jax.jit(fusion.fuse, static_argnames="perturbed")(
+        rule,
+        expected_logits(fitted, inputs),
+        frequencies(train[1]),
+        perturbed="left",
+        grams=grams,
+    )
+    np.testing.assert_allclose(model.predict_proba(inputs), np.exp(expected), rtol=1e-8, atol=1e-12)
+    assert model.rule_ == rule
+    assert model.perturbed_ == ("left",)
+    assert set(model.grams_) == ({"left"} if rule.needs_grams else set())
+
+
+def test_a_rule_of_ones_own_works(train, fitted, inputs):
+    @register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Sharper(fusion.Rule):
+        kind = "sharper"
+        power: float
+
+        def apply(self, inputs):
+            return jax.nn.log_softmax(self.power * fusion.mean_fusion(inputs.logits))
+
+    options: dict[str, Any] = {"columns": HALVES, "calibrate": False, "cv": "prefit"}
+    mean, sharper = (
+        changed(RobustLateFusion(fitted, **options), **given(rule), estimators=fitted)
+        .fit(*train)
+        .predict_proba(inputs)
+        for rule in (fusion.Mean(), Sharper(2.0))
+    )
+    expected = mean**2 / (mean**2).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(sharper, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("make_binary", [LogisticRegression, RidgeClassifier])
 def test_two_classes(train, inputs, make_binary):
     X, y = train
     y = y > 4
     model = RobustLateFusion(
-        {name: make_binary() for name in HALVES}, columns=HALVES, gamma=0.1, calibrate=False
+        {name: make_binary() for name in HALVES}, columns=HALVES, **robust(0.1), calibrate=False
     ).fit(X, y)
     logits, grams = {}, {}
     for name, classifier in model.estimators_.items():
@@ -226,7 +309,7 @@ def test_support_vector_machines_have_no_kernel_of_classes(train, inputs):
         logits, {"all": np.eye(3) - 1 / 3}, frequencies(y[three]), ("all",), gamma=0.1
     )
     for estimator in (classifier, FrozenEstimator(classifier)):
-        model = RobustLateFusion({"all": estimator}, gamma=0.1, calibrate=False, cv="prefit")
+        model = RobustLateFusion({"all": estimator}, **robust(0.1), calibrate=False, cv="prefit")
         actual = model.fit(X[three], y[three]).predict_proba(inputs)
         np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
 
@@ -284,7 +367,7 @@ def test_logits_that_are_not_finite_are_refused(train, inputs, classifier, value
     X, y = train
     spoilt = classifier(with_first_row(value))
     message = "'spoilt' gives NaN or infinity for 1 of {} samples; check its inputs"
-    model = RobustLateFusion({"bayes": GaussianNB(), "spoilt": spoilt}, gamma=0.1, cv=2)
+    model = RobustLateFusion({"bayes": GaussianNB(), "spoilt": spoilt}, **robust(0.1), cv=2)
     with pytest.raises(ValueError, match=message.format(300)):
         model.fit(X, y)
     model.set_params(calibrate=False).fit(X, y)
@@ -311,7 +394,7 @@ def held_out_logits(X, y, cv):
 def test_calibrates_on_held_out_predictions(train, inputs):
     X, y = train
     model = RobustLateFusion(
-        {name: near() for name in HALVES}, columns=HALVES, gamma=0.1, cv=3
+        {name: near() for name in HALVES}, columns=HALVES, **robust(0.1), cv=3
     ).fit(X, y)
     held_out, labels = held_out_logits(X, y, 3)
 
@@ -339,7 +422,7 @@ def test_calibrates_on_held_out_predictions(train, inputs):
 def test_classifiers_that_never_err_keep_their_temperature(train):
     X, y = train
     two = y < 2
-    model = RobustLateFusion({"all": linear()}, gamma=0.1).fit(X[two], y[two])
+    model = RobustLateFusion({"all": linear()}, **robust(0.1)).fit(X[two], y[two])
     assert model.temperatures_ == {"all": 1.0}
 
 
@@ -349,7 +432,8 @@ def test_chooses_gamma_and_contamination_on_calibrated_held_out_predictions(trai
         {name: near() for name in HALVES},
         columns=HALVES,
         perturbed="left",
-        contamination="auto",
+        rule=ContaminatedRobust(0.0, 1.0),
+        choose=("gamma", "contamination"),
         cv=3,
         random_state=7,
     ).fit(X, y)
@@ -359,16 +443,39 @@ def test_chooses_gamma_and_contamination_on_calibrated_held_out_predictions(trai
     prior = frequencies(y)
     choose_gamma = jax.jit(calibration.choose_gamma, static_argnames="perturbed")
     choose_contamination = jax.jit(calibration.choose_contamination, static_argnames="perturbed")
-    choice = choose_contamination(logits, labels, prior, perturbed="left")
+    choice = choose_contamination(Contaminated(0.0), logits, labels, prior, perturbed="left")
     contamination = np.asarray(choice.contamination)
-    assert model.contamination_ == contamination
+    chosen: Any = model.rule_
+    assert chosen.contamination == contamination
     logits["left"] = np.log((1 - contamination) * np.exp(logits["left"]) + contamination * prior)
     grams = {"left": linalg.gram_spectrum((np.eye(10) - 0.1) / T["left"] ** 2)}
     key = jax.random.key(np.random.RandomState(7).randint(2**31 - 1))
-    choice = choose_gamma(logits, grams, labels, prior, key, perturbed="left")
-    assert model.gamma_ == choice.gamma
-    assert 0 < model.contamination_ < 1
-    assert model.gamma_ < 1
+    choice = choose_gamma(Robust(1.0), logits, labels, prior, key, perturbed="left", grams=grams)
+    assert chosen.gamma == choice.gamma
+    assert 0 < chosen.contamination < 1
+    assert chosen.gamma < 1
+    assert fusion.rule_from_json(chosen.to_json()) == chosen
+
+
+def test_chooses_the_contamination_of_a_cascade(train, inputs):
+    X, y = train[0][:256], train[1][:256]
+    model = RobustLateFusion(
+        {name: near() for name in HALVES},
+        columns=HALVES,
+        perturbed="left",
+        rule=Cascade(0.9, tempering=0.7),
+        choose=("contamination",),
+        calibrate=False,
+        cv=3,
+    ).fit(X, y)
+    held_out, labels = held_out_logits(X, y, 3)
+    choice = jax.jit(calibration.choose_contamination, static_argnames="perturbed")(
+        Cascade(0.9, tempering=0.7), held_out, labels, frequencies(y), perturbed="left"
+    )
+    assert model.rule_ == Cascade(0.9, 0.7, float(choice.contamination))
+    assert model.grams_ == {}
+    same = changed(model, rule=model.rule_, choose=()).fit(X, y)
+    np.testing.assert_array_equal(same.predict_proba(inputs), model.predict_proba(inputs))
 
 
 def test_withstands_noise_better_than_statistical_fusion(digits, train):
@@ -384,9 +491,9 @@ def test_withstands_noise_better_than_statistical_fusion(digits, train):
         ).fit(X[validation], y[validation])
         return model.score(X[test], y[test]), model.score(noisy[test], y[test])
 
-    clean, perturbed = accuracies(gamma=1.0)
+    clean, perturbed = accuracies(**given(Statistical()))
     robust_clean, robust_perturbed = accuracies()
-    bounded_clean, bounded_perturbed = accuracies(gamma=1.0, contamination="auto")
+    bounded_clean, bounded_perturbed = accuracies(rule=Contaminated(0.0), choose=("contamination",))
     assert robust_perturbed > perturbed + 0.2
     assert robust_clean > clean - 0.1
     assert bounded_perturbed > perturbed + 0.2
@@ -396,9 +503,17 @@ def test_withstands_noise_better_than_statistical_fusion(digits, train):
 def test_grid_search_reaches_its_parameters_and_those_of_the_classifiers(train):
     X, y = train[0][:200], train[1][:200]
     model = RobustLateFusion(
-        {"left": linear(), "right": near()}, columns=HALVES, perturbed="left", calibrate=False
+        {"left": linear(), "right": near()},
+        columns=HALVES,
+        perturbed="left",
+        choose=(),
+        calibrate=False,
     )
-    grid = {"gamma": [1.0, 0.001], "left__C": [1e-3, 0.03], "right": [near(), linear(C=0.01)]}
+    grid = {
+        "rule": [Robust(1.0), Robust(0.001)],
+        "left__C": [1e-3, 0.03],
+        "right": [near(), linear(C=0.01)],
+    }
     search = GridSearchCV(model, grid, cv=2, scoring="neg_log_loss").fit(X, y)
     results = search.cv_results_
     for params, score in zip(results["params"], results["mean_test_score"], strict=True):
@@ -406,25 +521,27 @@ def test_grid_search_reaches_its_parameters_and_those_of_the_classifiers(train):
             {"left": linear(C=params["left__C"]), "right": clone(params["right"])},
             columns=HALVES,
             perturbed="left",
-            gamma=params["gamma"],
+            **given(params["rule"]),
             calibrate=False,
         )
         expected = cross_val_score(one, X, y, cv=2, scoring="neg_log_loss").mean()
         assert score == pytest.approx(expected, rel=1e-12)
     assert len(set(results["mean_test_score"])) == 8
     best, params = search.best_estimator_, search.best_params_
-    assert (best.estimators_["left"].C, best.gamma_) == (params["left__C"], params["gamma"])
+    assert (best.estimators_["left"].C, best.rule_) == (params["left__C"], params["rule"])
     assert best.estimators["right"] is not model.estimators["right"]
 
 
 def test_frozen_classifiers_survive_grid_search(fitted, train, inputs):
     frozen = {name: FrozenEstimator(classifier) for name, classifier in fitted.items()}
-    model = RobustLateFusion(frozen, columns=HALVES, perturbed="left", calibrate=False)
-    search = GridSearchCV(model, {"gamma": [1.0, 0.1]}, cv=2).fit(*train)
-    for gamma in (1.0, 0.1):
-        frozen_one = changed(model, gamma=gamma).fit(*train)
+    model = RobustLateFusion(frozen, columns=HALVES, perturbed="left", choose=(), calibrate=False)
+    some: list[fusion.Rule] = [Robust(1.0), Robust(0.1), Scaled(0.3), Cascade(0.9)]
+    search = GridSearchCV(model, {"rule": some}, cv=2).fit(*train)
+    assert search.best_params_["rule"] in some
+    for rule in some:
+        frozen_one = changed(model, rule=rule).fit(*train)
         prefit = RobustLateFusion(
-            fitted, columns=HALVES, perturbed="left", gamma=gamma, calibrate=False, cv="prefit"
+            fitted, columns=HALVES, perturbed="left", **given(rule), calibrate=False, cv="prefit"
         ).fit(*train)
         np.testing.assert_array_equal(
             frozen_one.predict_proba(inputs), prefit.predict_proba(inputs)
@@ -434,15 +551,17 @@ def test_frozen_classifiers_survive_grid_search(fitted, train, inputs):
 
 def test_parameters_of_classifiers():
     left, right = linear(C=2.0), near()
-    model = RobustLateFusion({"left": left, "right": right}, gamma=0.5)
+    model = RobustLateFusion({"left": left, "right": right}, rule=Robust(0.5))
     params = model.get_params()
     assert params["left"] is left
     assert params["left__C"] == 2.0
     assert "left__C" not in model.get_params(deep=False)
     other = near()
-    model.set_params(left__C=3.0, right=other, right__n_neighbors=1, gamma=0.1)
+    model.set_params(left__C=3.0, right=other, right__n_neighbors=1, rule=Scaled(0.1))
     assert (left.C, model.estimators["right"], other.n_neighbors) == (3.0, other, 1)
-    assert model.gamma == 0.1
+    assert model.rule == model.get_params()["rule"] == Scaled(0.1)
+    copy: Any = clone(model)
+    assert copy.rule == Scaled(0.1)
     assert right.n_neighbors == 5
     model.set_params(estimators={"audio": right}, audio__n_neighbors=2)
     assert right.n_neighbors == 2
@@ -471,7 +590,7 @@ def test_data_frames_by_names_of_columns(train, fitted, inputs):
     names = [f"pixel_{i}" for i in range(64)]
     columns = {half: [names[i] for i in HALVES[half]] for half in HALVES}
     model = RobustLateFusion(
-        {"left": clone(fitted["left"]), "right": near()}, columns=columns, gamma=0.1, cv=2
+        {"left": clone(fitted["left"]), "right": near()}, columns=columns, **robust(0.1), cv=2
     )
     frame = pd.DataFrame(X, columns=names)
     search = GridSearchCV(model, {"left__logisticregression__C": [0.01, 0.1]}, cv=2)
@@ -491,7 +610,7 @@ def test_data_frames_by_names_of_columns(train, fitted, inputs):
 def test_sparse_arrays_and_lists(train, inputs):
     X, y = train[0][:200], train[1][:200]
     model = RobustLateFusion(
-        {name: linear() for name in HALVES}, columns=HALVES, gamma=0.1, calibrate=False
+        {name: linear() for name in HALVES}, columns=HALVES, **robust(0.1), calibrate=False
     )
     expected = changed(model).fit(X, y).predict_proba(inputs)
     for convert in (scipy.sparse.coo_array, scipy.sparse.dok_array, np.ndarray.tolist):
@@ -502,7 +621,7 @@ def test_sparse_arrays_and_lists(train, inputs):
 def test_sparse_coefficients(train, inputs):
     X, y = train
     classifier = linear().fit(X, y)
-    model = RobustLateFusion({"all": classifier}, gamma=0.1, calibrate=False, cv="prefit")
+    model = RobustLateFusion({"all": classifier}, **robust(0.1), calibrate=False, cv="prefit")
     expected = model.fit(X, y).predict_proba(inputs)
     classifier.sparsify()
     actual = model.fit(X, y).predict_proba(inputs)
@@ -538,7 +657,7 @@ class OfAnotherLibrary(BaseEstimator):
 def test_classes_of_any_kind(train, inputs, make_classes):
     X, y = train
     names = np.array([f"class {digit}" for digit in range(10)])
-    params: dict[str, Any] = {"gamma": 0.1, "cv": 2}
+    params: dict[str, Any] = {**robust(0.1), "cv": 2}
     expected = RobustLateFusion({"all": GaussianNB()}, **params).fit(X, names[y])
     model = RobustLateFusion({"all": OfAnotherLibrary(make_classes)}, **params).fit(X, names[y])
     np.testing.assert_array_equal(model.predict(inputs), expected.predict(inputs))
@@ -563,7 +682,7 @@ def test_a_classifier_without_classes_is_refused(train):
 
 def test_samples_do_not_depend_on_their_batch(fused, digits, train, fitted):
     inputs = digits[0][600:900]
-    model = changed(fused, estimators=fitted, gamma=0.01).fit(*train)
+    model = changed(fused, estimators=fitted, **robust(0.01)).fit(*train)
     together = model.predict_proba(inputs)
     assert len(inputs) > 256
     np.testing.assert_allclose(together.sum(axis=1), 1, rtol=1e-15)
@@ -576,7 +695,7 @@ def test_prefit_classifiers_are_not_trained(train, fitted):
     few = y != 9
     prior = frequencies(y)
     model = RobustLateFusion(
-        fitted, columns=HALVES, cv="prefit", class_prior=prior, perturbed="left", gamma=0.1
+        fitted, columns=HALVES, cv="prefit", class_prior=prior, perturbed="left", **robust(0.1)
     ).fit(X[few], y[few])  # validation data need not have all classes
     assert model.estimators_ == fitted
     np.testing.assert_array_equal(model.class_prior_, prior)
@@ -589,9 +708,9 @@ def test_splits_may_hold_out_a_part_only(train):
     X, y = train
     fold = np.full(len(y), -1)
     fold[400:] = 0
-    model = RobustLateFusion({"all": near()}, gamma=0.1, cv=PredefinedSplit(fold)).fit(X, y)
+    model = RobustLateFusion({"all": near()}, **robust(0.1), cv=PredefinedSplit(fold)).fit(X, y)
     half = near().fit(X[:400], y[:400])
-    prefit = RobustLateFusion({"all": half}, gamma=0.1, cv="prefit").fit(X[400:], y[400:])
+    prefit = RobustLateFusion({"all": half}, **robust(0.1), cv="prefit").fit(X[400:], y[400:])
     assert model.temperatures_ == prefit.temperatures_
     assert model.estimators_["all"].n_samples_fit_ == 600
 
@@ -602,18 +721,32 @@ def test_splits_may_hold_out_a_part_only(train):
         ({"estimators": {}}, "'estimators' should be a non-empty dict of .* Got {} instead"),
         ({"estimators": [("a", near())]}, "'estimators' should be a non-empty dict"),
         ({"estimators": {0: near()}}, "'estimators' should be a non-empty dict"),
-        ({"estimators": {"gamma": near()}}, r"conflict with constructor arguments: \['gamma'\]"),
+        ({"estimators": {"rule": near()}}, r"conflict with constructor arguments: \['rule'\]"),
         ({"estimators": {"a__b": near()}}, r"must not contain __: got \['a__b'\]"),
         ({"estimators": {"a": LinearRegression()}}, "LinearRegression.. should be a classifier"),
         ({"columns": {"left": [0]}}, r"entry for each of \['left', 'right'\] and no other, got"),
         ({"columns": {**HALVES, "top": [0]}}, "and no other, got"),
         ({"perturbed": "top"}, r"perturbed names 'top', but the modalities are \['left', 'right'"),
         ({"perturbed": ("left", "left")}, "perturbed names a modality twice"),
-        ({"gamma": 0.0}, r"gamma must lie in \(0, 1\], got 0.0"),
-        ({"gamma": 1.5}, r"gamma must lie in \(0, 1\], got 1.5"),
-        ({"gamma": "best"}, "gamma must be one of auto, got 'best'"),
-        ({"contamination": -0.1}, r"contamination must lie in \[0, 1\], got -0.1"),
-        ({"contamination": "best"}, "contamination must be one of auto, got 'best'"),
+        (robust(0.0), r"gamma must lie in \(0, 1\], got 0.0"),
+        (robust(1.5), r"gamma must lie in \(0, 1\], got 1.5"),
+        (robust(np.array([0.1, 0.5])), r"gamma must be a scalar, got shape \(2,\)"),
+        (given(Robust(0.1, num_iterations=0)), "num_iterations must be at least 1, got 0"),
+        (given(Scaled(-0.1)), r"scale must lie in \[0, 1\], got -0.1"),
+        ({"rule": ContaminatedRobust(-0.1, 0.1)}, r"contamination must lie in \[0, 1\], got -0.1"),
+        ({"rule": 0.1}, "rule must be a rule of jacfuse_jax.fusion, got 0.1"),
+        ({"rule": Robust}, "rule must be a rule of jacfuse_jax.fusion, got <class .*Robust'>"),
+        ({"rule": Scaled(0.3)}, r"can be chosen for the rule scaled, \[\], got \('gamma',\)"),
+        (
+            {"choose": ("contamination",)},
+            r"can be chosen for the rule robust, \['gamma'\], got \('contamination',\)",
+        ),
+        (
+            {"rule": Cascade(0.9), "choose": ("confidence",)},
+            r"chosen for the rule cascade, \['contamination'\], got \('confidence',\)",
+        ),
+        ({"choose": "gamma"}, "choose must be a tuple of .* got 'gamma'"),
+        ({"choose": None}, "choose must be a tuple of .* got None"),
         ({"class_prior": [0.5, 0.5]}, r"class_prior must have shape \(10,\), one entry a class"),
         ({"class_prior": np.ones(10)}, "class_prior must be positive and sum to one"),
         ({"class_prior": np.eye(10)[0]}, "class_prior must be positive and sum to one"),

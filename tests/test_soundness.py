@@ -21,10 +21,9 @@ SIZES = [(2, 2000), (10, 1000), (309, 48)]
 PARAMETERS = [(0.0, 1.0), (0.01, 1.0), (0.3, 0.3), (0.9, 1.0)]
 GAMMAS = (0.5, 0.1, 1e-3, 1e-6, 1e-9)
 
-contaminated_radius = jax.jit(
-    certificates.contaminated_radius, static_argnames=("corrupted", "perturbed")
+certified_radius = jax.jit(
+    certificates.certified_radius, static_argnames=("corrupted", "perturbed")
 )
-robust_radius = jax.jit(certificates.robust_radius, static_argnames="perturbed")
 bias_bound = jax.jit(bounds.bias_bound, static_argnames="perturbed")
 
 
@@ -65,10 +64,9 @@ def test_radii_of_contaminated_fusion_in_float32_are_those_of_float64(
     logits, prior, _ = make_problem(num_classes, num_rows)
     for e, t in PARAMETERS:
         options: Any = {"contamination": np.float32(e), "tempering": np.float32(t)}
+        rule = fusion.Contaminated(**options)
         low, high = in_both(
-            functools.partial(
-                contaminated_radius, corrupted=corrupted, perturbed="image", **options
-            ),
+            functools.partial(certified_radius, rule, corrupted=corrupted, perturbed="image"),
             *(logits, prior),
         )
         assert (low <= high * (1 + 1e-6)).all()
@@ -83,7 +81,12 @@ def test_radii_and_bounds_of_robust_fusion_in_float32_are_those_of_float64(num_c
     logits, prior, grams = make_problem(num_classes, num_rows)
     for gamma in GAMMAS:
         options: Any = {"perturbed": "image", "gamma": np.float32(gamma)}
-        low, high = in_both(functools.partial(robust_radius, **options), logits, grams, prior)
+        low, high = in_both(
+            lambda logits, grams, prior, rule: certified_radius(
+                rule, logits, prior, corrupted="image", perturbed="image", grams=grams
+            ),
+            *(logits, grams, prior, fusion.Robust(np.float32(gamma))),
+        )
         assert (low <= high * (1 + 1e-6)).all()
         fused = rules.robust_fusion(logits, grams, prior, **options).log_probs
         # The rounding of R z grows with the number of its terms.
@@ -105,16 +108,16 @@ def directions(fused, num_random):
     return [d / np.linalg.norm(d, axis=1, keepdims=True) for d in drawn]
 
 
-def flips(rule, logits, radius):
+def flips(fuse_fn, logits, radius):
     """Whether moves of the image by 0.999 of the radius change a sample's class, (B,)."""
     dtype = logits["image"].dtype
-    fused = rule(logits)
+    fused = fuse_fn(logits)
     label = np.asarray(fused).argmax(axis=1)
     found = np.zeros(len(label), bool)
     size = 0.999 * np.minimum(np.asarray(radius, np.float64), 1e4)[:, None]
     for direction in directions(fused, num_random=4):
         moved = logits["image"] + (size * direction).astype(dtype)
-        found |= np.asarray(rule({**logits, "image": moved})).argmax(axis=1) != label
+        found |= np.asarray(fuse_fn({**logits, "image": moved})).argmax(axis=1) != label
     return found
 
 
@@ -125,19 +128,27 @@ def test_no_class_changes_within_a_radius(num_classes, dtype):
     )
     for e, t in PARAMETERS:
         options: Any = {"contamination": e, "tempering": t, "perturbed": "image"}
-        rule = functools.partial(rules.contaminated_fusion, class_prior=prior, **options)
-        radius = contaminated_radius(logits, prior, corrupted="image", **options)
-        assert not flips(rule, logits, radius).any()
-        assert flips(rule, logits, 3 * np.asarray(radius) + 1e-3).any()
+        fuse_fn = functools.partial(rules.contaminated_fusion, class_prior=prior, **options)
+        radius = certified_radius(
+            fusion.Contaminated(e, t), logits, prior, corrupted="image", perturbed="image"
+        )
+        assert not flips(fuse_fn, logits, radius).any()
+        assert flips(fuse_fn, logits, 3 * np.asarray(radius) + 1e-3).any()
     for gamma in GAMMAS:
-        rule = functools.partial(
+        fuse_fn = functools.partial(
             lambda z, gamma: (
                 rules.robust_fusion(z, grams, prior, perturbed="image", gamma=gamma).log_probs
             ),
             gamma=gamma,
         )
-        radius = robust_radius(logits, grams, prior, perturbed="image", gamma=gamma)
-        assert not flips(rule, logits, radius).any()
+        radius = certified_radius(
+            fusion.Robust(gamma),
+            *(logits, prior),
+            corrupted="image",
+            perturbed="image",
+            grams=grams,
+        )
+        assert not flips(fuse_fn, logits, radius).any()
 
 
 def test_the_log_odds_of_a_saturated_class_are_not_rounded_up():
@@ -146,7 +157,8 @@ def test_the_log_odds_of_a_saturated_class_are_not_rounded_up():
     logits = {"a": a, "b": np.array([[2.8441970348358154, 0.0]], np.float32)}
     prior = np.full(2, 0.5, np.float32)
     options: Any = {"contamination": 0.01, "perturbed": "a"}
-    radius = certificates.contaminated_radius(logits, prior, corrupted="a", **options)
+    rule = fusion.Contaminated(0.01)
+    radius = certificates.certified_radius(rule, logits, prior, corrupted="a", perturbed="a")
     np.testing.assert_allclose(radius, 13.08 * 0.999, rtol=1e-4)
     moved = {
         **logits,

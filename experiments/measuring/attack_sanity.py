@@ -14,10 +14,11 @@ from experiments.run.config import Config
 from experiments.run.prepared import make_rows
 from jacfuse_jax import fusion, metrics
 from jacfuse_jax.evaluation.evidence import Evidence
+from jacfuse_jax.evaluation.gradient_sanity import check_gradients
 from jacfuse_jax.evaluation.models import Models
 from jacfuse_jax.evaluation.rows import Rows, observe
 from jacfuse_jax.evaluation.rules import Unimodal, predict, regime_of
-from jacfuse_jax.evaluation.sanity import Check, Subject, check_attacks, check_gradients
+from jacfuse_jax.evaluation.sanity import Check, Subject, check_attacks
 from jacfuse_jax.evaluation.targets import STRENGTHS
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.models import UnimodalOutput

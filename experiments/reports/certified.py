@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jacfuse_jax.evaluation.methods import Method, Parameters
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -13,7 +12,10 @@ from experiments.measuring.certified import Findings
 from experiments.reports import csv_files
 from jacfuse_jax.evaluation import radii
 from jacfuse_jax.evaluation.certified import Row
+from jacfuse_jax.fusion import RULES
 from jacfuse_jax.programs.files import write_atomically
+
+_SYMBOLS = {name: symbol for rule in RULES for name, symbol in rule.searched.items()}
 
 
 def write(findings: Findings, folder: Path) -> None:
@@ -44,7 +46,8 @@ def make_table(rows: Sequence[Row]) -> str:
     body = [
         [
             row.corrupted,
-            _label(row) + (" *" if row.selected else ""),
+            _label(row.method, contamination=row.contamination, confidence=row.confidence)
+            + (" *" if row.selected else ""),
             f"{100 * row.clean:.1f}",
             "{:.1f} [{:.1f}, {:.1f}]".format(
                 *(100 * x for x in (row.certified, row.certified_low, row.certified_high))
@@ -69,8 +72,7 @@ def make_radii_table(rows: Sequence[radii.Row]) -> str:
     """
     body: list[list[str]] = []
     for row in rows:
-        parameters = Parameters(contamination=row.contamination, gamma=row.gamma)
-        label = Method(row.method, parameters).label
+        label = _label(row.method, contamination=row.contamination, gamma=row.gamma)
         shares = (row.unlimited, row.changed_1, row.changed_10, row.changed_100)
         unlimited, *changed = (f"{100 * share:.1f}" for share in shares)
         body.append([row.corrupted, label, unlimited, f"{row.median:.2g}", *changed])
@@ -83,9 +85,10 @@ def make_radii_table(rows: Sequence[radii.Row]) -> str:
     )
 
 
-def _label(row: Row) -> str:
-    parameters = Parameters(contamination=row.contamination, confidence=row.confidence)
-    return Method(row.method, parameters).label
+def _label(method: str, **parameters: float | None) -> str:
+    """The rule of a row, with the parameters that are its columns."""
+    shown = {_SYMBOLS[name]: x for name, x in parameters.items() if x is not None}
+    return " ".join([method, *(f"{symbol}={x:.12g}" for symbol, x in shown.items())])
 
 
 def _draw(rows: Sequence[Row], path: Path) -> None:

@@ -6,13 +6,12 @@ from jacfuse_jax.certificates._arbitrary import (
     certified_accuracy,
     certify_modality,
 )
-from jacfuse_jax.certificates._budget import contaminated_radius, robust_radius
+from jacfuse_jax.certificates._budget import certified_radius
 
 __all__ = [
     "Certificate",
     "CertifiedAccuracy",
     "certified_accuracy",
+    "certified_radius",
     "certify_modality",
-    "contaminated_radius",
-    "robust_radius",
 ]

@@ -23,17 +23,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import (
-    check_inputs,
-    check_labelled,
-    check_modalities,
-    check_numbers,
-    check_scalar,
-)
+from jacfuse_jax._checks import check_inputs, check_labelled, check_modalities
 from jacfuse_jax._likelihoods import fuse_independent
 from jacfuse_jax._simplex import mark_class, rounding_of_sum
-from jacfuse_jax.fusion import cascade_fusion
-from jacfuse_jax.fusion._contaminated import tempered_log_ratios
+from jacfuse_jax.certificates._bounded import (
+    Bounded,
+    BoundedRule,
+    check_numbers_of,
+    check_perturbed,
+)
+from jacfuse_jax.fusion import Cascade, Contaminated, Scaled, Statistical, fuse
+from jacfuse_jax.fusion._supported import check_supported
+
+_CERTIFIED = (Statistical, Scaled, Contaminated, Cascade)
 
 
 class Certificate(NamedTuple):
@@ -54,12 +56,12 @@ class Certificate(NamedTuple):
 
 
 class CertifiedAccuracy(NamedTuple):
-    """Accuracies of `certified_accuracy` for C contaminations.
+    """Accuracies that `certified_accuracy` returns, of a rule () or of C rules (C,).
 
     Attributes:
-      clean: (C,), share of samples whose fused class is the label.
-      certified: (C,), share of those that are certified, too: accuracy under any corruption is at
-        least this.
+      clean: share of samples whose fused class is the label.
+      certified: share of those that are certified, too: accuracy under any corruption is at least
+        this.
     """
 
     clean: jax.Array
@@ -67,61 +69,59 @@ class CertifiedAccuracy(NamedTuple):
 
 
 def certify_modality(
+    rule: BoundedRule,
     logits: Mapping[str, ArrayLike],
     class_prior: ArrayLike,
     *,
-    contamination: ArrayLike,
     corrupted: str | tuple[str, ...] | int,
-    tempering: ArrayLike = 1.0,
     perturbed: str | tuple[str, ...] | None = None,
-    confidence: ArrayLike = 1.0,
 ) -> Certificate:
     """Certifies fused classes against arbitrary corruption of modalities.
 
-    The rule is `fusion.contaminated_fusion` or, with a confidence below 1, `fusion.cascade_fusion`,
-    of which samples that the trusted modalities decide are certified as soon as only perturbed ones
-    are corrupted. For contaminated fusion the bound is exact: see the module's text.
+    Of a cascade the samples that the trusted modalities decide are certified as soon as only
+    perturbed ones are corrupted. For the other rules the bound is exact: see the module's text.
 
     A modality that is corrupted without being believed perturbed has unbounded influence: nothing
-    is certified then. The same holds for contamination = 0, unless tempering = 0. What the
-    corrupted modalities say of the sample enters the fused class only, so that the certificate of a
-    sample is the same before and after the corruption where the class is certified.
+    is certified then. The same holds without contamination, and hence for statistical and scaled
+    fusion, unless the modality is tempered to nothing. What the corrupted modalities say of the
+    sample enters the fused class only, so that the certificate of a sample is the same before and
+    after the corruption where the class is certified.
 
     Args:
+      rule: `fusion.Contaminated`, `Cascade`, `Scaled` or `Statistical`; its numbers are scalars,
+        traced or not.
       logits: z, {modality: (B, K)}, floating, at least one modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
-      contamination: e in [0, 1], a scalar, traced or not.
       corrupted: name or names of the modalities that may say anything, all at once; or a number s:
         any s of them at once; "any_one" is 1. Static.
-      tempering: t in [0, 1], a scalar, traced or not.
       perturbed: name or names of the modalities that the rule bounds; static. None: all of them.
-      confidence: of cascades, in [0, 1], a scalar; 1 is contaminated fusion.
 
     Returns:
       `Certificate(label (B,), certified (B,), margin (B,))`. A perturbed modality may be NaN or
-      infinite; samples of which a trusted one is are not certified.
+      infinite where the rule contaminates or drops it; samples that it leaves NaN, or of which a
+      trusted modality is, are not certified.
 
     Raises:
       TypeError: logits are not floating.
-      ValueError: shapes disagree, a modality is unknown, a number of modalities is not in 1 ... M,
-        a prior is not positive or does not sum to one, or a parameter lies outside [0, 1].
+      ValueError: the rule is another one, shapes disagree, a modality is unknown, a number of
+        modalities is not in 1 ... M, a prior is not positive or does not sum to one, or a parameter
+        lies outside [0, 1].
 
     References:
       Derived here.
     """
+    rule = check_supported(rule, _CERTIFIED, "that can be certified")
     arrays, log_prior = check_inputs(logits, class_prior)
     dtype = log_prior.dtype
-    names = tuple(arrays) if perturbed is None else check_modalities("perturbed", perturbed, arrays)
+    names = check_perturbed(perturbed, arrays)
     cases = _cases(corrupted, arrays)
-    e = check_scalar("contamination", contamination, dtype, high=1)
-    t = check_scalar("tempering", tempering, dtype, high=1)
-    c = check_scalar("confidence", confidence, dtype, high=1)
-    fused = cascade_fusion(
-        arrays, class_prior, perturbed=names, confidence=c, contamination=e, tempering=t
-    )
+    rule = check_numbers_of(rule, dtype)
+    fused = fuse(rule, arrays, class_prior, perturbed=names)
+    bounded = Bounded.of(rule, names, dtype)
+    names, e, t, c = bounded
     label = fused.argmax(axis=-1).astype(jnp.int32)
     is_label = mark_class(label, fused)
-    ratios = tempered_log_ratios(arrays, log_prior, names, e, t)
+    ratios = bounded.log_ratios(arrays, log_prior)
     log_prior = log_prior[None]
     bound = jnp.where(t > 0, t * (jnp.log((1 - e) * jnp.exp(-log_prior) + e) - jnp.log(e)), 0)
     trusted = {name: z for name, z in arrays.items() if name not in names}
@@ -150,57 +150,58 @@ def certify_modality(
     results = [certify(case) for case in cases]
     certified = jnp.stack([of_case for of_case, _ in results]).all(axis=0)
     margin = jnp.stack([of_case for _, of_case in results]).min(axis=0)
-    return Certificate(label, certified & ~jnp.isnan(fused).any(axis=-1), margin)
+    is_nan = jnp.isnan(fused).any(axis=-1)
+    return Certificate(label, certified & ~is_nan, jnp.where(is_nan, jnp.nan, margin))
 
 
 def certified_accuracy(
+    rule: BoundedRule,
     logits: Mapping[str, ArrayLike],
     labels: ArrayLike,
     class_prior: ArrayLike,
     *,
-    contaminations: ArrayLike,
     corrupted: str | tuple[str, ...] | int,
-    tempering: ArrayLike = 1.0,
     perturbed: str | tuple[str, ...] | None = None,
-    confidence: ArrayLike = 1.0,
 ) -> CertifiedAccuracy:
-    """Clean and certified accuracy as functions of the contamination, in one vectorised call.
+    """Clean and certified accuracy of a rule, or of C rules of one kind in one vectorised call.
+
+    `Contaminated(jnp.linspace(0, 1, 21))` gives them as functions of the contamination.
 
     Args:
+      rule: as for `certify_modality`; numbers may be arrays (C,), each in [0, 1], traced or not.
+        Those that are scalars serve all C rules.
       logits: z, {modality: (B, K)}, floating, at least one modality.
       labels: (B,), integer.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
-      contaminations: (C,), each in [0, 1], traced or not.
-      corrupted: as for `certify_modality`, like all that follows.
-      tempering: as there.
+      corrupted: as for `certify_modality`.
       perturbed: as there.
-      confidence: as there.
 
     Returns:
-      `CertifiedAccuracy(clean (C,), certified (C,))`.
+      `CertifiedAccuracy(clean, certified)`, scalars, or (C,) where a number of the rule is.
 
     Raises:
-      TypeError, ValueError: as `certify_modality`, or labels are not (B,).
+      TypeError, ValueError: as `certify_modality`, or labels are not (B,), or the rule's numbers
+        are neither scalars nor of one shape (C,).
     """
+    rule = check_supported(rule, _CERTIFIED, "that can be certified")
     arrays, classes, dtype = check_labelled(logits, labels)
     is_known = classes < next(iter(arrays.values())).shape[1]
 
-    def accuracies(contamination: jax.Array) -> CertifiedAccuracy:
+    def accuracies(rule: BoundedRule) -> CertifiedAccuracy:
         label, certified, _ = certify_modality(
-            arrays,
-            class_prior,
-            contamination=contamination,
-            corrupted=corrupted,
-            tempering=tempering,
-            perturbed=perturbed,
-            confidence=confidence,
+            rule, arrays, class_prior, corrupted=corrupted, perturbed=perturbed
         )
         is_correct = jnp.where(is_known, (label == classes).astype(dtype), jnp.nan)
-        # Of a contamination that is no number the margins are none either.
-        is_correct = jnp.where(jnp.isnan(contamination), jnp.nan, is_correct)
-        return CertifiedAccuracy(is_correct.mean(), jnp.where(certified, is_correct, 0).mean())
+        # Of a parameter that is no number the margins are none either.
+        for number in jax.tree.leaves(rule):
+            is_correct = jnp.where(jnp.isnan(number), jnp.nan, is_correct)
+        is_certified = jnp.where(certified | jnp.isnan(is_correct), is_correct, 0)
+        return CertifiedAccuracy(is_correct.mean(), is_certified.mean())
 
-    return jax.vmap(accuracies)(check_numbers("contaminations", contaminations, dtype, high=1))
+    rules = check_numbers_of(rule, dtype, batched=True)
+    axes = jax.tree.map(lambda number: 0 if number.ndim else None, rules)
+    is_batch = any(number.ndim for number in jax.tree.leaves(rules))
+    return jax.vmap(accuracies, in_axes=(axes,))(rules) if is_batch else accuracies(rules)
 
 
 def _cases(

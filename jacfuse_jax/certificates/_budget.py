@@ -62,80 +62,107 @@ from jacfuse_jax._simplex import (
     rounding_of_sum,
 )
 from jacfuse_jax.certificates._arbitrary import certify_modality
-from jacfuse_jax.fusion import robust_fusion, statistical_fusion
-from jacfuse_jax.fusion._contaminated import tempered_log_ratios
+from jacfuse_jax.certificates._bounded import Bounded, check_numbers_of, check_perturbed
+from jacfuse_jax.fusion import Contaminated, Robust, Scaled, Statistical, fuse, statistical_fusion
+from jacfuse_jax.fusion._supported import check_supported
 from jacfuse_jax.linalg import GramSpectrum, recalibration_matrix
 from jacfuse_jax.linalg._arguments import check_spectrum
 
 _SQRT2 = 2**0.5
 _LOG_RADII = (-60.0, 14.0)  # of logits; softmax is one-hot in either dtype beyond the larger one
 _NUM_HALVINGS = 48
+_WITH_RADIUS = (Statistical, Scaled, Contaminated, Robust)
 
 
-def contaminated_radius(
+def certified_radius(
+    rule: Statistical | Scaled | Contaminated | Robust,
     logits: Mapping[str, ArrayLike],
     class_prior: ArrayLike,
     *,
-    contamination: ArrayLike,
     corrupted: str,
+    grams: Mapping[str, GramSpectrum] | None = None,
     lipschitz: ArrayLike = 1.0,
-    tempering: ArrayLike = 1.0,
     perturbed: str | tuple[str, ...] | None = None,
 ) -> jax.Array:
-    """Radius within which the class of `fusion.contaminated_fusion` provably does not change.
+    """Radius within which the class that a rule fuses provably does not change.
 
-    Infinite where `certify_modality` certifies the sample. contamination = 0 serves statistical and
-    scaled fusion. Sound, not tight: see the module's text.
+    Infinite where `certify_modality` certifies the sample. Sound, not tight: see the module's text.
+    That of robust fusion is for one perturbed modality, which is the one that moves, for one
+    iteration, and for the closed form, whose rounding errors are known; it costs O(K^3) a sample.
 
     Args:
+      rule: `fusion.Statistical`, `Scaled`, `Contaminated` or `Robust`; its numbers are scalars,
+        traced or not.
       logits: z, {modality: (B, K)}, floating, at least one modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
-      contamination: e in [0, 1], a scalar, traced or not.
       corrupted: name of the modality that moves; static.
+      grams: {modality: spectrum of G, shared by all samples} for robust fusion, see
+        `linalg.spectrum_from_kernel`.
       lipschitz: L > 0, in the 2-norm, of its logits in its input; 1 gives radii of the logits. See
         `bounds.spectral_norm`.
-      tempering: t in [0, 1], a scalar, traced or not.
-      perturbed: name or names of the modalities that the rule bounds; static. None: all of them.
+      perturbed: name or names of the modalities that the rule believes perturbed; static. None: all
+        of them.
 
     Returns:
-      (B,), radii in the 2-norm of the input; zero where nothing can be said, as for NaN.
+      (B,), radii in the 2-norm of the input; zero where nothing can be said, as for NaN or, in
+      robust fusion, a class that the modality excludes.
 
     Raises:
       TypeError: logits are not floating.
-      ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
-        one, or a parameter lies outside its interval.
+      ValueError: the rule is another one, shapes disagree, a modality is unknown, a prior is not
+        positive or does not sum to one, or a parameter lies outside its interval; of robust fusion,
+        other modalities are perturbed, or a Gram spectrum is missing or per sample.
 
     References:
       Derived here; of the log-odds' Lipschitz constant cf. Tsuzuku, Sato, Sugiyama,
       "Lipschitz-Margin Training", 2018.
     """
+    rule = check_supported(rule, _WITH_RADIUS, "that have a radius")
     arrays, prior = check_with_prior(logits, class_prior)
     dtype = prior.dtype
     check_modalities("corrupted", (corrupted,), arrays)
-    names = tuple(arrays) if perturbed is None else check_modalities("perturbed", perturbed, arrays)
-    e = check_scalar("contamination", contamination, dtype, high=1)
-    t = check_scalar("tempering", tempering, dtype, high=1)
+    names = check_perturbed(perturbed, arrays)
     lipschitz = check_scalar("lipschitz", lipschitz, dtype, positive=True)
-    return _contaminated_radius(arrays, prior, (e, t, lipschitz), corrupted, names)
+    if not isinstance(rule, Robust):
+        rule = check_numbers_of(rule, dtype)
+        return _bounded_radius(rule, arrays, prior, lipschitz, corrupted, names)
+    if names != (corrupted,):
+        raise ValueError(
+            f"robust fusion has radii where perturbed is the modality that moves, {corrupted!r}, "
+            f"got {names}"
+        )
+    if rule.num_iterations != 1 or rule.solver != "closed_form":
+        raise ValueError(f"robust fusion has radii for one iteration, in closed form, got {rule}")
+    if grams is None:
+        raise ValueError("the rule robust needs grams; see linalg.spectrum_from_kernel")
+    check_mapping("grams", grams, "spectrum")
+    check_modalities("corrupted", (corrupted,), grams)
+    if jnp.ndim(grams[corrupted].eigenvalues) != 1:
+        raise ValueError(f"grams[{corrupted!r}] must be shared by all samples")
+    rule = Robust(check_scalar("gamma", rule.gamma, dtype, high=1, positive=True))
+    spectrum = check_spectrum(
+        f"grams[{corrupted!r}]", grams[corrupted], arrays[corrupted].shape, dtype
+    )
+    return _robust_radius(rule, arrays, prior, spectrum, lipschitz, corrupted)
 
 
 # Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _contaminated_radius(
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _bounded_radius(
+    rule: Statistical | Scaled | Contaminated,
     arrays: dict[str, jax.Array],
     class_prior: jax.Array,
-    parameters: tuple[jax.Array, jax.Array, jax.Array],
+    lipschitz: jax.Array,
     corrupted: str,
     names: tuple[str, ...],
 ) -> jax.Array:
-    """`contaminated_radius` of arguments that are checked."""
-    e, t, lipschitz = parameters
+    """`certified_radius` of a rule that bounds what modalities say, of arguments checked."""
+    certificate = certify_modality(rule, arrays, class_prior, corrupted=corrupted, perturbed=names)
     log_prior = jnp.log(class_prior)
-    certificate = certify_modality(
-        arrays, class_prior, contamination=e, corrupted=corrupted, tempering=t, perturbed=names
-    )
-    ratios = tempered_log_ratios(arrays, log_prior, names, e, t)
-    if corrupted not in names:
+    bounded = Bounded.of(rule, names, log_prior.dtype)
+    ratios = bounded.log_ratios(arrays, log_prior)
+    e, t = bounded.e, bounded.t
+    if corrupted not in bounded.perturbed:
         e, t = jnp.zeros_like(e), jnp.ones_like(t)
     log_prior = log_prior[None]
     scores = sum(ratios.values(), start=log_prior)
@@ -164,72 +191,24 @@ def _contaminated_radius(
         return t * jnp.minimum(shift, change(logit + wide, 1) + lowered)
 
     radius = _largest_radius(lambda rho: (log_odds + gain(rho)).max(axis=-1) < 0, log_odds)
-    return jnp.where(certificate.certified, jnp.inf, radius / lipschitz)
+    # What the rule leaves NaN has no margin.
+    radius = jnp.where(jnp.isnan(certificate.margin), 0, radius / lipschitz)
+    return jnp.where(certificate.certified, jnp.inf, radius)
 
 
-def robust_radius(
-    logits: Mapping[str, ArrayLike],
-    grams: Mapping[str, GramSpectrum],
-    class_prior: ArrayLike,
-    *,
-    perturbed: str,
-    gamma: ArrayLike,
-    lipschitz: ArrayLike = 1.0,
-) -> jax.Array:
-    """Radius within which the class of `fusion.robust_fusion` provably does not change.
-
-    For one perturbed modality, which is the one that moves, and one iteration. Sound, not tight:
-    see the module's text. Costs O(K^3) a sample.
-
-    Args:
-      logits: z, {modality: (B, K)}, floating, at least one modality.
-      grams: {modality: spectrum of G, shared by all samples}, see `linalg.spectrum_from_kernel`.
-      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
-      perturbed: name of the modality that is recalibrated and moves; static.
-      gamma: in (0, 1], a scalar, traced or not.
-      lipschitz: L > 0, in the 2-norm, of its logits in its input; 1 gives radii of the logits.
-
-    Returns:
-      (B,), radii in the 2-norm of the input; zero where nothing can be said, as for NaN or a class
-      that the modality excludes.
-
-    Raises:
-      TypeError: an array is not float32 or float64.
-      ValueError: shapes disagree, a modality is unknown, a Gram spectrum is missing or per sample,
-        or a parameter lies outside its interval.
-
-    References:
-      Derived here.
-    """
-    arrays, prior = check_with_prior(logits, class_prior)
-    dtype = prior.dtype
-    check_modalities("perturbed", (perturbed,), arrays)
-    check_mapping("grams", grams, "spectrum")
-    check_modalities("perturbed", (perturbed,), grams)
-    if jnp.ndim(grams[perturbed].eigenvalues) != 1:
-        raise ValueError(f"grams[{perturbed!r}] must be shared by all samples")
-    gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
-    lipschitz = check_scalar("lipschitz", lipschitz, dtype, positive=True)
-    spectrum = check_spectrum(
-        f"grams[{perturbed!r}]", grams[perturbed], arrays[perturbed].shape, dtype
-    )
-    return _robust_radius(arrays, prior, spectrum, (gamma, lipschitz), perturbed)
-
-
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=5)
 def _robust_radius(
+    rule: Robust,
     arrays: dict[str, jax.Array],
     class_prior: jax.Array,
     spectrum: GramSpectrum,
-    parameters: tuple[jax.Array, jax.Array],
+    lipschitz: jax.Array,
     perturbed: str,
 ) -> jax.Array:
-    """`robust_radius` of arguments that are checked."""
-    gamma, lipschitz = parameters
+    """`certified_radius` of robust fusion, of arguments that are checked."""
+    gamma = jnp.asarray(rule.gamma)
     strength = (1 - gamma) / gamma
-    fused = robust_fusion(
-        arrays, {perturbed: spectrum}, class_prior, perturbed=perturbed, gamma=gamma
-    ).log_probs
+    fused = fuse(rule, arrays, class_prior, perturbed=perturbed, grams={perturbed: spectrum})
     log_probs = statistical_fusion(arrays, class_prior)
     R = recalibration_matrix(jnp.exp(log_probs), spectrum, strength)
     eps = jnp.finfo(fused.dtype).eps

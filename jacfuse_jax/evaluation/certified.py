@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jacfuse_jax import certificates, fusion, metrics
+from jacfuse_jax import certificates, metrics
 from jacfuse_jax.evaluation import selection
 from jacfuse_jax.evaluation.rows import Rows
+from jacfuse_jax.fusion import Cascade, Contaminated, Statistical
 
+CertifiedRule = Statistical | Contaminated | Cascade
 _BOOTSTRAP_SEED = 0
 
 
@@ -43,12 +45,6 @@ class Row(NamedTuple):
     certified_low: float
     certified_high: float
     num_examples: int
-
-
-class _Rule(NamedTuple):
-    method: str
-    contamination: float | None = None
-    confidence: float | None = None
 
 
 class _Outcome(NamedTuple):
@@ -87,10 +83,10 @@ def measure(
     Returns:
       A row for every rule.
     """
-    rules = [
-        _Rule("statistical"),
-        *(_Rule("contaminated", contamination=e) for e in contaminations),
-        *(_Rule("cascade", confidence=c) for c in confidences),
+    rules: list[CertifiedRule] = [
+        Statistical(),
+        *(Contaminated(e) for e in contaminations),
+        *(Cascade(c) for c in confidences),
     ]
     measure_fn = partial(_measure, class_prior=class_prior, corrupted=corrupted)
     selected = _select({rule: measure_fn(rule, validation) for rule in rules}, max_clean_loss)
@@ -106,7 +102,9 @@ def measure(
                 dataset,
                 seed,
                 corrupted,
-                *rule,
+                rule.kind,
+                rule.parameters.get("contamination"),
+                rule.parameters.get("confidence"),
                 rule in selected,
                 *(float(clean.mean), float(clean.low), float(clean.high)),
                 *(float(certified.mean), float(certified.low), float(certified.high)),
@@ -116,19 +114,11 @@ def measure(
     return rows
 
 
-def _measure(rule: _Rule, rows: Rows, *, class_prior: jax.Array, corrupted: str) -> _Outcome:
+def _measure(
+    rule: CertifiedRule, rows: Rows, *, class_prior: jax.Array, corrupted: str
+) -> _Outcome:
     logits = {m: jnp.asarray(o.logits) for m, o in rows.outputs["standard"].items()}
-    if rule.method == "statistical":  # an unbounded influence: nothing is certified
-        label = np.asarray(fusion.statistical_fusion(logits, class_prior).argmax(axis=-1))
-        return _Outcome(label == rows.labels, np.zeros(len(label), bool))
-    found = _certify(
-        logits,
-        class_prior,
-        contamination=rule.contamination or 0.0,
-        confidence=1.0 if rule.confidence is None else rule.confidence,
-        corrupted=corrupted,
-        perturbed=corrupted,
-    )
+    found = _certify(rule, logits, class_prior, corrupted=corrupted, perturbed=corrupted)
     is_correct = np.asarray(found.label) == rows.labels
     return _Outcome(is_correct, is_correct & np.asarray(found.certified))
 
@@ -136,14 +126,14 @@ def _measure(rule: _Rule, rows: Rows, *, class_prior: jax.Array, corrupted: str)
 _certify = jax.jit(certificates.certify_modality, static_argnames=("corrupted", "perturbed"))
 
 
-def _select(outcomes: Mapping[_Rule, _Outcome], max_clean_loss: float) -> set[_Rule]:
-    """Of every method, the rule that certifies most of those that are accurate enough."""
+def _select(
+    outcomes: Mapping[CertifiedRule, _Outcome], max_clean_loss: float
+) -> set[CertifiedRule]:
+    """Of every kind, the rule that certifies most of those that are accurate enough."""
     clean = {rule: outcome.clean.mean() for rule, outcome in outcomes.items()}
     certified = {rule: outcome.certified.mean() for rule, outcome in outcomes.items()}
-    least = clean[_Rule("statistical")] - max_clean_loss - selection.ROUNDING
+    least = clean[Statistical()] - max_clean_loss - selection.ROUNDING
     return {
-        selection.choose(
-            [rule for rule in outcomes if rule.method == method], clean, certified, least
-        )
-        for method in dict.fromkeys(rule.method for rule in outcomes)
+        selection.choose([rule for rule in outcomes if rule.kind == kind], clean, certified, least)
+        for kind in dict.fromkeys(rule.kind for rule in outcomes)
     }

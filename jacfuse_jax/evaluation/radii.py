@@ -17,6 +17,7 @@ from jacfuse_jax import attacks, certificates, fusion
 from jacfuse_jax.evaluation.evidence import Evidence
 from jacfuse_jax.evaluation.models import Models
 from jacfuse_jax.evaluation.rows import Rows
+from jacfuse_jax.fusion import Contaminated, Robust, Rule, Statistical
 
 _FACTORS = (1, 10, 100)
 
@@ -53,20 +54,6 @@ class Row(NamedTuple):
     num_examples: int
 
 
-class _Rule(NamedTuple):
-    """A rule, and the radius (B,) that it has for logits; both take logits and its parameter."""
-
-    method: str
-    contamination: float | None
-    gamma: float | None
-    fuse_fn: Callable[..., jax.Array]
-    radius_fn: Callable[..., jax.Array]
-
-    @property
-    def parameter(self) -> float:
-        return self.gamma if self.gamma is not None else self.contamination or 0.0
-
-
 def measure(
     dataset: str,
     models: Models,
@@ -101,26 +88,41 @@ def measure(
         raise ValueError(f"nothing bounds the Lipschitz constant of the classifier of {corrupted}")
     key = jax.random.key(seed)
     lipschitz = float(jax.jit(classifier.lipschitz_fn)(classifier.parameters, key))
-    rules = _make_rules(models.evidence, corrupted, contaminations, gammas)
+    evidence = models.evidence
+    rules = [
+        Statistical(),
+        *(Contaminated(e) for e in contaminations),
+        *(Robust(gamma) for gamma in gammas),
+    ]
     logits = {m: jnp.asarray(o.logits) for m, o in rows.outputs["standard"].items()}
     inputs = jnp.asarray(rows.inputs[corrupted])
     found: list[Row] = []
     for rule in rules:
-        radius = np.asarray(jax.jit(rule.radius_fn)(logits, rule.parameter) / lipschitz)
+        radius = np.asarray(
+            certificates.certified_radius(
+                rule,
+                logits,
+                evidence.class_prior,
+                corrupted=corrupted,
+                perturbed=corrupted,
+                grams=evidence.grams,
+                lipschitz=lipschitz,
+            )
+        )
         is_limited = np.isfinite(radius)
         changed: list[float] = []
         for factor in _FACTORS:
             is_changed = _is_changed(
-                rule.fuse_fn,
                 classifier.logits_fn,
                 corrupted,
                 attack_steps,
+                rule,
+                evidence,
                 classifier.parameters,
                 inputs,
                 logits,
                 jnp.where(is_limited, factor * radius, 0),
                 key,
-                rule.parameter,
             )
             of_limited = np.asarray(is_changed)[is_limited]
             changed.append(float(of_limited.mean()) if of_limited.size else 0.0)
@@ -130,9 +132,9 @@ def measure(
                 dataset,
                 seed,
                 corrupted,
-                rule.method,
-                rule.contamination,
-                rule.gamma,
+                rule.kind,
+                rule.parameters.get("contamination"),
+                rule.parameters.get("gamma"),
                 lipschitz,
                 1 - float(is_limited.mean()),
                 float(np.median(radius[is_limited])) if is_limited.any() else np.inf,
@@ -143,57 +145,30 @@ def measure(
     return found
 
 
-def _make_rules(
-    evidence: Evidence, corrupted: str, contaminations: Sequence[float], gammas: Sequence[float]
-) -> list[_Rule]:
-    prior = evidence.class_prior
-
-    def fuse_contaminated(z: Mapping[str, Any], e: Any) -> jax.Array:
-        return fusion.contaminated_fusion(z, prior, contamination=e, perturbed=corrupted)
-
-    def contaminated_radius(z: Mapping[str, Any], e: Any) -> jax.Array:
-        return certificates.contaminated_radius(
-            z, prior, contamination=e, corrupted=corrupted, perturbed=corrupted
-        )
-
-    def fuse_robust(z: Mapping[str, Any], gamma: Any) -> jax.Array:
-        fused = fusion.robust_fusion(z, evidence.grams, prior, perturbed=corrupted, gamma=gamma)
-        return fused.log_probs
-
-    def robust_radius(z: Mapping[str, Any], gamma: Any) -> jax.Array:
-        return certificates.robust_radius(
-            z, evidence.grams, prior, perturbed=corrupted, gamma=gamma
-        )
-
-    bounded = fuse_contaminated, contaminated_radius
-    return [
-        _Rule("statistical", None, None, *bounded),
-        *(_Rule("contaminated", e, None, *bounded) for e in contaminations),
-        *(_Rule("robust", None, gamma, fuse_robust, robust_radius) for gamma in gammas),
-    ]
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _is_changed(
-    fuse_fn: Callable[..., jax.Array],
     logits_fn: Callable[..., jax.Array],
     corrupted: str,
     num_steps: int,
+    rule: Rule,
+    evidence: Evidence,
     parameters: Any,
     inputs: jax.Array,
     logits: dict[str, jax.Array],
     budget: jax.Array,
     key: jax.Array,
-    parameter: Any,
 ) -> jax.Array:
     radius = budget.reshape(-1, *(inputs.ndim - 1) * [1])
+
+    def fuse(z: Mapping[str, jax.Array]) -> jax.Array:
+        return fusion.fuse(rule, z, evidence.class_prior, perturbed=corrupted, grams=evidence.grams)
 
     def log_prob_fn(x: Mapping[str, jax.Array]) -> jax.Array:
         # The attack moves within the unit ball, so that every row has its own budget.
         z = logits_fn(parameters, inputs + radius * x["step"])
-        return fuse_fn({**logits, corrupted: z}, parameter)
+        return fuse({**logits, corrupted: z})
 
-    clean = fuse_fn(logits, parameter).argmax(axis=-1)
+    clean = fuse(logits).argmax(axis=-1)
     found = attacks.pgd(
         log_prob_fn,
         {"step": jnp.zeros_like(inputs)},

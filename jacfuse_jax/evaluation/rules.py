@@ -277,10 +277,7 @@ def predict(
         applied = dataclasses.replace(applied, num_iterations=_NUM_ITERATIONS)
     if believed == DETECT and rule.searched:
         return detection.detected_fusion(
-            lambda names: fusion.fuse(applied, logits, class_prior, perturbed=names, grams=grams),
-            logits,
-            evidence.detector,
-            class_prior,
+            applied, logits, evidence.detector, class_prior, grams=grams
         )
     return fusion.fuse(applied, logits, class_prior, perturbed=believed, grams=grams)
 

@@ -1,4 +1,4 @@
-"""Checks that tell a robust prediction from an attack that fails.
+"""Checks that tell a robust prediction from an attack that fails: of attacks against each other.
 
 Each holds one figure against a limit. What they look for is described in Carlini et al., "On
 Evaluating Adversarial Robustness", 2019, and Athalye, Carlini, Wagner, "Obfuscated Gradients Give a
@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,10 +20,6 @@ Arrays = dict[str, Any]
 LogProbFn = Callable[[Arrays], jax.Array]
 
 _POINTS = 0.005  # half a point of accuracy
-_MAX_ZERO_GRADIENTS = 0.01
-_STEP = 1e-6  # of finite differences, in float64
-_OFFSET = 0.01  # of the inputs at which they are taken, as a share of the valid range
-_MAX_KINKS = 0.05  # samples with a kink of the classifier within that step
 
 
 class Check(NamedTuple):
@@ -112,39 +107,39 @@ def check_attacks(
     by_steps = np.stack([accuracy[f"pgd {n}"] for n in steps])
     excess = max(outcome.excess for of_radii in outcomes.values() for outcome in of_radii)
     return [
-        _check(
+        make_check(
             "PGD is at least as strong as FGM",
             (of_steps - accuracy["fgm"]).max(),
             _POINTS,
             f"accuracy under PGD-{num_steps} minus FGM, largest over epsilon",
         ),
-        _check(
+        make_check(
             "more steps are never weaker",
             np.diff(by_steps, axis=0).max(),
             _POINTS,
             f"rise of accuracy from one to the next of {_join(steps)} steps",
         ),
-        _check(
+        make_check(
             "PGD has converged",
             np.abs(doubled - of_steps).max(),
             _POINTS,
             f"change of accuracy from {num_steps} to {2 * num_steps} steps, largest over epsilon",
         ),
-        _check(
+        make_check(
             "accuracy falls with epsilon",
             np.diff(with_gradients).max(),
             _POINTS,
             f"rise of the worst case from one to the next of {_join(radii)}",
         ),
         _check_end(subject, min(with_gradients[-1], without[-1]), batch_size),
-        _check(
+        make_check(
             "gradients beat attacks without them",
             (with_gradients - without).max(),
             _POINTS,
             f"worst case of PGD and APGD minus that of Square and random search ({num_queries} "
             "queries)",
         ),
-        _check(
+        make_check(
             "budgets are kept",
             excess,
             8 * float(np.finfo(np.float32).eps),
@@ -153,57 +148,30 @@ def check_attacks(
     ]
 
 
-def check_gradients(subject: Subject, *, batch_size: int, key: jax.Array) -> list[Check]:
-    """Looks at the gradients that attacks follow, and at samples that are not to know each other.
+def make_check(name: str, value: Any, limit: float, detail: str) -> Check:
+    """Holds a figure against its limit.
 
     Args:
-      subject: the prediction; its function must also take float64.
-      batch_size: samples at a time.
-      key: of the directions of finite differences.
+      name: what is asked.
+      value: the figure.
+      limit: its largest admissible value.
+      detail: what the figure is.
 
     Returns:
-      The checks, in a fixed order.
+      The check.
     """
-    zero, infinite, deviations, mixing = [], [], [], []
-    for index, batch in enumerate(_batches(subject, batch_size)):
-        count = int(batch.pop("mask").sum())
-        labels = batch.pop("label")[:count]
-        inputs = {name: array[:count] for name, array in batch.items()}
-        gradient = np.asarray(_gradient(subject, inputs, labels)).reshape(count, -1)
-        is_finite = np.isfinite(gradient).all(axis=1)
-        infinite.append(~is_finite)
-        zero.append(is_finite & (gradient == 0).all(axis=1))
-        deviations.append(
-            _deviation_from_differences(subject, inputs, labels, jax.random.fold_in(key, index))
-        )
-        mixing.append(_mixing(subject, inputs))
-    is_kink = np.concatenate(deviations) > 1e-3
-    return [
-        _check(
-            "gradients match finite differences",
-            is_kink.mean(),
-            _MAX_KINKS,
-            "share of samples whose directional derivative is off by 0.1%, in float64",
-        ),
-        _check(
-            "gradients do not vanish",
-            np.concatenate(zero).mean(),
-            _MAX_ZERO_GRADIENTS,
-            "share of samples with a gradient of exactly zero, in float32",
-        ),
-        _check(
-            "gradients are finite",
-            np.concatenate(infinite).mean(),
-            0.0,
-            "share of samples with a gradient that is not finite, in float32",
-        ),
-        _check(
-            "samples do not depend on their batch",
-            max(mixing),
-            1e-5,
-            "largest change of a probability when the batch is reversed or halved",
-        ),
-    ]
+    # One of 200 samples is half a point, and passes.
+    return Check(name, float(value), limit, bool(value <= limit + 1e-9), detail)
+
+
+def iterate_subject(subject: Subject, batch_size: int) -> Any:
+    """Batches of a subject's inputs and of `label`, with the `mask` of what counts.
+
+    Args:
+      subject: the prediction.
+      batch_size: samples at a time.
+    """
+    return iterate_batches({**subject.inputs, "label": subject.labels}, batch_size)
 
 
 def _worst_case(
@@ -220,11 +188,6 @@ def _join(numbers: Sequence[float]) -> str:
     return ", ".join(f"{number:.3g}" for number in numbers)
 
 
-def _check(name: str, value: Any, limit: float, detail: str) -> Check:
-    # One of 200 samples is half a point, and passes.
-    return Check(name, float(value), limit, bool(value <= limit + 1e-9), detail)
-
-
 def _check_end(subject: Subject, accuracy: float, batch_size: int) -> Check:
     """Whether an attacker who may choose any input leaves nothing of the attacked modality."""
     num_classes = _predict(subject, batch_size).shape[1]
@@ -237,7 +200,7 @@ def _check_end(subject: Subject, accuracy: float, batch_size: int) -> Check:
         reached = "the accuracy of the other modalities"
     else:
         reached = "neither chance nor the accuracy of the other modalities"
-    return _check(
+    return make_check(
         "nothing is left at the largest epsilon",
         accuracy,
         limit + _POINTS,
@@ -259,7 +222,7 @@ def _attack(
     perturbed, (low, high) = subject.perturbed, subject.valid_range
     correct: list[NDArray[np.bool_]] = []
     excess = 0.0
-    for index, batch in enumerate(_batches(subject, batch_size)):
+    for index, batch in enumerate(iterate_subject(subject, batch_size)):
         count = int(batch.pop("mask").sum())
         labels = batch.pop("label")
         moved, predicted = _attack_batch(
@@ -304,68 +267,7 @@ def _attack_batch(
     return moved[perturbed], log_prob_fn(moved).argmax(axis=-1)
 
 
-def _batches(subject: Subject, batch_size: int) -> Any:
-    return iterate_batches({**subject.inputs, "label": subject.labels}, batch_size)
-
-
 def _predict(subject: Subject, batch_size: int) -> NDArray[Any]:
     """Log-probabilities of the first batch."""
-    batch = next(_batches(subject, batch_size))
+    batch = next(iterate_subject(subject, batch_size))
     return np.asarray(subject.log_prob_fn({name: batch[name] for name in subject.inputs}))
-
-
-def _loss(subject: Subject, inputs: Arrays, labels: NDArray[Any], x: jax.Array) -> jax.Array:
-    """Cross-entropy of every sample, (B,), as a function of the perturbed modality."""
-    return attacks.losses.cross_entropy(
-        subject.log_prob_fn({**inputs, subject.perturbed: x}), labels
-    )
-
-
-def _gradient(subject: Subject, inputs: Arrays, labels: NDArray[Any]) -> jax.Array:
-    return jax.grad(lambda x: _loss(subject, inputs, labels, x).sum())(
-        jnp.asarray(inputs[subject.perturbed])
-    )
-
-
-def _deviation_from_differences(
-    subject: Subject, inputs: Arrays, labels: NDArray[Any], key: jax.Array
-) -> NDArray[np.float64]:
-    """|derivative - central difference| / |gradient| along one direction a sample, in float64.
-
-    Beside the inputs, since in them equal pixels put the classifier onto kinks.
-    """
-    shape = inputs[subject.perturbed].shape
-    key_offset, key_direction = jax.random.split(key)
-    low, high = subject.valid_range
-    axes = tuple(range(1, len(shape)))
-    offset = _OFFSET * (high - low) * np.asarray(jax.random.normal(key_offset, shape), np.float64)
-    direction = np.array(jax.random.normal(key_direction, shape), np.float64)
-    direction /= np.sqrt((direction**2).sum(axis=axes, keepdims=True))
-    with jax.enable_x64(True):
-        wide = {name: np.asarray(array, np.float64) for name, array in inputs.items()}
-        wide[subject.perturbed] += offset
-        x = wide[subject.perturbed]
-        gradient = np.asarray(_gradient(subject, wide, labels))
-        forward, backward = (
-            np.asarray(_loss(subject, wide, labels, jnp.asarray(x + sign * _STEP * direction)))
-            for sign in (1, -1)
-        )
-    derivative = (gradient * direction).sum(axis=axes)
-    difference = (forward - backward) / (2 * _STEP)
-    size = np.sqrt((gradient**2).mean(axis=axes))
-    # What float64 cannot tell from a gradient of zero.
-    rounding = 10 * np.finfo(np.float64).eps * (1 + np.abs(forward)) / _STEP
-    return np.maximum(np.abs(derivative - difference) - rounding, 0) / np.maximum(size, 1e-300)
-
-
-def _mixing(subject: Subject, inputs: Arrays) -> float:
-    """Largest change of a probability when the batch is put in another order or is smaller."""
-
-    def probs(rows: slice) -> NDArray[Any]:
-        chosen = {name: array[rows] for name, array in inputs.items()}
-        return np.exp(np.asarray(subject.log_prob_fn(chosen)))
-
-    whole = probs(slice(None))
-    half = slice(0, -(-len(whole) // 2))
-    reversed_order = probs(slice(None, None, -1))[::-1]
-    return max(np.abs(whole - reversed_order).max(), np.abs(whole[half] - probs(half)).max())

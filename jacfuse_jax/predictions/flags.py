@@ -98,7 +98,7 @@ def config_from_flags(flag_values: flags.FlagValues) -> FuseConfig:
                     f"--{name}={flag_values[name].value} needs --perturbed; name modalities, or "
                     "leave both out, which is statistical fusion"
                 )
-        gamma, contamination = 1, 0
+        gamma, contamination = 1.0, 0.0
     if flag_values.join == "position" and flag_values.ids_column:
         raise InputError(
             f"--ids_column={flag_values.ids_column} would not be used with --join=position; leave "

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from jacfuse_jax import linalg
+from jacfuse_jax.linalg._spectrum import centre_kernel
 from jacfuse_jax.predictions.arrays import ArrayOnDisk, check_floating
 from jacfuse_jax.programs import InputError
 
@@ -36,7 +37,7 @@ def head_spectrum(
     if len(heads) > 1:
         raise InputError(f"{', '.join(head.name for head in heads.values())}: keep one of them")
     if not heads:
-        return linalg.spectrum_from_kernel(_centre(np.eye(num_classes)))
+        return linalg.spectrum_from_kernel(centre_kernel(np.eye(num_classes)))
     [(name, head)] = heads.items()
     check_floating(head)
     transposed = head._replace(shape=head.shape[::-1]) if name == "weight" else head
@@ -50,11 +51,11 @@ def head_spectrum(
         raise InputError(f"{head.name} is not finite")
     _check_size(head.name, matrix, dtype, is_gram=name == "gram")
     if name != "gram":
-        return linalg.spectrum_from_kernel(_centre(matrix.T if name == "weight" else matrix))
+        return linalg.spectrum_from_kernel(centre_kernel(matrix.T if name == "weight" else matrix))
     is_square = matrix.shape[0] == num_classes
     if not is_square or np.abs(matrix - matrix.T).max() > 1e-3 * np.abs(matrix).max():
         raise InputError(f"{head.name} must be (K, K) and symmetric, got shape {matrix.shape}")
-    gram = _centre(_centre(matrix).T)
+    gram = centre_kernel(centre_kernel(matrix).T)
     eigenvalues = np.linalg.eigvalsh(gram)
     if eigenvalues[0] < -_GRAM_ROUNDING * np.abs(eigenvalues).max():
         raise InputError(
@@ -62,11 +63,6 @@ def head_spectrum(
             "save W^T W, or better the `kernel` W"
         )
     return linalg.gram_spectrum(gram)
-
-
-def _centre(kernel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """W C, of which no row has a mean."""
-    return kernel - kernel.mean(axis=1, keepdims=True)
 
 
 def _check_size(

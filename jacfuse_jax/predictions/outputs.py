@@ -2,7 +2,8 @@
 
 A row has `ids`; `prediction`, its most probable class; `jacobian_norm`, see `fusion.FusedOutput`;
 and `log_probs`, K of them. A row whose log-probabilities are not numbers has prediction -1. What
-made the file is JSON, under the name `jacfuse_jax`. .parquet and .npz can be fused again.
+made the file is JSON, under the name `jacfuse_jax`; its `rule` is a text, which
+`fusion.rule_from_json` reads. .parquet and .npz can be fused again.
 
     .parquet  log_probs are a column of lists; the JSON is in the metadata of the schema
     .csv      log_probs_0, ... are columns; the JSON is in a file of its own, <name>.csv.json

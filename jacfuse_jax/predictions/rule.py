@@ -1,5 +1,6 @@
-"""The rule that fuses predictions: contaminated, then recalibrated; with parameters or a choice."""
+"""What fuses predictions: contaminated, then recalibrated; with parameters or a choice."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,23 +9,27 @@ import jax
 import numpy as np
 
 from jacfuse_jax import calibration, fusion, linalg, metrics
+from jacfuse_jax.fusion import ContaminatedRobust
 from jacfuse_jax.programs import InputError
 
 
-class Rule(NamedTuple):
-    """Robust fusion on contaminated log-probabilities.
+class FittedRule(NamedTuple):
+    """A rule, and what else it takes beside logits.
 
     Attributes:
+      rule: with its parameters.
       grams: {modality believed perturbed: spectrum of its Gram matrix}.
       class_prior: (K,), sums to one.
-      gamma: in (0, 1]; 1 recalibrates nothing.
-      contamination: in [0, 1]; 0 contaminates nothing.
     """
 
+    rule: ContaminatedRobust
     grams: dict[str, linalg.GramSpectrum]
     class_prior: Any
-    gamma: Any
-    contamination: Any
+
+    @property
+    def perturbed(self) -> tuple[str, ...]:
+        """Names of the modalities believed perturbed."""
+        return tuple(self.grams)
 
 
 class Evaluation(NamedTuple):
@@ -42,33 +47,29 @@ class Evaluation(NamedTuple):
 
 
 @jax.jit
-def fuse(rule: Rule, logits: Mapping[str, Any]) -> fusion.FusedOutput:
+def fuse(fitted: FittedRule, logits: Mapping[str, Any]) -> fusion.FusedOutput:
     """Fuses the logits of a batch.
 
     Args:
-      rule: the rule.
+      fitted: the rule.
       logits: {modality: (B, K)}.
 
     Returns:
       As `fusion.robust_fusion`.
     """
-    return fusion.robust_fusion(
-        _contaminate(rule, logits),
-        rule.grams,
-        rule.class_prior,
-        perturbed=tuple(rule.grams),
-        gamma=rule.gamma,
+    return fitted.rule.fuse_output(
+        fusion.FusionInputs(logits, fitted.class_prior, fitted.perturbed, fitted.grams)
     )
 
 
 @jax.jit
 def evaluate(
-    rule: Rule, logits: Mapping[str, Any], log_probs: Any, labels: Any, mask: Any
+    fitted: FittedRule, logits: Mapping[str, Any], log_probs: Any, labels: Any, mask: Any
 ) -> Evaluation:
     """Sums of metrics over a batch.
 
     Args:
-      rule: that gave the result.
+      fitted: that gave the result.
       logits: {modality: (B, K)}.
       log_probs: (B, K), the result.
       labels: (B,).
@@ -80,65 +81,69 @@ def evaluate(
     sums = functools.partial(metrics.classification_sums, labels=labels, mask=mask)
     return Evaluation(
         {name: sums(jax.nn.log_softmax(z)) for name, z in logits.items()},
-        sums(fusion.statistical_fusion(logits, rule.class_prior)),
+        sums(fusion.statistical_fusion(logits, fitted.class_prior)),
         sums(log_probs),
     )
 
 
-def choose(rule: Rule, logits: Mapping[str, Any], labels: Any, *, names: Sequence[str]) -> Rule:
+def choose(
+    fitted: FittedRule, logits: Mapping[str, Any], labels: Any, *, names: Sequence[str]
+) -> FittedRule:
     """Chooses parameters on clean labelled rows: contamination first, then gamma, given it.
 
     Args:
-      rule: the rule; what is chosen is not looked at.
+      fitted: the rule; what is chosen is not looked at.
       logits: {modality: (N, K)}; each says something of every row, see `fusion`.
       labels: (N,).
       names: of the parameters to choose, by `calibration.choose_contamination`, `choose_gamma`.
 
     Returns:
-      The rule with what was chosen.
+      The rule with what was chosen, to seven digits.
 
     Raises:
       InputError: no gamma has a finite likelihood.
     """
     if "contamination" in names:
-        rule = rule._replace(contamination=_choose_contamination(rule, logits, labels))
+        chosen = _choose_contamination(fitted, logits, labels).contamination
+        fitted = _with(fitted, contamination=chosen)
     if "gamma" in names:
-        choice = _choose_gamma(rule, logits, labels)
+        choice = _choose_gamma(fitted, logits, labels)
         if not np.isfinite(choice.nll).any():
             raise InputError(
                 "--gamma=auto: no gamma has a finite likelihood, since logits of -inf exclude "
                 "labels; leave those rows out, or give --contamination above 0 or a --gamma"
             )
-        rule = rule._replace(gamma=choice.gamma)
-    return rule
+        fitted = _with(fitted, gamma=choice.gamma)
+    return fitted
+
+
+def _with(fitted: FittedRule, **parameters: jax.Array) -> FittedRule:
+    """Other parameters, as candidates were written before the dtype rounded them."""
+    numbers = {name: float(f"{float(x):.7g}") for name, x in parameters.items()}
+    return fitted._replace(rule=dataclasses.replace(fitted.rule, **numbers))
 
 
 @jax.jit
-def _choose_contamination(rule: Rule, logits: Mapping[str, Any], labels: Any) -> jax.Array:
+def _choose_contamination(
+    fitted: FittedRule, logits: Mapping[str, Any], labels: Any
+) -> calibration.ContaminationChoice[ContaminatedRobust]:
     """The contamination that certifies most, whatever gamma."""
     return calibration.choose_contamination(
-        logits, labels, rule.class_prior, perturbed=tuple(rule.grams)
-    ).contamination
-
-
-@jax.jit
-def _choose_gamma(rule: Rule, logits: Mapping[str, Any], labels: Any) -> calibration.GammaChoice:
-    """The best gamma for what is contaminated."""
-    return calibration.choose_gamma(
-        _contaminate(rule, logits),
-        rule.grams,
-        labels,
-        rule.class_prior,
-        jax.random.key(0),
-        perturbed=tuple(rule.grams),
+        fitted.rule, logits, labels, fitted.class_prior, perturbed=fitted.perturbed
     )
 
 
-def _contaminate(rule: Rule, logits: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """What is recalibrated."""
-    return fusion.contaminate_modalities(
+@jax.jit
+def _choose_gamma(
+    fitted: FittedRule, logits: Mapping[str, Any], labels: Any
+) -> calibration.GammaChoice[ContaminatedRobust]:
+    """The best gamma for what is contaminated."""
+    return calibration.choose_gamma(
+        fitted.rule,
         logits,
-        rule.class_prior,
-        contamination=rule.contamination,
-        perturbed=tuple(rule.grams),
+        labels,
+        fitted.class_prior,
+        jax.random.key(0),
+        perturbed=fitted.perturbed,
+        grams=fitted.grams,
     )

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from jacfuse_jax._simplex import says_nothing
+from jacfuse_jax.fusion import ContaminatedRobust
 from jacfuse_jax.predictions.arrays import ArrayOnDisk, ScratchFn, open_arrays
 from jacfuse_jax.predictions.flags import FuseConfig
 from jacfuse_jax.predictions.inputs import Names, open_predictions
@@ -23,7 +25,7 @@ from jacfuse_jax.predictions.layers import HEADS, head_spectrum
 from jacfuse_jax.predictions.needs import NUM_CHOICE_ROWS, check_fuse_run
 from jacfuse_jax.predictions.outputs import FusedRows, write_fused
 from jacfuse_jax.predictions.report import Found, make_report
-from jacfuse_jax.predictions.rule import Rule, choose, evaluate, fuse
+from jacfuse_jax.predictions.rule import FittedRule, choose, evaluate, fuse
 from jacfuse_jax.programs import InputError
 
 _CHUNK_ENTRIES = 2**21  # logits of a modality in memory at a time
@@ -74,25 +76,24 @@ def run(config: FuseConfig) -> None:
         if is_double and dtype == np.float32:
             print("float64 logits are rounded to float32", file=sys.stderr)
         heads = {name: _head(config, joined, name, make_scratch) for name in config.perturbed}
-        rule = Rule(
+        fitted = FittedRule(
+            ContaminatedRobust(config.contamination, config.gamma),
             {name: head_spectrum(head, joined.num_classes, dtype) for name, head in heads.items()},
             _class_prior(config.class_prior, joined.num_classes, reference, dtype, make_scratch),
-            config.gamma,
-            config.contamination,
         )
-        chosen = [name for name in ("contamination", "gamma") if math.isnan(getattr(rule, name))]
+        chosen = [name for name, value in fitted.rule.parameters.items() if math.isnan(value)]
         if chosen:
-            rule = _choose(rule, chosen, reference, source, dtype)
+            fitted = _choose(fitted, chosen, reference, source, dtype)
         facts = {
             "joined_by": joined.ids_name or "position",
             "inputs_are": config.inputs_are or "logits",
             "perturbed": config.perturbed,
-            # As they were written, before the dtype rounded them.
-            "gamma": float(f"{float(rule.gamma):.7g}"),
-            "contamination": float(f"{float(rule.contamination):.7g}"),
+            "rule": fitted.rule.to_json(),
+            "gamma": fitted.rule.gamma,
+            "contamination": fitted.rule.contamination,
             "chosen": chosen,
             "chosen_on": source if chosen else None,
-            "class_prior": rule.class_prior.tolist(),
+            "class_prior": fitted.class_prior.tolist(),
             "class_prior_from": config.class_prior,
             "identity_gram": [name for name, head in heads.items() if not head],
             **{
@@ -105,7 +106,7 @@ def run(config: FuseConfig) -> None:
             "versions": {name: metadata.version(name) for name in _PACKAGES},
         }
         found: list[Found] = []
-        batches = _fuse_chunks(rule, joined, dtype, found)
+        batches = _fuse_chunks(fitted, joined, dtype, found)
         write_fused(config.output, joined.ids, batches, facts)
     print(make_report(facts, found))
     print(f"wrote {config.output}")
@@ -190,14 +191,16 @@ def _class_prior(
     return prior
 
 
-def _choose(rule: Rule, chosen: Sequence[str], reference: Joined, source: str, dtype: Any) -> Rule:
+def _choose(
+    fitted: FittedRule, chosen: Sequence[str], reference: Joined, source: str, dtype: Any
+) -> FittedRule:
     """The rule with parameters chosen on labelled rows, or a sample of them."""
     if reference.labels is None:
         raise InputError(f"--{chosen[0]}=auto needs `labels` in --validation or --input")
     num_rows = len(reference.labels)
     sample = np.random.default_rng(0).permutation(num_rows)[:NUM_CHOICE_ROWS]
     logits = reference.read(sample, dtype)
-    is_used = ~np.any([_is_silent(z) for z in logits.values()], axis=0)
+    is_used = ~np.any([*_find_silent(logits).values()], axis=0)
     if not is_used.any():
         raise InputError(
             f"--{chosen[0]}=auto: in each labelled row a modality says nothing, of NaN, +inf or "
@@ -215,20 +218,24 @@ def _choose(rule: Rule, chosen: Sequence[str], reference: Joined, source: str, d
             file=sys.stderr,
         )
     return choose(
-        rule,
+        fitted,
         {name: z[is_used] for name, z in logits.items()},
         reference.labels[sample[is_used]],
         names=chosen,
     )
 
 
-def _is_silent(logits: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which rows (N, K) say nothing, as fusion rules have it; -inf says that p is zero."""
-    is_wrong = np.isnan(logits) | (logits == np.inf)
-    return is_wrong.any(axis=1) | ~np.isfinite(logits).any(axis=1)
+def _find_silent(logits: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.bool_]]:
+    """Which rows (N,) of each modality say nothing, as fusion rules have it."""
+    return {name: np.asarray(_says_nothing(z))[:, 0] for name, z in logits.items()}
 
 
-def _fuse_chunks(rule: Rule, joined: Joined, dtype: Any, found: list[Found]) -> Iterator[FusedRows]:
+_says_nothing = jax.jit(says_nothing)
+
+
+def _fuse_chunks(
+    fitted: FittedRule, joined: Joined, dtype: Any, found: list[Found]
+) -> Iterator[FusedRows]:
     """The fused rows, some at a time; adds what they are to `found`."""
     num_rows = len(joined.ids)
     size = min(num_rows, max(1, _CHUNK_ENTRIES // joined.num_classes))
@@ -238,14 +245,14 @@ def _fuse_chunks(rule: Rule, joined: Joined, dtype: Any, found: list[Found]) -> 
             rows = np.minimum(np.arange(start, start + size), num_rows - 1)
             count = min(size, num_rows - start)
             logits = joined.read(rows, dtype)
-            fused = fuse(rule, logits)
+            fused = fuse(fitted, logits)
             log_probs = np.asarray(fused.log_probs)
             is_nan = np.isnan(log_probs.sum(axis=1))
-            is_silent = {name: _is_silent(z) for name, z in logits.items()}
+            is_silent = _find_silent(logits)
             evaluation = None
             if joined.labels is not None:
                 mask = ~np.any([is_nan, *is_silent.values()], axis=0) & (np.arange(size) < count)
-                sums = evaluate(rule, logits, fused.log_probs, joined.labels[rows], mask)
+                sums = evaluate(fitted, logits, fused.log_probs, joined.labels[rows], mask)
                 # In float64: float32 stops counting at 2^24.
                 evaluation = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
             num_silent = {name: int(each[:count].sum()) for name, each in is_silent.items()}

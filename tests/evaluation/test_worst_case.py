@@ -38,9 +38,6 @@ def make_classifiers(kernels):
 
 
 def make_models(kernels, arrays, labels):
-    classifiers = {
-        m: evaluation.Classifier(classify, k, kernel=jnp.asarray(k)) for m, k in kernels.items()
-    }
     ranges = dict.fromkeys(kernels, (-100.0, 100.0))
     return evaluation.make_models(
         make_classifiers(kernels), arrays, labels, class_prior=np.full(2, 0.5), valid_ranges=ranges
@@ -101,10 +98,7 @@ def test_what_was_kept_is_not_done_again():
 
 def test_defaults_are_those_of_the_rows():
     kernels, arrays, labels = make_problem(MODALITIES[:2])
-    classifiers = {
-        m: evaluation.Classifier(classify, k, kernel=jnp.asarray(k)) for m, k in kernels.items()
-    }
-    models = evaluation.make_models(classifiers, arrays, labels)
+    models = evaluation.make_models(make_classifiers(kernels), arrays, labels)
     for modality, x in arrays.items():
         assert models.valid_ranges[modality] == (x.min(), x.max())
         np.testing.assert_array_equal(models.fill_values[modality], x.mean(axis=0))

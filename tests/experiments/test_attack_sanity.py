@@ -4,8 +4,9 @@ import pytest
 
 from experiments import attack_sanity
 from experiments.measuring import attack_sanity as measuring
+from jacfuse_jax.evaluation.gradient_sanity import check_gradients
 from jacfuse_jax.evaluation.rules import HEADS, NAMES, Trained, predict, regime_of
-from jacfuse_jax.evaluation.sanity import Subject, check_attacks, check_gradients
+from jacfuse_jax.evaluation.sanity import Subject, check_attacks
 from tests.evaluation import tiny
 from tests.experiments import runs
 

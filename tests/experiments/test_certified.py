@@ -5,6 +5,7 @@ from experiments import certified
 from jacfuse_jax.evaluation import certified as certifying
 from jacfuse_jax.evaluation import radii
 from jacfuse_jax.evaluation.certified import Row
+from jacfuse_jax.fusion import Cascade, Contaminated, Statistical
 from tests.experiments import runs
 
 FLAGS = (
@@ -133,23 +134,22 @@ def make_outcomes(**counts):
 
 
 def test_what_validation_data_choose():
-    rule = certifying._Rule
     outcomes = dict(
         zip(
             [
-                rule("statistical"),
-                rule("contaminated", 0.1),
-                rule("contaminated", 0.5),
-                rule("contaminated", 0.9),
-                rule("cascade", None, 0.9),
-                rule("cascade", None, 0.5),
+                Statistical(),
+                Contaminated(0.1),
+                Contaminated(0.5),
+                Contaminated(0.9),
+                Cascade(0.9),
+                Cascade(0.5),
             ],
             make_outcomes(a=(9, 0), b=(9, 2), c=(8, 4), d=(7, 6), e=(6, 1), f=(5, 5)).values(),
             strict=True,
         )
     )
     assert certifying._select(outcomes, 0.1) == {
-        rule("statistical"),
-        rule("contaminated", 0.5),
-        rule("cascade", None, 0.9),  # none is accurate enough: the most accurate
+        Statistical(),
+        Contaminated(0.5),
+        Cascade(0.9),  # none is accurate enough: the most accurate
     }

@@ -90,7 +90,10 @@ def test_calibration_and_detection_take_tensors(torch):
     def choose_and_detect(logits: Any, labels: Any):
         detector = detection.fit_detector(logits, labels, PRIOR)
         choice = calibration.choose_contamination(
-            logits, labels, PRIOR, perturbed="audio", contaminations=(0.1, 0.5)
+            fusion.Contaminated(0.0),
+            *(logits, labels, PRIOR),
+            perturbed="audio",
+            contaminations=(0.1, 0.5),
         )
         return detector, detection.detect(logits, detector, PRIOR), choice
 

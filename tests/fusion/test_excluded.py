@@ -71,14 +71,18 @@ class TestExcludedClasses:
 
     def test_radii_of_an_excluding_modality_are_zero_or_right(self):
         options: Any = {"contamination": 0.1, "perturbed": "image"}
-        radius = certificates.contaminated_radius(EXCLUDED, PRIOR, corrupted="image", **options)
+        radius, robust = (
+            certificates.certified_radius(
+                rule, EXCLUDED, PRIOR, corrupted="image", perturbed="image", grams=GRAMS
+            )
+            for rule in (fusion.Contaminated(0.1), fusion.Robust(0.1))
+        )
         label = np.asarray(rules.contaminated_fusion(EXCLUDED, PRIOR, **options)).argmax(1)
         for k in range(K):
             to_k = (np.eye(K)[k] - np.eye(K)[label]) / 2**0.5
             moved = EXCLUDED["image"] + 0.999 * np.asarray(radius)[:, None] * to_k
             fused = rules.contaminated_fusion({**EXCLUDED, "image": moved}, PRIOR, **options)
             np.testing.assert_array_equal(np.asarray(fused).argmax(1), label)
-        robust = certificates.robust_radius(EXCLUDED, GRAMS, PRIOR, perturbed="image", gamma=0.1)
         np.testing.assert_array_equal(robust, 0)
 
     def test_temperature(self):

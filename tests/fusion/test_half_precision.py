@@ -42,9 +42,15 @@ class TestHalfPrecision:
         for array in (
             rules.robust_fusion(half, GRAMS, PRIOR, **options).jacobian_norm,
             bounds.bias_bound(half, GRAMS, PRIOR, **options),
-            certificates.robust_radius(half, GRAMS, PRIOR, **options),
-            certificates.contaminated_radius(half, PRIOR, contamination=0.5, corrupted="image"),
-            certificates.certify_modality(half, PRIOR, contamination=0.5, corrupted="image").margin,
+            *(
+                certificates.certified_radius(
+                    rule, half, PRIOR, corrupted="image", perturbed="image", grams=GRAMS
+                )
+                for rule in (fusion.Robust(0.1), fusion.Contaminated(0.5))
+            ),
+            certificates.certify_modality(
+                fusion.Contaminated(0.5), half, PRIOR, corrupted="image"
+            ).margin,
             calibration.fit_temperature(half["image"], LABELS),
             metrics.classification_sums(half["image"], LABELS).nll,
             attacks.losses.margin(half["image"], LABELS),

@@ -21,7 +21,7 @@ import safetensors.numpy
 import scipy.special
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jacfuse_jax import calibration, linalg
+from jacfuse_jax import calibration, fusion, linalg
 from jacfuse_jax.predictions import stream
 from jacfuse_jax.predictions.flags import FuseConfig
 from tests import reference
@@ -116,6 +116,9 @@ class TestAgreesWithTheOracle:
         said = "no kernel of video: its Gram matrix is the identity" in capsys.readouterr().out
         assert said == ("video" in perturbed) == (metadata["identity_gram"] == ["video"])
         assert metadata["perturbed"] == perturbed.split(",")
+        rule = fusion.ContaminatedRobust(contamination=0.3, gamma=0.1)
+        assert fusion.rule_from_json(metadata["rule"]) == rule
+        assert (metadata["contamination"], metadata["gamma"]) == (0.3, 0.1)
 
     @pytest.mark.parametrize(("shape", "floating"), [((1, 2), "float64"), ((6, 309), "float32")])
     def test_other_sizes(self, shape, floating, tmp_path, output):
@@ -325,6 +328,8 @@ class TestJoin:
             metadata = json.loads(str(file["jacfuse_jax"]))
         assert metadata["joined_by"] == "video_id"
         assert metadata["perturbed"] == []
+        rule = fusion.rule_from_json(metadata["rule"])
+        assert rule == fusion.ContaminatedRobust(contamination=0.0, gamma=1.0)
 
     def test_by_position_if_told_to(self, shuffled, output, tmp_path, capsys):
         *inputs, order = shuffled
@@ -433,7 +438,7 @@ class TestChoice:
         contamination = float(
             jax.jit(
                 lambda: calibration.choose_contamination(
-                    logits, jnp.asarray(labels), prior, perturbed="audio"
+                    fusion.Contaminated(0.0), logits, jnp.asarray(labels), prior, perturbed="audio"
                 )
             )().contamination
         )
@@ -444,18 +449,22 @@ class TestChoice:
         order = np.random.default_rng(0).permutation(num_rows)
         gamma = jax.jit(
             lambda: calibration.choose_gamma(
+                fusion.Robust(0.1),
                 {"audio": contaminated[order], "video": logits["video"][order]},
-                {"audio": linalg.spectrum_from_kernel(centred)},
                 jnp.asarray(labels[order]),
                 prior,
                 jax.random.key(0),
                 perturbed="audio",
+                grams={"audio": linalg.spectrum_from_kernel(centred)},
             )
         )().gamma
         with np.load(output) as file:
             metadata = json.loads(str(file["jacfuse_jax"]))
         assert metadata["contamination"] == pytest.approx(contamination)
         assert metadata["gamma"] == pytest.approx(float(gamma))
+        assert fusion.rule_from_json(metadata["rule"]) == fusion.ContaminatedRobust(
+            metadata["contamination"], metadata["gamma"]
+        )
         assert metadata["chosen"] == ["contamination", "gamma"]
         assert metadata["chosen_on"] == "validation"
         assert_allclose(metadata["class_prior"], prior)
@@ -472,7 +481,7 @@ class TestChoice:
     def test_on_what_is_fused_takes_a_sample_of_rows_that_say_something(
         self, files, tmp_path, output, monkeypatch, capsys
     ):
-        def choose(rule, logits, labels, *, names):
+        def choose(fitted, logits, labels, *, names):
             sample = np.random.default_rng(0).permutation(NUM_ROWS)[:20]
             rows = sample[sample != bad]
             assert len(rows) == 19
@@ -480,7 +489,8 @@ class TestChoice:
             assert_array_equal(logits["video"], VIDEO[rows])
             assert_array_equal(labels, LABELS[rows])
             assert names == ["contamination"]
-            return rule._replace(contamination=0.3)
+            rule = dataclasses.replace(fitted.rule, contamination=0.3)
+            return fitted._replace(rule=rule)
 
         bad, excluding = np.random.default_rng(0).permutation(NUM_ROWS)[7:9]
         audio, ids = AUDIO.copy(), np.arange(NUM_ROWS) + 100
