@@ -33,7 +33,7 @@ class FusionInputs(NamedTuple):
 
     logits: Mapping[str, AnyArray]
     class_prior: AnyArray
-    perturbed: str | tuple[str, ...]
+    perturbed: tuple[str, ...]
     grams: Grams
 
 
@@ -338,7 +338,8 @@ def fuse(
         )
     if rule.needs_grams and grams is None:
         raise ValueError(f"the rule {rule.name} needs grams; see linalg.spectrum_from_kernel")
-    return rule.apply(FusionInputs(logits, class_prior, perturbed, grams or {}))
+    names = (perturbed,) if isinstance(perturbed, str) else perturbed
+    return rule.apply(FusionInputs(logits, class_prior, names, grams or {}))
 
 
 def rule_from_json(text: str, rules: Sequence[type[Rule]] = RULES) -> Rule:
