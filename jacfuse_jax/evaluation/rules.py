@@ -12,6 +12,7 @@ from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
 
 from jacfuse_jax import detection, fusion
+from jacfuse_jax._precision import product
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.threat_models import DETECT
 from jacfuse_jax.fusion import FusionInputs, Rule
@@ -21,7 +22,6 @@ from jacfuse_jax.linalg import GramSpectrum, recalibrate, solve_generalized
 Surrogate = Literal["", "stop_gradient", "iterated"]
 """What an attacker differentiates in place of a recalibrated rule, see `predict`."""
 _NUM_ITERATIONS = 3  # of the surrogate "iterated"
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @register_dataclass
@@ -106,7 +106,7 @@ class FixedRobust(Rule):
             gram = (vectors * eigenvalues[None]) @ vectors.T
             R = solve_generalized(squared, gram, identity, method="eigh")
             z = jnp.asarray(logits[name])
-            logits[name] = jnp.matmul(z, R.astype(z.dtype).T, precision=_HIGHEST)
+            logits[name] = product(z, R.astype(z.dtype).T)
         return fusion.statistical_fusion(logits, inputs.class_prior)
 
 
@@ -171,10 +171,10 @@ class _StopGradient(Rule):
                 logits[name] = recalibrate(logits[name], probs, gram, strength)
             else:
                 J = softmax_jacobian(probs)
-                A = strength * jnp.matmul(J, J, precision=_HIGHEST)
+                A = strength * product(J, J)
                 identity = jnp.eye(A.shape[-1], dtype=A.dtype)
                 R = solve_generalized(A, jax.lax.stop_gradient(gram), identity, method="eigh")
-                logits[name] = jnp.einsum("bij,bj->bi", R, logits[name], precision=_HIGHEST)
+                logits[name] = product(R, logits[name][..., None])[..., 0]
         return fusion.statistical_fusion(logits, inputs.class_prior)
 
 
