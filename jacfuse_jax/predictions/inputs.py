@@ -11,7 +11,6 @@ meant: rows that belong together are then found by it, if all inputs have it.
 """
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,21 +19,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jacfuse_jax.predictions.arrays import (
+from jacfuse_jax.predictions.arrays import list_arrays, open_arrays
+from jacfuse_jax.predictions.ids import check_ids, is_distinct, is_integer_or_text
+from jacfuse_jax.predictions.layers import HEADS
+from jacfuse_jax.predictions.npy import (
     ArrayOnDisk,
     ScratchFn,
     Shaped,
     check_floating,
-    list_arrays,
     not_whole,
-    open_arrays,
 )
-from jacfuse_jax.predictions.ids import check_ids, is_distinct, is_integer_or_text
-from jacfuse_jax.predictions.layers import HEADS
 from jacfuse_jax.predictions.parquet import (
     Arrow,
     is_table,
-    measure_lists,
     open_table,
     pandas_index,
     read_column,
@@ -42,7 +39,7 @@ from jacfuse_jax.predictions.parquet import (
 )
 from jacfuse_jax.programs import InputError
 
-_RESERVED = ("logits", "log_probs", "labels", "class_prior", *HEADS)  # never taken for ids
+RESERVED = ("logits", "log_probs", "labels", "class_prior", *HEADS)  # never taken for ids
 _COLUMN_ROWS = 2**16  # of an array in memory at a time
 
 
@@ -62,7 +59,7 @@ class Names(NamedTuple):
     by_position: bool = False
 
 
-_NAMES = Names()
+DEFAULT_NAMES = Names()
 
 
 class Predictions(NamedTuple):
@@ -89,24 +86,6 @@ class Predictions(NamedTuple):
     unused: list[str]
 
 
-class Extent(NamedTuple):
-    """How large the predictions of a file are.
-
-    Attributes:
-      num_rows: N.
-      num_classes: K.
-      itemsize: bytes of a logit.
-      unpacked_bytes: what temporary files take, for what cannot be read in place.
-      may_have_ids: whether rows may be joined by a column.
-    """
-
-    num_rows: int
-    num_classes: int
-    itemsize: int
-    unpacked_bytes: int
-    may_have_ids: bool
-
-
 class _Opened(NamedTuple):
     """A file of either kind: names, logits and heads in it, and what reads its columns."""
 
@@ -119,7 +98,9 @@ class _Opened(NamedTuple):
     read_fn: Callable[[str], Iterator[Arrow]]
 
 
-def open_predictions(path: Path, *, scratch_fn: ScratchFn, names: Names = _NAMES) -> Predictions:
+def open_predictions(
+    path: Path, *, scratch_fn: ScratchFn, names: Names = DEFAULT_NAMES
+) -> Predictions:
     """Opens what a classifier predicted; logits stay on disk.
 
     Args:
@@ -176,52 +157,17 @@ def open_predictions(path: Path, *, scratch_fn: ScratchFn, names: Names = _NAMES
     )
 
 
-def measure_predictions(path: Path, *, names: Names = _NAMES) -> Extent:
-    """Measures what a classifier predicted by the headers alone.
-
-    Args:
-      path: of the file or folder.
-      names: of what it holds.
-
-    Raises:
-      InputError: it is damaged, or has no logits.
-    """
-    if is_table(path):
-        table = open_table(path)
-        logits_name = _logits_name(path, table.schema.names, names)
-        num_rows, num_entries, dtype = measure_lists(table, logits_name)
-        column_bytes = 0
-        may_have_ids = any(is_integer_or_text(field.type) for field in table.schema)
-    else:
-        shaped = list_arrays(path, bare=names.logits or "logits")
-        shape, dtype = shaped[_logits_name(path, list(shaped), names)]
-        num_rows, num_entries = shape[0] if shape else 0, math.prod(shape)
-        columns = _columns(shaped, num_rows)
-        # Each is looked at, then read.
-        column_bytes = 2 * num_rows * sum(column.itemsize for column in columns.values())
-        may_have_ids = bool(columns.keys() - set(_RESERVED))
-    itemsize = 1 if dtype is None else dtype.itemsize  # a dtype that is refused when it is read
-    is_packed = is_table(path) or path.suffix == ".npz"
-    return Extent(
-        num_rows,
-        num_entries // max(1, num_rows),
-        itemsize,
-        is_packed * (num_entries * itemsize + column_bytes),
-        may_have_ids,
-    )
-
-
 def _open_arrays(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
     """A file or folder of arrays."""
     bare = names.logits or "logits"
     shaped = list_arrays(path, bare=bare)
     open_fn = functools.partial(open_arrays, path, bare=bare, scratch_fn=scratch_fn)
-    logits_name = _logits_name(path, list(shaped), names)
+    logits_name = find_logits(path, list(shaped), names)
     arrays = open_fn([logits_name, *HEADS])
     logits = arrays[logits_name]
     return _Opened(
         names=list(shaped),
-        may_be_ids=list(_columns(shaped, logits.shape[0])),
+        may_be_ids=list(columns_of(shaped, logits.shape[0])),
         index_names=[],
         logits_name=logits_name,
         logits=logits,
@@ -237,7 +183,7 @@ def _open_table(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
     for name in (names.logits or "logits", names.ids or "ids", names.labels or "labels"):
         if name in table.partitions:
             raise InputError(f"{path}: only folders' names tell {name}; save it as a column")
-    logits_name = _logits_name(path, schema.names, names)
+    logits_name = find_logits(path, schema.names, names)
     return _Opened(
         names=[*schema.names, *table.partitions],
         may_be_ids=[field.name for field in schema if is_integer_or_text(field.type)],
@@ -249,8 +195,16 @@ def _open_table(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
     )
 
 
-def _columns(shaped: Mapping[str, Shaped], num_rows: int) -> dict[str, np.dtype[Any]]:
-    """The arrays that have an integer or text a row."""
+def columns_of(shaped: Mapping[str, Shaped], num_rows: int) -> dict[str, np.dtype[Any]]:
+    """The arrays that have an integer or text a row.
+
+    Args:
+      shaped: {name: what headers say}.
+      num_rows: N.
+
+    Returns:
+      {name: dtype}.
+    """
     return {
         name: dtype
         for name, (shape, dtype) in shaped.items()
@@ -259,8 +213,20 @@ def _columns(shaped: Mapping[str, Shaped], num_rows: int) -> dict[str, np.dtype[
     }
 
 
-def _logits_name(path: Path, present: Sequence[str], names: Names) -> str:
-    """Which array the logits are."""
+def find_logits(path: Path, present: Sequence[str], names: Names) -> str:
+    """Which array the logits are.
+
+    Args:
+      path: of the file or folder, for messages.
+      present: names of what it holds.
+      names: that the logits may have.
+
+    Returns:
+      Their name.
+
+    Raises:
+      InputError: they are not there.
+    """
     for name in [names.logits] if names.logits else ["logits", "log_probs"]:
         if name in present:
             return name
@@ -278,7 +244,7 @@ def _candidates(path: Path, opened: _Opened, labels_name: str) -> list[str]:
     names = [
         name
         for name in opened.may_be_ids
-        if name not in (opened.logits_name, labels_name, *_RESERVED)
+        if name not in (opened.logits_name, labels_name, *RESERVED)
         and is_distinct(opened.read_fn(name))
     ]
     if opened.index_names and not names:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jacfuse_jax.predictions.arrays import ArrayOnDisk
+from jacfuse_jax.predictions.npy import ArrayOnDisk
 from jacfuse_jax.programs import InputError
 
 _CHUNK_ENTRIES = 2**20  # in memory at a time

@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from jacfuse_jax import linalg
 from jacfuse_jax.linalg._spectrum import centre_kernel
-from jacfuse_jax.predictions.arrays import ArrayOnDisk, check_floating
+from jacfuse_jax.predictions.npy import ArrayOnDisk, check_floating
 from jacfuse_jax.programs import InputError
 
 HEADS = ("kernel", "weight", "gram")

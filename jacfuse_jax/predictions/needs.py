@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from jacfuse_jax.predictions.extent import Extent, measure_predictions
 from jacfuse_jax.predictions.flags import FuseConfig
-from jacfuse_jax.predictions.inputs import Extent, Names, measure_predictions
+from jacfuse_jax.predictions.inputs import Names
 from jacfuse_jax.programs import resources
 
 NUM_CHOICE_ROWS = 10_000

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jacfuse_jax.predictions.arrays import ArrayOnDisk, not_whole
+from jacfuse_jax.predictions.npy import ArrayOnDisk, not_whole
 from jacfuse_jax.programs import InputError
 
 Arrow = Any  # arrays, types and schemas of pyarrow, which has no types

@@ -16,13 +16,14 @@ from tqdm.auto import tqdm
 
 from jacfuse_jax._simplex import says_nothing
 from jacfuse_jax.fusion import ContaminatedRobust
-from jacfuse_jax.predictions.arrays import ArrayOnDisk, ScratchFn, open_arrays
+from jacfuse_jax.predictions.arrays import open_arrays
 from jacfuse_jax.predictions.flags import FuseConfig
 from jacfuse_jax.predictions.inputs import Names, open_predictions
 from jacfuse_jax.predictions.join import Joined, join
 from jacfuse_jax.predictions.kinds import check_probs, look_like_probs
 from jacfuse_jax.predictions.layers import HEADS, head_spectrum
 from jacfuse_jax.predictions.needs import NUM_CHOICE_ROWS, check_fuse_run
+from jacfuse_jax.predictions.npy import ArrayOnDisk, ScratchFn
 from jacfuse_jax.predictions.outputs import FusedRows, write_fused
 from jacfuse_jax.predictions.report import Found, make_report
 from jacfuse_jax.predictions.rule import FittedRule, choose, evaluate, fuse

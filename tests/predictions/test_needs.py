@@ -7,7 +7,8 @@ import numpy as np
 import psutil
 import pytest
 
-from jacfuse_jax.predictions.inputs import measure_predictions, open_predictions
+from jacfuse_jax.predictions.extent import measure_predictions
+from jacfuse_jax.predictions.inputs import open_predictions
 from jacfuse_jax.programs import resources
 from tests.predictions.formats import WRITERS
 from tests.predictions.runs import error_of, fuse
