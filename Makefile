@@ -1,11 +1,11 @@
-# make install | demo | quick | test | extended | test-matrix | lint | typecheck. All of it runs in
-# .venv, made when it is missing.
+# make install | demo | quick | test | extended | test-matrix | lint | typecheck | imports. All of it
+# runs in .venv, made when it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 PEERS := .venv/peers_installed
 
-.PHONY: install demo quick test extended test-matrix lint typecheck clean
+.PHONY: install demo quick test extended test-matrix lint typecheck imports clean
 
 install: $(STAMP)
 
@@ -56,6 +56,10 @@ lint: $(STAMP)
 typecheck: $(PEERS)
 	$(BIN)/pyright
 	$(BIN)/pyright --project tests
+
+# The picture of the imports, as GitHub and other viewers of Markdown draw it.
+imports: $(STAMP)
+	$(BIN)/python -m tests.draw_imports > docs/imports.md
 
 clean:
 	rm -rf .venv .matrix build *.egg-info

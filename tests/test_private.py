@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import jacfuse_jax
+from tests import draw_imports
 
 PACKAGES = (
     "attacks",
@@ -72,3 +73,9 @@ def test_other_packages_import_nothing_private_of_the_library(name):
                 parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
                 private = [p for p in parts if p.startswith("_") and p != "__main__"]
                 assert not private, (source, private)
+
+
+def test_the_picture_of_the_imports_is_that_of_the_code(capsys):
+    draw_imports.main()
+    drawn = (Path(__file__).parents[1] / "docs" / "imports.md").read_text()
+    assert capsys.readouterr().out == drawn, "make imports"

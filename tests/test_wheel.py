@@ -1,6 +1,7 @@
 """The wheel in environments that have nothing else: each extra is enough for what it is for."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -26,10 +27,14 @@ def run(*command, cwd):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
+    # From a copy, since setuptools builds in the folder of what it packs.
+    source, folder = (tmp_path_factory.mktemp(name) for name in ("source", "wheel"))
+    shutil.copytree(ROOT / "jacfuse_jax", source / "jacfuse_jax")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     constraints = ROOT / "constraints.txt"
     build = ("wheel", "--quiet", "--no-deps", "--build-constraint", constraints)
-    run(sys.executable, "-m", "pip", *build, "--wheel-dir", folder, ROOT, cwd=folder)
+    run(sys.executable, "-m", "pip", *build, "--wheel-dir", folder, source, cwd=folder)
     (path,) = folder.glob("*.whl")
     return path
 
