@@ -69,6 +69,7 @@ def test_examples_run(printed):
         "Sylvester equations 1",
         "Sylvester equations 2",
         "On several devices 1",
+        "On classifiers of your own 1",
     ]
 
 
@@ -108,3 +109,11 @@ def test_sylvester_equations_are_solved_in_float32(printed):
     assert 1e-9 < float(residual) < 30 * 10 * np.finfo(np.float32).eps
     assert 0 < float(separation) < 0.01
     assert converged == "True"
+
+
+def test_attacks_on_classifiers_of_ones_own_cost_accuracy(printed):
+    lines = printed["On classifiers of your own 1"].splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["image", "image"]
+    for line in lines:
+        clean, worst = map(float, line.split()[-2:])
+        assert 0.3 < worst < clean
