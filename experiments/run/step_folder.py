@@ -1,4 +1,8 @@
-"""A folder with a file for every step of an evaluation, which are whole or not there."""
+"""A folder with a file for every step of an evaluation, which are whole or not there.
+
+By hand rather than by joblib's cache, whose keys are hashes of arguments, models among them: here
+the name of a file says what it holds, and removing it makes it again.
+"""
 
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Intervals of a mean by resampling samples, or whole groups of samples that depend on each other.
 
 A resample is described by how often it holds each group, not by the list of its samples: the means
-of all resamples are then one matrix product with the sums over groups.
+of all resamples are then one matrix product with the sums over groups. By hand, since
+`scipy.stats.bootstrap` resamples single values, one statistic at a time.
 """
 
 from typing import NamedTuple

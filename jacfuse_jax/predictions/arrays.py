@@ -5,7 +5,8 @@
     .safetensors  by name
     .npz          by name; packed, so that each array is unpacked to a temporary file first
 
-All are then read in place: what was asked for is in memory, and no more.
+All are then read in place: what was asked for is in memory, and no more. Slices of the safetensors
+library are ranges; rows are wanted in any order, so that its header alone is used.
 """
 
 import json

@@ -1,4 +1,8 @@
-"""Which rows of several inputs belong together."""
+"""Which rows of several inputs belong together.
+
+Positions are looked up by Arrow's `index_in`; joins of tables, in Arrow or pandas, would move the
+logits, which stay on disk, and lose the order of the first input.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,9 @@
-"""Arrays that lie uncompressed in a file, .npy to begin with."""
+"""Arrays that lie uncompressed in a file, .npy to begin with.
+
+Mapped by hand, since `np.load(mmap_mode=)` wants a file with a name, which unpacked arrays do not
+have, and since what was read of a mapping stays in memory as long as it does: here every read maps
+anew.
+"""
 
 import contextlib
 import os

@@ -1,4 +1,7 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there.
+
+By hand, since libraries for it either do not wait for the disk or are no longer kept up.
+"""
 
 import glob
 import os
