@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jacfuse_jax._arrays import AnyArray, as_array
 from jacfuse_jax._checks import (
-    AnyArray,
-    as_array,
     check_labelled,
     check_labels,
     check_modalities,

@@ -9,21 +9,20 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.typing import ArrayLike
 
+from jacfuse_jax._arrays import AnyArray, in_dtype_of
 from jacfuse_jax._checks import (
-    AnyArray,
     check_inputs,
     check_labelled,
     check_logits,
     check_mapping,
     check_modalities,
     check_scalar,
-    in_dtype_of,
 )
 from jacfuse_jax._likelihoods import like_rows
 from jacfuse_jax._precision import product
 from jacfuse_jax.calibration import fit_temperature
 from jacfuse_jax.fusion import Rule, fuse, statistical_fusion
-from jacfuse_jax.fusion._rules import Grams
+from jacfuse_jax.fusion._rule import Grams
 
 
 class Reference(NamedTuple):

@@ -13,6 +13,7 @@ from tests import draw_imports
 
 PACKAGES = (
     "attacks",
+    "bounds",
     "certificates",
     "corruptions",
     "fusion",

@@ -52,7 +52,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar, check_with_prior
+from jacfuse_jax._checks import (
+    check_mapping,
+    check_modalities,
+    check_scalar,
+    check_with_prior,
+)
 from jacfuse_jax._likelihoods import rounding_of_probs
 from jacfuse_jax._simplex import (
     log_complement,

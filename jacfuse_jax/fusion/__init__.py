@@ -27,20 +27,18 @@ from jacfuse_jax.fusion._contaminated import (
     contaminated_log_probs,
 )
 from jacfuse_jax.fusion._robust import FusedOutput, robust_fusion
+from jacfuse_jax.fusion._rule import FusionInputs, Rule, fuse
 from jacfuse_jax.fusion._rules import (
     RULES,
     Cascade,
     Contaminated,
     ContaminatedRobust,
-    FusionInputs,
     Max,
     Mean,
     Product,
     Robust,
-    Rule,
     Scaled,
     Statistical,
-    fuse,
     rule_from_json,
 )
 from jacfuse_jax.fusion._static import (

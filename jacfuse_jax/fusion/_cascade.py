@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import AnyArray, check_inputs, check_modalities, check_scalar, in_dtype_of
+from jacfuse_jax._arrays import AnyArray, in_dtype_of
+from jacfuse_jax._checks import check_inputs, check_modalities, check_scalar
 from jacfuse_jax._likelihoods import fuse_independent
 from jacfuse_jax.fusion._contaminated import contaminated_fusion
 

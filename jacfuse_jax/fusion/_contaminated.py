@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jacfuse_jax._arrays import AnyArray, as_array, in_dtype_of
 from jacfuse_jax._checks import (
-    AnyArray,
-    as_array,
     check_class_prior,
     check_inputs,
     check_modalities,
     check_scalar,
-    in_dtype_of,
     in_full_precision,
 )
 from jacfuse_jax._likelihoods import log_ratio, temper

@@ -8,15 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jacfuse_jax._arrays import AnyArray, in_dtype_of
 from jacfuse_jax._checks import (
-    AnyArray,
     check_batch_size,
     check_choice,
     check_inputs,
     check_mapping,
     check_modalities,
     check_scalar,
-    in_dtype_of,
 )
 from jacfuse_jax._simplex import complement
 from jacfuse_jax.fusion._iterations import Solver, iterate

@@ -1,18 +1,18 @@
-"""Rules as objects: pytrees of their parameters, which know what they are called and need."""
+"""The fusion rules of this package as objects, each with its formula; see `Rule`."""
 
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import AnyArray
 from jacfuse_jax.fusion._cascade import cascade_fusion
 from jacfuse_jax.fusion._contaminated import contaminate_modalities, contaminated_fusion
 from jacfuse_jax.fusion._robust import FusedOutput, Solver, robust_fusion
+from jacfuse_jax.fusion._rule import SCHEMA, FusionInputs, Rule
 from jacfuse_jax.fusion._static import (
     max_fusion,
     mean_fusion,
@@ -20,75 +20,8 @@ from jacfuse_jax.fusion._static import (
     scaled_fusion,
     statistical_fusion,
 )
-from jacfuse_jax.linalg import GramSpectrum
 
-_SCHEMA = 1  # of `Rule.to_json`
 _STATIC = {"static": True}  # what programs are compiled for
-
-Grams = Mapping[str, GramSpectrum | ArrayLike]
-
-
-class FusionInputs(NamedTuple):
-    """What a rule is applied to; see `fuse`."""
-
-    logits: Mapping[str, AnyArray]
-    class_prior: AnyArray
-    perturbed: tuple[str, ...]
-    grams: Grams
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """A fusion rule with its parameters; `fuse` applies it.
-
-    Rules are frozen dataclasses and pytrees: numbers are data, so that one compiled function serves
-    all of them, `jax.vmap` takes a rule of arrays (C,), and `jax.grad` differentiates in them;
-    everything else is static. Numbers are checked where the rule is applied.
-
-    A rule of one's own is a subclass, a frozen dataclass that `jax.tree_util.register_dataclass`
-    registers, with a `kind` and an `apply`.
-
-    Attributes:
-      kind: what all rules of the class are called.
-      searched: {parameter that values are searched over: its symbol}; a rule that has none does not
-        heed which modalities are believed perturbed.
-      needs_grams: whether it takes Gram matrices.
-    """
-
-    kind: ClassVar[str]
-    searched: ClassVar[Mapping[str, str]] = {}
-    needs_grams: ClassVar[bool] = False
-
-    def apply(self, inputs: FusionInputs) -> jax.Array:
-        """Log-probabilities (B, K); what a subclass defines, and `fuse` calls."""
-        raise NotImplementedError
-
-    @property
-    def name(self) -> str:
-        """What the rule is called, without its parameters."""
-        return self.kind
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The values of what is searched over, by name."""
-        return {name: getattr(self, name) for name in self.searched}
-
-    @property
-    def label(self) -> str:
-        """The rule for people to read: what is searched over, and what is not as by default."""
-        shown = {self.searched[name]: f"{x:.12g}" for name, x in self.parameters.items()}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            has_default = field.default is not dataclasses.MISSING
-            if has_default and field.name not in self.searched and value != field.default:
-                shown[field.name] = str(value)
-        return " ".join([self.name, *(f"{name}={text}" for name, text in shown.items())])
-
-    def to_json(self) -> str:
-        """The rule as JSON, {"schema": 1, "rule": kind, field: value ...}; see `rule_from_json`."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values = {k: v if isinstance(v, str | int | None) else float(v) for k, v in values.items()}
-        return json.dumps({"schema": _SCHEMA, "rule": self.kind, **values})
 
 
 @register_dataclass
@@ -303,45 +236,6 @@ RULES: tuple[type[Rule], ...] = (
 """All rules of this package."""
 
 
-def fuse(
-    rule: Rule,
-    logits: Mapping[str, AnyArray],
-    class_prior: AnyArray,
-    *,
-    perturbed: str | tuple[str, ...],
-    grams: Grams | None = None,
-    present: Mapping[str, AnyArray] | None = None,
-) -> jax.Array:
-    """Fuses logits by a rule.
-
-    Args:
-      rule: with its parameters.
-      logits: {modality: (B, K)}, floating, at least one modality.
-      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
-      perturbed: name or names of the modalities believed perturbed; static. Rules without
-        parameters do not heed it.
-      grams: as in `robust_fusion`, for the rules that need them.
-      present: for rows that lack modalities; not supported yet.
-
-    Returns:
-      (B, K) log-probabilities, in the dtype of the logits.
-
-    Raises:
-      TypeError: logits are not floating.
-      ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
-        one, a parameter lies outside its interval, or Gram matrices are missing.
-      NotImplementedError: `present` is given.
-    """
-    if present is not None:
-        raise NotImplementedError(
-            "present is not supported yet; leave out modalities that all rows of a batch lack"
-        )
-    if rule.needs_grams and grams is None:
-        raise ValueError(f"the rule {rule.name} needs grams; see linalg.spectrum_from_kernel")
-    names = (perturbed,) if isinstance(perturbed, str) else perturbed
-    return rule.apply(FusionInputs(logits, class_prior, names, grams or {}))
-
-
 def rule_from_json(text: str, rules: Sequence[type[Rule]] = RULES) -> Rule:
     """Reads a rule that `Rule.to_json` wrote.
 
@@ -356,8 +250,8 @@ def rule_from_json(text: str, rules: Sequence[type[Rule]] = RULES) -> Rule:
       ValueError: it is no JSON, of another schema, of none of the rules, or has other fields.
     """
     content = json.loads(text)
-    if not isinstance(content, dict) or content.pop("schema", None) != _SCHEMA:
-        raise ValueError(f"not a rule of schema {_SCHEMA}: {text}")
+    if not isinstance(content, dict) or content.pop("schema", None) != SCHEMA:
+        raise ValueError(f"not a rule of schema {SCHEMA}: {text}")
     kinds = {rule.kind: rule for rule in rules}
     kind = content.pop("rule", None)
     if kind not in kinds:

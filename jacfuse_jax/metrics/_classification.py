@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_labels, in_full_precision, known_array, pick
+from jacfuse_jax._arrays import known_array
+from jacfuse_jax._checks import check_labels, in_full_precision, pick
 
 NUM_BINS = 15
 _Z_95 = 1.959963984540054  # 97.5% quantile of the standard normal distribution

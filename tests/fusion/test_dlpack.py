@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from jacfuse_jax import calibration, detection, fusion, linalg
-from jacfuse_jax._checks import as_array
+from jacfuse_jax._arrays import as_array
 
 RNG = np.random.default_rng(0)
 NUM_CLASSES = 5
