@@ -16,7 +16,8 @@ a sum over it.
 
 On a mesh of automatic axes the function is compiled for local shapes, by means of
 `jax.experimental.custom_partitioning`; on explicit axes it runs under `jax.shard_map`; on one
-device, and under `jax.shard_map` of the caller's own, it is inlined.
+device, and under `jax.shard_map` of the caller's own, it is inlined. In one file, since the rules
+of one primitive refer to each other.
 """
 
 import functools

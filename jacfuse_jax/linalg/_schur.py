@@ -14,7 +14,8 @@ on CPU, GPU and TPU. Steps, each for all matrices of a batch at once:
 4. What remains are 2 x 2 blocks; one unitary rotation each, complex, makes them triangular.
 
 Matrices of a batch go through the same sweeps, each with its own window; reflectors outside of it
-are the identity. The matrix is kept as [H | Q^H], so that reflectors from the left act on both.
+are the identity. The matrix is kept as [H | Q^H], so that reflectors from the left act on both. In
+one file, since no step is of use without the others.
 
 References:
   Golub, Van Loan, "Matrix Computations", 4th edition, 2013, section 7.5.

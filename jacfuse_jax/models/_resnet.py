@@ -1,4 +1,7 @@
-"""Residual networks for images, spectrograms, and the frames of a video."""
+"""Residual networks for images, spectrograms, and the frames of a video.
+
+In one file, to be read beside torchvision's, whose weights they take.
+"""
 
 import math
 from collections.abc import Sequence
