@@ -20,6 +20,7 @@ PACKAGES = (
     "linalg",
     "metrics",
     "models",
+    "sklearn",
     "training",
 )
 # Packages whose modules are public, and imported by name.

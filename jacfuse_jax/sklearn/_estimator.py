@@ -1,4 +1,7 @@
-"""Robust late fusion as a scikit-learn classifier. No other module imports scikit-learn."""
+"""Robust late fusion as a scikit-learn classifier.
+
+In one file, since the estimator is one class: half of it says what its arguments mean.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import issparse
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import check_cv
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import (
@@ -21,7 +23,6 @@ from sklearn.utils import (
     check_random_state,
     column_or_1d,
     get_tags,
-    indexable,
 )
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -35,11 +36,19 @@ from jacfuse_jax.calibration import (
     fit_temperature,
 )
 from jacfuse_jax.fusion import Robust, Rule, fuse
-from jacfuse_jax.linalg import GramSpectrum, spectrum_from_kernel
-from jacfuse_jax.linalg._spectrum import centre_kernel
+from jacfuse_jax.linalg import GramSpectrum
+from jacfuse_jax.sklearn._members import (
+    check_classes,
+    check_decision,
+    classes_of,
+    fit_copy,
+    gram_of,
+    is_mapping,
+    logits_of,
+    split_columns,
+)
 
 _Logits = dict[str, NDArray[np.float64]]
-_SMALLEST_PROB = np.finfo(np.float64).eps  # as in sklearn.metrics.log_loss
 _SMALLEST_BATCH = 256
 _DEFAULT_RULE = Robust(0.1)
 _CHOOSABLE = {"contamination": WITH_CONTAMINATION, "gamma": WITH_GAMMA}  # in the order of choices
@@ -180,19 +189,19 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         rule = self._check_rule()
         for stale in ("n_features_in_", "feature_names_in_"):
             vars(self).pop(stale, None)
-        if not _is_mapping(X):
+        if not is_mapping(X):
             validate_data(self, X, y, skip_check_array=True)
-        arrays = _split(X, self.estimators, self.columns)
+        arrays = split_columns(X, self.estimators, self.columns)
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
         check_consistent_length(next(iter(arrays.values())), y)
         check_classification_targets(y)
         self.estimators_ = self._trained(arrays, y)
         first, classifier = next(iter(self.estimators_.items()))
-        self.classes_ = _classes(first, classifier)
+        self.classes_ = classes_of(first, classifier)
         for name, classifier in self.estimators_.items():
-            _check_classes(name, classifier, self.classes_)
-            _check_decision(name, classifier)
+            check_classes(name, classifier, self.classes_)
+            check_decision(name, classifier)
         labels = LabelEncoder().fit(self.classes_).transform(y)
         self.class_prior_ = _class_prior(self.class_prior, labels, self.classes_)
         logits: _Logits = {}
@@ -203,7 +212,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
             for name in self.estimators_
         }
         self.grams_ = {
-            name: _gram(self.estimators_[name], len(self.classes_), self.temperatures_[name])
+            name: gram_of(self.estimators_[name], len(self.classes_), self.temperatures_[name])
             for name in (self.perturbed_ if rule.needs_grams else ())
         }
         logits = {name: z / self.temperatures_[name] for name, z in logits.items()}
@@ -223,11 +232,11 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self, "rule_")
         # One-dimensional arrays are left to the classifiers, which say how to reshape them.
-        if not _is_mapping(X) and getattr(X, "ndim", 2) != 1:
+        if not is_mapping(X) and getattr(X, "ndim", 2) != 1:
             validate_data(self, X, skip_check_array=True, reset=False)
-        arrays = _split(X, self.estimators_, self.columns)
+        arrays = split_columns(X, self.estimators_, self.columns)
         logits = {
-            name: _logits(name, classifier, arrays[name]) / self.temperatures_[name]
+            name: logits_of(name, classifier, arrays[name]) / self.temperatures_[name]
             for name, classifier in self.estimators_.items()
         }
         num_samples = len(next(iter(logits.values())))
@@ -294,7 +303,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
     def _trained(self, arrays: dict[str, Any], y: NDArray[Any]) -> dict[str, Any]:
         """Copies of the classifiers, trained on everything, or the prefit ones themselves."""
         if not self._is_prefit():
-            return {name: _fit_copy(self.estimators[name], arrays[name], y) for name in arrays}
+            return {name: fit_copy(self.estimators[name], arrays[name], y) for name in arrays}
         for classifier in self.estimators.values():
             check_is_fitted(classifier)
         return dict(self.estimators)
@@ -304,7 +313,9 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
     ) -> tuple[_Logits, NDArray[Any]]:
         """Logits of data that the classifiers were not trained on, and the labels of these."""
         if self._is_prefit():
-            logits = {name: _logits(name, self.estimators_[name], arrays[name]) for name in arrays}
+            logits = {
+                name: logits_of(name, self.estimators_[name], arrays[name]) for name in arrays
+            }
             return logits, labels
         splitter: Any = check_cv(self.cv, y, classifier=True)
         splits = list(splitter.split(np.zeros(len(y)), y))
@@ -312,9 +323,9 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         for name, array in arrays.items():
             parts: list[NDArray[np.float64]] = []
             for train, test in splits:
-                fold = _fit_copy(self.estimators[name], _safe_indexing(array, train), y[train])
-                _check_classes(name, fold, self.classes_)
-                parts.append(_logits(name, fold, _safe_indexing(array, test)))
+                fold = fit_copy(self.estimators[name], _safe_indexing(array, train), y[train])
+                check_classes(name, fold, self.classes_)
+                parts.append(logits_of(name, fold, _safe_indexing(array, test)))
             logits[name] = np.concatenate(parts)
         return logits, np.concatenate([labels[test] for _, test in splits])
 
@@ -331,83 +342,6 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
             )
             rule = _replace(rule, gamma=float(choice.gamma))
         return rule
-
-
-def _split(
-    X: Any, modalities: Mapping[str, Any], columns: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """What each classifier takes, {modality: (N, ...)}, rows indexable; raises on unequal N."""
-    if _is_mapping(X):
-        if missing := sorted(modalities.keys() - X.keys()):
-            raise ValueError(f"X lacks the modalities {missing}, it has {sorted(X)}")
-        arrays = [X[name] for name in modalities]
-    elif columns is None:
-        arrays = [X] * len(modalities)
-    else:
-        (X,) = indexable(X if hasattr(X, "shape") else np.asarray(X))
-        arrays = [_safe_indexing(X, columns[name], axis=1) for name in modalities]
-    return dict(zip(modalities, indexable(*arrays), strict=True))
-
-
-def _is_mapping(X: Any) -> bool:
-    """Whether X has an entry for every modality. Sparse arrays by keys (DOK) are dicts, too."""
-    return isinstance(X, Mapping) and not issparse(X)
-
-
-def _fit_copy(classifier: Any, X: Any, y: NDArray[Any]) -> Any:
-    """A trained copy of the classifier."""
-    copy: Any = clone(classifier)
-    copy.fit(X, y)
-    return copy
-
-
-def _logits(name: str, classifier: Any, X: Any) -> NDArray[np.float64]:
-    """Logits (N, K), log-probabilities where the classifier has them; raises unless finite."""
-    if hasattr(classifier, "predict_proba"):
-        probs = np.asarray(classifier.predict_proba(X), np.float64)
-        logits = np.log(np.maximum(probs, _SMALLEST_PROB))
-    else:
-        logits = np.asarray(classifier.decision_function(X), np.float64)
-        if logits.ndim == 1:
-            logits = np.stack([np.zeros_like(logits), logits], axis=1)
-    num_classes = len(_classes(name, classifier))
-    if logits.shape[1:] != (num_classes,):
-        raise ValueError(
-            f"the classifier of {name!r} must give logits of shape (N, {num_classes}), one column "
-            f"a class, got {logits.shape}"
-        )
-    if wrong := np.count_nonzero(~np.isfinite(logits).all(axis=1)):
-        raise ValueError(
-            f"the classifier of {name!r} gives NaN or infinity for {wrong} of {len(logits)} "
-            "samples; check its inputs and parameters"
-        )
-    return logits
-
-
-def _head(classifier: Any) -> Any:
-    """The last step of a pipeline, or the classifier itself."""
-    steps = getattr(classifier, "steps", None)  # of a classifier it may be a number
-    return steps[-1][1] if isinstance(steps, list) else classifier
-
-
-def _gram(classifier: Any, num_classes: int, temperature: float) -> GramSpectrum:
-    """Spectrum of the Gram matrix of the centred kernel, as NumPy arrays."""
-    kernel = centre_kernel(_kernel(classifier, num_classes))
-    return jax.tree.map(np.asarray, _spectrum_from_kernel(kernel / temperature))
-
-
-def _kernel(classifier: Any, num_classes: int) -> NDArray[np.float64]:
-    """Kernel (H, K) of a linear classifier, at the end of a pipeline or not; else the identity."""
-    head = _head(classifier)
-    coef = getattr(head, "coef_", None)
-    # Support vector machines have a row of coefficients for every pair of classes.
-    if coef is None or hasattr(head, "support_vectors_"):
-        return np.eye(num_classes)
-    coef = np.atleast_2d(coef.toarray() if issparse(coef) else coef)
-    if num_classes == 2 and len(coef) == 1:
-        coef = np.concatenate([np.zeros_like(coef), coef])
-    is_linear = coef.ndim == 2 and len(coef) == num_classes
-    return coef.T if is_linear else np.eye(num_classes)
 
 
 def _class_prior(
@@ -432,42 +366,6 @@ def _class_prior(
     return prior
 
 
-def _classes(name: str, classifier: Any) -> NDArray[Any]:
-    """The classes (K,) of a classifier, which may hold a list; raises unless they are sorted."""
-    if not hasattr(classifier, "classes_"):
-        raise ValueError(f"the classifier of {name!r} has no attribute classes_, its labels sorted")
-    classes = np.asarray(classifier.classes_)
-    if classes.ndim != 1 or not np.array_equal(np.unique(classes), classes):
-        raise ValueError(
-            f"the classifier of {name!r} has classes_ {classes.tolist()}: they must be sorted, "
-            "each once, as the columns of its predictions are"
-        )
-    return classes
-
-
-def _check_classes(name: str, classifier: Any, classes: NDArray[Any]) -> None:
-    """Raises unless the classifier knows exactly these classes."""
-    own = _classes(name, classifier)
-    if not np.array_equal(own, classes):
-        raise ValueError(
-            f"the classifier of {name!r} was fitted with classes {own.tolist()}, "
-            f"another one with {classes.tolist()}: all must be alike, also in every fold"
-        )
-
-
-def _check_decision(name: str, classifier: Any) -> None:
-    """Raises where the logits would be those of pairs of classes: three of three look alike."""
-    if (
-        not hasattr(classifier, "predict_proba")
-        and getattr(_head(classifier), "decision_function_shape", None) == "ovo"
-        and len(_classes(name, classifier)) > 2
-    ):
-        raise ValueError(
-            f"the classifier of {name!r} has decision_function_shape='ovo', a column for each pair "
-            "of classes; set decision_function_shape='ovr', a column for each class"
-        )
-
-
 def _temperature(logits: NDArray[np.float64], labels: NDArray[Any]) -> float:
     """Temperature of the held-out logits; 1 where no finite one is the best."""
     if (logits.argmax(axis=1) == labels).all():
@@ -483,7 +381,6 @@ def _pad(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 _fit_temperature = jax.jit(fit_temperature)
-_spectrum_from_kernel = jax.jit(spectrum_from_kernel)
 _choose_contamination = jax.jit(choose_contamination, static_argnames="perturbed")
 _fuse = jax.jit(fuse, static_argnames="perturbed")
 
