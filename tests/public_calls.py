@@ -209,6 +209,9 @@ CALLS = {
         "contaminated_log_probs": lambda d: fusion.contaminated_log_probs(
             d.logits["a"], d.prior, contamination=d.share
         ),
+        "fuse": lambda d: fusion.fuse(
+            fusion.Robust(d.share), d.logits, d.prior, perturbed="a", grams=d.grams
+        ),
         "max_fusion": lambda d: fusion.max_fusion(d.logits),
         "mean_fusion": lambda d: fusion.mean_fusion(d.logits),
         "product_fusion": lambda d: fusion.product_fusion(d.logits),
