@@ -3,9 +3,8 @@
 The same program as `python -m jacfuse_jax.predictions`, whose help it shows.
 """
 
-from jacfuse_jax.predictions import __main__ as program
-
-__doc__ = program.__doc__
+import runpy
 
 if __name__ == "__main__":
-    program.launch()
+    # As the main module: --help lists the flags of that one alone.
+    runpy.run_module("jacfuse_jax.predictions", run_name="__main__", alter_sys=True)
