@@ -7,7 +7,7 @@ clean test rows, and the share of rows that are right whatever that modality say
 validation data choose: the highest certified accuracy of those that lose at most --max_clean_loss
 against statistical fusion. Beside it radii, in the 2-norm of the input, within which nothing
 changes the class of the first --num_attack rows, of statistical and robust fusion too, and what PGD
-achieves at multiples of them: see `experiments.radii`. Writes certified.csv, radii.csv and
+achieves at multiples of them: see `evaluation.radii`. Writes certified.csv, radii.csv and
 figures/certified.png.
 
     python -m experiments.certified --dataset=digits --workdir=runs/certified

@@ -14,7 +14,9 @@ from experiments.run.start import Prepared
 from jacfuse_jax import attacks, bounds, corruptions, fusion
 from jacfuse_jax.evaluation.perturb import make_perturb_fn
 from jacfuse_jax.evaluation.rows import Rows
+from jacfuse_jax.evaluation.rules import Unimodal
 from jacfuse_jax.evaluation.targets import OWN, Step, branch_of
+from jacfuse_jax.fusion import Rule
 from jacfuse_jax.linalg import GramSpectrum, spectrum_from_kernel
 from jacfuse_jax.programs import InputError
 
@@ -131,10 +133,9 @@ def _gaussian_logits(features: jax.Array, means: jax.Array, strength: Any) -> ja
     return strength * features @ means.T - strength**2 / 2
 
 
-@partial(jax.jit, static_argnames=("method", "num_steps"))
+@partial(jax.jit, static_argnames="num_steps")
 def _attack_gaussian(
-    method: str,
-    gamma: jax.Array,
+    rule: Rule,
     *,
     problem: _Problem,
     features: jax.Array,
@@ -142,12 +143,12 @@ def _attack_gaussian(
     key: jax.Array,
     num_steps: int,
 ) -> jax.Array:
-    """Logits of "x" after an attack on a method that goes through it."""
+    """Logits of "x" after an attack on a rule that goes through it."""
 
     def log_prob_fn(inputs: Mapping[str, Any]) -> jax.Array:
         moved = _gaussian_logits(inputs["x"], means, _PERTURBED_STRENGTH)
         logits = {**problem.logits, "x": moved}
-        return _predict(method, gamma, problem._replace(logits=logits), "x")
+        return _predict(rule, problem._replace(logits=logits), "x")
 
     adversarial = attacks.pgd(
         log_prob_fn,
@@ -207,26 +208,27 @@ def _measure(
     strength: float,
     problem: _Problem,
     perturbed: str,
-    attack_fn: Callable[[str, jax.Array], jax.Array],
+    attack_fn: Callable[[Rule], jax.Array],
     gammas: Sequence[float],
 ) -> list[Row]:
-    """All methods on one problem; the attack returns logits for a method and its gamma."""
-    methods: list[tuple[str, float | None]] = [("statistical", None)]
-    methods += [("robust", gamma) for gamma in gammas]
-    methods += [("perturbed alone", None), ("extra alone", None)]
+    """All rules on one problem; the attack returns logits of the perturbed modality for a rule."""
+    (extra,) = (name for name in problem.logits if name != perturbed)
+    rules: list[tuple[str, Rule]] = [("statistical", fusion.Statistical())]
+    rules += [("robust", fusion.Robust(gamma)) for gamma in gammas]
+    rules += [("perturbed alone", Unimodal(perturbed)), ("extra alone", Unimodal(extra))]
     rows: list[Row] = []
-    for method, gamma in methods:
-        traced = jnp.asarray(1.0 if gamma is None else gamma)
+    for method, rule in rules:
         logits = problem.logits
-        if method != "extra alone":
-            logits = {**logits, perturbed: attack_fn(method, traced)}
+        if rule != Unimodal(extra):
+            logits = {**logits, perturbed: attack_fn(rule)}
         accuracies = [
-            _accuracy(_predict(method, traced, p, perturbed), problem.labels)
+            _accuracy(_predict(rule, p, perturbed), problem.labels)
             for p in (problem, problem._replace(logits=logits))
         ]
+        gamma = rule.parameters.get("gamma")
         figures: Sequence[float | None] = [None] * 6
         if gamma is not None:
-            figures = [float(x) for x in _sensitivity(problem, traced, perturbed)]
+            figures = [float(x) for x in _sensitivity(problem, jnp.asarray(gamma), perturbed)]
         rows.append(Row(source, perturbed, strength, method, gamma, *accuracies, *figures))
     return rows
 
@@ -256,15 +258,7 @@ def _sensitivity(problem: _Problem, gamma: jax.Array, perturbed: str) -> tuple[j
     )
 
 
-@partial(jax.jit, static_argnames=("method", "perturbed"))
-def _predict(method: str, gamma: jax.Array, problem: _Problem, perturbed: str) -> jax.Array:
+@partial(jax.jit, static_argnames="perturbed")
+def _predict(rule: Rule, problem: _Problem, perturbed: str) -> jax.Array:
     logits, grams, class_prior, _ = problem
-    if method == "robust":
-        return fusion.robust_fusion(
-            logits, grams, class_prior, perturbed=perturbed, gamma=gamma
-        ).log_probs
-    if method == "perturbed alone":
-        logits = {perturbed: logits[perturbed]}
-    if method == "extra alone":
-        logits = {name: z for name, z in logits.items() if name != perturbed}
-    return fusion.statistical_fusion(logits, class_prior)
+    return fusion.fuse(rule, logits, class_prior, perturbed=perturbed, grams=grams)

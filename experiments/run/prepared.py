@@ -23,7 +23,7 @@ _MAX_GRAMS = 2**32  # bytes of Gram matrices of a modality
 
 
 def train_models(config: Config, dataset: MultimodalDataset, seed: int, folder: Path) -> Models:
-    """Trains what the methods of a run need, or restores it.
+    """Trains what the rules of a run need, or restores it.
 
     Args:
       config: settings of the run.
