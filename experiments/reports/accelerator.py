@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tabulate import tabulate
 
 from experiments.measuring.benchmark import NOT_REACHED
 from experiments.reports.accelerator_figures import write_figures
+from experiments.reports.accelerator_limits import card_of, describe_ceilings, with_shares
 from experiments.reports.csv_files import write_measured
 from jacfuse_jax.programs.files import write_atomically
 
@@ -59,32 +60,6 @@ _HEADERS = {
 }
 
 
-class Card(NamedTuple):
-    """Limits of a device, floating-point operations and bytes a second.
-
-    Attributes:
-      float32: without tensor cores.
-      float64: without tensor cores; None where it is not known.
-      bandwidth: of its memory.
-      source: of these figures.
-    """
-
-    float32: float
-    float64: float | None
-    bandwidth: float
-    source: str
-
-
-# Data sheets of the vendor, without tensor cores, by the name that JAX gives.
-_CARDS = {
-    "NVIDIA H100 80GB HBM3": Card(66.9e12, 33.5e12, 3.35e12, "data sheet"),
-    "NVIDIA H100 PCIe": Card(51.2e12, 25.6e12, 2.0e12, "data sheet"),
-    "NVIDIA H200": Card(66.9e12, 33.5e12, 4.8e12, "data sheet"),
-    "NVIDIA A100-SXM4-80GB": Card(19.5e12, 9.7e12, 2.039e12, "data sheet"),
-    "NVIDIA A100-SXM4-40GB": Card(19.5e12, 9.7e12, 1.555e12, "data sheet"),
-}
-
-
 def collect(partial: Path) -> dict[str, Any]:
     """Gathers what the steps left.
 
@@ -103,16 +78,16 @@ def collect(partial: Path) -> dict[str, Any]:
     for step in steps:
         for path in sorted((partial / step["name"]).glob("benchmark_*.jsonl")):
             rows += _rows_of_step(step, _read_lines(path))
-    card = _card_of(rows)
+    card = card_of(rows)
     log = partial / "tests.log"
     digits = partial / "digits.json"
     return {
         "machine": _describe_machine(partial, rows),
-        "ceilings": _describe_ceilings(rows, card),
+        "ceilings": describe_ceilings(rows, card),
         "steps": [{**step, "outcome": _outcome(step)} for step in steps],
         "tests": count_tests(log.read_text(errors="replace")) if log.exists() else {},
         "digits": json.loads(digits.read_text()) if digits.exists() else None,
-        "rows": [_with_shares(row, card) for row in rows],
+        "rows": [with_shares(row, card) for row in rows],
     }
 
 
@@ -237,54 +212,6 @@ def _outcome(step: Mapping[str, Any]) -> str:
     if step["code"] in _TIMED_OUT:
         return f"was ended after its {step['limit_s']} s"
     return f"failed with {step['code']}" if step["code"] else "was finished"
-
-
-def _card_of(rows: Sequence[Mapping[str, Any]]) -> Card | None:
-    """Limits of the device of the rows: of its data sheet, or as measured here."""
-    if not rows:
-        return None
-    flop_per_s, bytes_per_s = _measured_ceilings(rows)
-    measured = Card(flop_per_s, None, bytes_per_s, "measured here: matrix product and copy")
-    return _CARDS.get(rows[0]["device"], measured)
-
-
-def _measured_ceilings(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """The best rates of any step, since each measures them again."""
-    return (
-        max(row["yardstick_gflop_per_s"] for row in rows) * 1e9,
-        max(row["yardstick_gb_per_s"] for row in rows) * 1e9,
-    )
-
-
-def _describe_ceilings(rows: Sequence[Mapping[str, Any]], card: Card | None) -> dict[str, Any]:
-    """Limits in units for reading; empty where no benchmark got as far as its yardsticks."""
-    if card is None:
-        return {}
-    flop_per_s, bytes_per_s = _measured_ceilings(rows)
-    return {
-        "measured_tflop_per_s": flop_per_s / 1e12,
-        "measured_gb_per_s": bytes_per_s / 1e9,
-        "float32_tflop_per_s": card.float32 / 1e12,
-        "float64_tflop_per_s": None if card.float64 is None else card.float64 / 1e12,
-        "gb_per_s": card.bandwidth / 1e9,
-        "shares_are_of": card.source,
-    }
-
-
-def _with_shares(row: dict[str, Any], card: Card | None) -> dict[str, Any]:
-    """The row with its operations a sample and its shares of the limits."""
-    if row["median_s"] is None or card is None:
-        return row
-    peak = {"float32": card.float32, "float64": card.float64}[row["dtype"]]
-    shares: dict[str, Any] = {"share_of_bandwidth": row["gb_per_s"] * 1e9 / card.bandwidth}
-    for flops, rate, share in (
-        ("nominal_flops", row["gflop_per_s"], "share_of_peak"),
-        ("executed_flops", row["executed_gflop_per_s"], "executed_share_of_peak"),
-    ):
-        known = rate is not None
-        shares[flops] = round(rate * 1e9 * row["median_s"] / row["batch_size"]) if known else None
-        shares[share] = rate * 1e9 / peak if known and peak is not None else None
-    return {**row, **shares}
 
 
 def _describe_machine(partial: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from jacfuse_jax.evaluation.measure import ENSEMBLE, Row
 from jacfuse_jax.evaluation.rules import NAMES, Unimodal
-from jacfuse_jax.evaluation.summary import Summary, by_scenario, hypervolumes
+from jacfuse_jax.evaluation.summary import SCENARIO, Summary, hypervolumes, to_frame
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.programs.files import write_atomically
 
@@ -31,30 +31,27 @@ def write_curves(rows: Sequence[Row], folder: Path) -> list[Path]:
       The paths written.
     """
     paths: list[Path] = []
-    for (threat_model, perturbed), of_scenario in by_scenario(rows).items():
-        chosen = [
-            r
-            for r in of_scenario
-            if r.selected is not False and r.attack_target in (None, ENSEMBLE)
-        ]
-        panels = list(dict.fromkeys(r.perturbation for r in chosen if r.perturbation != "clean"))
+    frame = to_frame(rows, Row._fields)
+    is_worst = frame.attack_target.isna() | frame.attack_target.eq(ENSEMBLE)
+    frame = frame[is_worst & frame.selected.ne(False)]
+    for (threat_model, perturbed), chosen in frame.groupby(SCENARIO, sort=False):
+        panels = [name for name in chosen.perturbation.unique() if name != "clean"]
         if not panels:
             continue
-        styles = _styles([r.rule for r in chosen])
+        styles = _styles(chosen.rule)
         figure, axes = _make_panels(panels)
         for axis, panel in zip(axes, panels, strict=False):
+            shown = chosen[chosen.perturbation.isin(["clean", panel])]
             for rule, style in styles.items():
-                curve: dict[int, list[float]] = {}
-                for r in chosen:
-                    if r.rule == rule and r.perturbation in ("clean", panel):
-                        curve.setdefault(r.severity, []).append(r.accuracy)
-                points = sorted((severity, np.mean(of)) for severity, of in curve.items())
-                if len(points) > 1:
-                    axis.plot(*zip(*points, strict=True), label=rule.label, **style)
+                curve = shown[shown.rule == rule].groupby("severity").accuracy.mean()
+                if len(curve) > 1:
+                    axis.plot(curve.index, curve, label=rule.label, **style)
             axis.set(title=panel.replace("_", " "), xlabel="severity", ylim=(-0.02, 1.02))
             axis.set_xticks(range(6))
         _finish(figure, axes, "accuracy")
-        figure.suptitle(f"{chosen[0].dataset}: {perturbed} perturbed, threat model {threat_model}")
+        figure.suptitle(
+            f"{chosen.dataset.iloc[0]}: {perturbed} perturbed, threat model {threat_model}"
+        )
         name = f"accuracy_{threat_model}_{perturbed}".replace(" ", "_").replace("+", "_")
         paths.append(_save(figure, folder / f"{name}.png"))
     return paths
@@ -78,60 +75,44 @@ def write_trade_off(summaries: Sequence[Summary], folder: Path) -> list[Path]:
         x
         for x in summaries
         if x.threat_model == "known"
-        and x.worst is not None
-        and x.clean is not None
         and not isinstance(x.rule, Unimodal)
         and x.seed == summaries[0].seed
     ]
-    panels = list(dict.fromkeys(x.perturbed for x in chosen))
-    if not panels:
+    frame = to_frame(chosen, Summary._fields).dropna(subset=["clean", "worst"])
+    if frame.empty:
         return []
+    frame["method"] = [rule.name for rule in frame.rule]
     # One of each name: its parameters are points of one line, in one style.
-    first = {x.rule.name: x.rule for x in reversed(chosen)}
-    names = list(dict.fromkeys(x.rule.name for x in chosen))
-    styles = _styles([first[name] for name in names])
-    figure, axes = _make_panels(panels, width=6.4, height=4.6)
-    for axis, panel in zip(axes, panels, strict=False):
-        lines = [x for x in chosen if x.perturbed == panel]
-        for name in names:
-            points = sorted((x for x in lines if x.rule.name == name), key=_clean)
-            style = styles[first[name]]
+    styles = _styles(frame.drop_duplicates("method").rule)
+    panels = frame.groupby("perturbed", sort=False)
+    figure, axes = _make_panels(list(panels.groups), width=6.4, height=4.6)
+    for axis, (panel, lines) in zip(axes, panels, strict=False):
+        for rule, style in styles.items():
+            points = lines[lines.method == rule.name].sort_values("clean", kind="stable")
+            clean, worst = 100 * points.clean, 100 * points.worst
+            margins = [worst - 100 * points.worst_low, 100 * points.worst_high - worst]
             # Two parameters make a cloud, not a line.
-            is_line = len(first[name].searched) == 1
+            linestyle = "-" if len(rule.searched) == 1 else "none"
             axis.errorbar(
-                [100 * (x.clean or 0) for x in points],
-                [100 * (x.worst or 0) for x in points],
-                yerr=np.clip(
-                    [
-                        [100 * ((x.worst or 0) - (x.worst_low or 0)) for x in points],
-                        [100 * ((x.worst_high or 0) - (x.worst or 0)) for x in points],
-                    ],
-                    0,
-                    None,
-                ),
-                **{**style, "linestyle": "-" if is_line else "none", "markersize": 4},
+                clean,
+                worst,
+                yerr=np.clip(margins, 0, None),
+                **{**style, "linestyle": linestyle, "markersize": 4},
                 elinewidth=0.6,
-                label=name,
+                label=rule.name,
             )
-            for x in points:
-                if x.selected:
-                    axis.plot(
-                        100 * (x.clean or 0), 100 * (x.worst or 0), "*", ms=13, color=style["color"]
-                    )
-        areas = hypervolumes(lines)
+            for index in points.index[points.selected.eq(True)]:
+                axis.plot(clean[index], worst[index], "*", ms=13, color=style["color"])
+        areas = hypervolumes(x for x in chosen if x.perturbed == panel)
         shares = ", ".join(f"{name} {area:.3f}" for name, area in areas.items())
         axis.set_title(f"{panel} perturbed")
         note = textwrap.fill(f"area dominated: {shares or 'none'}", 80)
         axis.set_xlabel(f"clean accuracy in %\n{note}", fontsize=8)
-        best = 100 * max(_clean(x) for x in lines)
+        best = 100 * lines.clean.max()
         axis.set_xlim(best - _CLEAN_RANGE, best + 0.05 * _CLEAN_RANGE)
     _finish(figure, axes, "worst-case accuracy in %")
     figure.suptitle("Worst case over linf attacks and targets, mean over epsilon")
     return [_save(figure, folder / "trade_off.png")]
-
-
-def _clean(line: Summary) -> float:
-    return line.clean or 0.0
 
 
 def _make_panels(panels: Sequence[str], width: float = 4.2, height: float = 3.4) -> Any:

@@ -1,17 +1,17 @@
 """Tables of a run in Markdown."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
+import pandas as pd
 from tabulate import tabulate
 
 from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, Row
 from jacfuse_jax.evaluation.names import ATTACKS, CORRUPTIONS
-from jacfuse_jax.evaluation.summary import Comparison, Summary, by_scenario
+from jacfuse_jax.evaluation.summary import SCENARIO, Comparison, Frame, Summary, to_frame
 from jacfuse_jax.evaluation.targets import STRENGTHS
 
 _MAX_CORRUPTION_COLUMNS = 3
+_METHOD = ["method", "seed"]
 
 
 def make_tables(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
@@ -25,36 +25,28 @@ def make_tables(rows: Sequence[Row], summaries: Sequence[Summary]) -> str:
       summaries: of the same.
     """
     tables: list[str] = []
-    rows_of = by_scenario(rows)
-    for (threat_model, perturbed), of_scenario in by_scenario(summaries).items():
-        lines = [x for x in of_scenario if x.selected is not False]
-        chosen = rows_of[threat_model, perturbed]
-        columns = _columns(chosen)
-        body = []
+    rows_of = to_frame(rows, Row._fields).groupby(SCENARIO)
+    for scenario, lines in to_frame(summaries, Summary._fields).groupby(SCENARIO, sort=False):
+        threat_model, perturbed = scenario
+        measured = rows_of.get_group(scenario)
         # With several seeds the chosen parameters may differ: the rule is what is compared.
-        name: Callable[[Any], str] = (
-            (lambda x: x.rule.name if x.selected else _label(x))
-            if len({x.seed for x in lines}) > 1
-            else _label
-        )
-        for label in dict.fromkeys(name(x) for x in lines):
-            of_lines = [x for x in lines if name(x) == label]
-            keys = {(x.seed, _label(x)) for x in of_lines}
-            of_rows = [r for r in chosen if (r.seed, _label(r)) in keys]
-            body.append([label, *(cell(of_lines, of_rows) for cell in columns.values())])
-        num_rows = max(r.num_examples for r in chosen)
-        num_attacked = next((r.num_examples for r in chosen if r.perturbation in ATTACKS), 0)
+        by_name = lines.seed.nunique() > 1
+        lines, measured = (_with_methods(frame, by_name) for frame in (lines, measured))
+        cells = _shares(lines, measured).groupby("method", sort=False).agg(_percent)
+        if "worst case" in cells:
+            cells["worst case"] = [_worst(x) for _, x in lines.groupby("method", sort=False)]
         table = tabulate(
-            body,
-            ["method", *columns],
+            cells.reset_index().to_numpy(),
+            ["method", *cells],
             tablefmt="github",
             disable_numparse=True,
-            colalign=("left", *("right" for _ in columns)),
+            colalign=("left", *("right" for _ in cells)),
         )
+        attacked = measured.num_examples[measured.perturbation.isin(ATTACKS)]
         tables.append(
-            f"{chosen[0].dataset}, {perturbed} perturbed, threat model {threat_model} (accuracy in "
-            f"%; means over severities; {num_rows} rows, {num_attacked} attacked)\n\n"
-            f"{table}"
+            f"{measured.dataset.iloc[0]}, {perturbed} perturbed, threat model {threat_model} "
+            f"(accuracy in %; means over severities; {measured.num_examples.max()} rows, "
+            f"{next(iter(attacked), 0)} attacked)\n\n{table}"
         )
     return "\n\n".join(tables)
 
@@ -85,69 +77,50 @@ def make_comparison(lines: Sequence[Comparison]) -> str:
     return "Against globally scaled fusion\n\n" + tabulate(body, headers, tablefmt="github")
 
 
-def _label(line: Any) -> str:
-    return line.rule.label
-
-
-Cell = Callable[[Sequence[Summary], Sequence[Row]], str]
-
-
-def _columns(rows: Sequence[Row]) -> dict[str, Cell]:
-    """The columns of a table and what they show of a rule."""
-    columns: dict[str, Cell] = {"clean": _of_summary("clean")}
-    corruptions = [n for n in CORRUPTIONS if any(r.perturbation == n for r in rows)]
-    if len(corruptions) > _MAX_CORRUPTION_COLUMNS:
-        columns["corruptions"] = _of_summary("corruptions")
-    else:
-        columns |= {name.replace("_", " "): _of_perturbation(name) for name in corruptions}
-    if any(r.perturbation == WORST_ATTACK for r in rows):
-        columns |= {
-            "transfer": _of_summary("transfer"),
-            "adaptive": _of_summary("adaptive"),
-            "worst case": _worst,
-        }
-        for severity, epsilon in enumerate(STRENGTHS["pgd"], start=1):
-            columns[f"ε = {epsilon:g}"] = _of_perturbation(WORST_ATTACK, severity)
-    others = [
-        a
-        for a in ATTACKS
-        if any(r.perturbation == a for r in rows) and STRENGTHS[a] != STRENGTHS["pgd"]
+def _with_methods(lines: Frame, by_name: bool) -> Frame:
+    """What is shown, each line with its "method": a rule's label or, without parameters, name."""
+    lines = lines[lines.selected.ne(False)]
+    methods = [
+        rule.name if by_name and selected else rule.label
+        for rule, selected in zip(lines.rule, lines.selected, strict=True)
     ]
-    return {**columns, **{name: _of_perturbation(name) for name in others}}
+    return lines.assign(method=methods)
 
 
-def _of_summary(field: str) -> Cell:
-    def cell(lines: Sequence[Summary], _: Sequence[Row]) -> str:
-        return _percent([getattr(line, field) for line in lines])
-
-    return cell
-
-
-def _of_perturbation(name: str, severity: int | None = None) -> Cell:
-    """Mean over severities, or one of them; of attacks the worst case."""
-
-    def cell(_: Sequence[Summary], rows: Sequence[Row]) -> str:
-        by_seed: dict[int, list[float]] = {}
-        for r in rows:
-            is_wanted = r.perturbation == name and severity in (None, r.severity)
-            if is_wanted and r.attack_target in (None, ENSEMBLE):
-                by_seed.setdefault(r.seed, []).append(r.accuracy)
-        return _percent([float(np.mean(of)) for of in by_seed.values()])
-
-    return cell
-
-
-def _worst(lines: Sequence[Summary], _: Sequence[Row]) -> str:
-    if len(lines) > 1 or lines[0].worst is None:
-        return _percent([line.worst for line in lines])
-    low, high = (100 * (x or 0) for x in (lines[0].worst_low, lines[0].worst_high))
-    return f"{100 * lines[0].worst:.1f} [{low:.1f}, {high:.1f}]"
+def _shares(lines: Frame, rows: Frame) -> Frame:
+    """The columns of a table: shares by method and seed, NaN where nothing was measured."""
+    lines = lines.set_index(_METHOD)
+    rows = rows[rows.attack_target.isna() | rows.attack_target.eq(ENSEMBLE)]
+    # Means over severities; of attacks the worst case.
+    means = rows.pivot_table("accuracy", _METHOD, "perturbation").reindex(lines.index)
+    columns = {"clean": lines.clean}
+    corruptions = [name for name in CORRUPTIONS if name in means]
+    if len(corruptions) > _MAX_CORRUPTION_COLUMNS:
+        columns["corruptions"] = lines.corruptions
+    else:
+        columns |= {name.replace("_", " "): means[name] for name in corruptions}
+    if WORST_ATTACK in means:
+        columns |= {"transfer": lines.transfer, "adaptive": lines.adaptive}
+        columns["worst case"] = lines.worst
+        worst = rows[rows.perturbation == WORST_ATTACK].pivot_table("accuracy", _METHOD, "severity")
+        for severity, epsilon in enumerate(STRENGTHS["pgd"], start=1):
+            columns[f"ε = {epsilon:g}"] = worst.reindex(lines.index, columns=[severity])[severity]
+    others = [name for name in ATTACKS if name in means and STRENGTHS[name] != STRENGTHS["pgd"]]
+    return pd.DataFrame(columns | {name: means[name] for name in others})
 
 
-def _percent(values: Sequence[float | None]) -> str:
+def _worst(lines: Frame) -> str:
+    """The worst case of one method, of one seed with its interval."""
+    if len(lines) > 1 or lines.worst.isna().all():
+        return _percent(lines.worst)
+    ((worst, low, high),) = 100 * lines[["worst", "worst_low", "worst_high"]].to_numpy(float)
+    return f"{worst:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _percent(shares: Frame) -> str:
     """A share in percent; of several seeds their mean and standard deviation."""
-    shares = [100 * value for value in values if value is not None]
-    if not shares:
+    shares = 100 * shares.dropna()
+    if shares.empty:
         return ""
-    spread = f" ± {np.std(shares, ddof=1):.1f}" if len(shares) > 1 else ""
-    return f"{np.mean(shares):.1f}{spread}"
+    spread = f" ± {shares.std():.1f}" if len(shares) > 1 else ""
+    return f"{shares.mean():.1f}{spread}"

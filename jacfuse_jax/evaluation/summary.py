@@ -1,19 +1,22 @@
 """Figures that stand for a whole run: means, areas, corruption errors, paired differences."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from jacfuse_jax import fusion, metrics
-from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, Outcomes, Row
+from jacfuse_jax.evaluation.measure import WORST_ATTACK, Outcomes, Row
 from jacfuse_jax.evaluation.names import CORRUPTIONS, LINF_ATTACKS
 from jacfuse_jax.evaluation.plan import SEVERITIES
 from jacfuse_jax.evaluation.rules import Unimodal
 from jacfuse_jax.evaluation.targets import OWN, STRENGTHS
 from jacfuse_jax.fusion import Rule
 
+SCENARIO = ["threat_model", "perturbed"]  # columns that tell what is comparable
 _BOOTSTRAP_SEED = 0
 _ROUNDING = 1e-9  # of sums of accuracies
 _STATISTICAL = fusion.Statistical()
@@ -89,19 +92,18 @@ class Comparison(NamedTuple):
     high: float
 
 
-_Line = TypeVar("_Line", Row, Summary)
+Frame = Any
+"""A table of pandas, which says of few functions what they return."""
 
 
-def by_scenario(lines: Iterable[_Line]) -> dict[tuple[str, str], list[_Line]]:
-    """Groups lines by threat model and perturbed modalities, in order of appearance.
+def to_frame(lines: Iterable[NamedTuple], fields: Sequence[str]) -> Frame:
+    """Lines of a table, of which there may be none, as a frame of pandas.
 
     Args:
-      lines: rows or summaries.
+      lines: such as rows or summaries.
+      fields: of a line.
     """
-    groups: dict[tuple[str, str], list[_Line]] = {}
-    for line in lines:
-        groups.setdefault((line.threat_model, line.perturbed), []).append(line)
-    return groups
+    return pd.DataFrame(lines, columns=list(fields))
 
 
 def summarise(rows: Sequence[Row], outcomes: Outcomes, groups: NDArray[np.int32]) -> list[Summary]:
@@ -113,47 +115,18 @@ def summarise(rows: Sequence[Row], outcomes: Outcomes, groups: NDArray[np.int32]
       groups: (N,), of the test rows.
     """
     summaries: list[Summary] = []
-    for (threat_model, perturbed), chosen in by_scenario(rows).items():
-        lines: list[Summary] = []
-        by_rule: dict[Rule, list[Row]] = {}
-        for row in chosen:
-            by_rule.setdefault(row.rule, []).append(row)
-        reference = by_rule.get(_STATISTICAL)
-        for rule, of_rule in by_rule.items():
-            worst = _over_severities(
-                outcomes, (threat_model, perturbed, WORST_ATTACK), rule, groups
-            )
-            lines.append(
-                Summary(
-                    seed=of_rule[0].seed,
-                    threat_model=threat_model,
-                    perturbed=perturbed,
-                    rule=rule,
-                    selected=of_rule[0].selected,
-                    clean=_mean(of_rule, lambda r: r.perturbation == "clean"),
-                    corruptions=_mean(of_rule, lambda r: r.perturbation in CORRUPTIONS),
-                    transfer=_mean(
-                        of_rule,
-                        lambda r: (
-                            r.perturbation in LINF_ATTACKS and r.attack_target == OWN.rule.name
-                        ),
-                    ),
-                    adaptive=_mean(
-                        of_rule,
-                        lambda r, name=rule.name: (
-                            r.perturbation in LINF_ATTACKS and r.attack_target == name
-                        ),
-                    ),
-                    worst=None if worst is None else float(worst.mean),
-                    worst_low=None if worst is None else float(worst.low),
-                    worst_high=None if worst is None else float(worst.high),
-                    **_areas(of_rule, reference),
-                    relative_robustness=None,
-                    effective_robustness=None,
-                    **_corruption_errors(of_rule, reference),
-                )
-            )
-        summaries += _with_robustness(lines)
+    frame = to_frame(rows, Row._fields)
+    for scenario, of_scenario in frame.groupby(SCENARIO, sort=False):
+        lines = of_scenario.drop_duplicates("rule").set_index("rule")
+        lines = lines[["seed", *SCENARIO, "selected"]].join(_means(of_scenario))
+        lines = lines.join(_worst_cases(scenario, lines.index, outcomes, groups))
+        lines = lines.join(_areas(of_scenario))
+        lines = lines.join(_robustness(lines.clean, lines.worst))
+        lines = lines.join(_corruption_errors(of_scenario, 1 - lines.clean.dropna()))
+        # Only columns of objects keep None and bools as they are.
+        lines = lines.reset_index().reindex(columns=Summary._fields).astype(object)
+        records = lines.where(lines.notna(), None).to_dict("records")
+        summaries += [Summary(**record) for record in records]
     return summaries
 
 
@@ -172,44 +145,40 @@ def compare(
       The lines; none where validation data did not choose parameters of scaled fusion.
     """
     lines: list[Comparison] = []
-    for (threat_model, perturbed), of_scenario in by_scenario(rows).items():
-        chosen = [r for r in of_scenario if r.attack_target in (None, ENSEMBLE)]
-        rules = dict.fromkeys(row.rule for row in chosen if row.selected is not False)
-        baseline = next(
-            (r.rule for r in chosen if r.selected and isinstance(r.rule, fusion.Scaled)), None
-        )
-        perturbations = dict.fromkeys(
-            r.perturbation
-            for r in chosen
-            if r.perturbation in ("clean", WORST_ATTACK, *CORRUPTIONS)
-        )
+    frame = to_frame(rows, Row._fields)
+    # Corruptions have no target; of attacks, the worst case alone is compared.
+    compared = frame.perturbation.isin(["clean", WORST_ATTACK, *CORRUPTIONS])
+    frame = frame[compared & frame.selected.ne(False)]
+    for (threat_model, perturbed), of_scenario in frame.groupby(SCENARIO, sort=False):
+        chosen = of_scenario.rule[of_scenario.selected.eq(True)]
+        baseline = next((rule for rule in chosen if isinstance(rule, fusion.Scaled)), None)
         if baseline is None:
             continue
-        for rule in rules:
-            if rule == baseline or isinstance(rule, Unimodal):
-                continue
-            for perturbation in perturbations:
-                key = (threat_model, perturbed, perturbation)
-                severities = (0,) if perturbation == "clean" else SEVERITIES
-                a, b = (
-                    np.stack([outcomes[*key, s, m] for s in severities], axis=1)
-                    for m in (rule, baseline)
+        rules = [
+            rule
+            for rule in of_scenario.rule.unique()
+            if rule != baseline and not isinstance(rule, Unimodal)
+        ]
+        for rule, perturbation in itertools.product(rules, of_scenario.perturbation.unique()):
+            key = (threat_model, perturbed, perturbation)
+            severities = (0,) if perturbation == "clean" else SEVERITIES
+            a, b = (
+                np.stack([outcomes[*key, s, r] for s in severities], axis=1)
+                for r in (rule, baseline)
+            )
+            if perturbation != "clean":
+                a, b = (np.column_stack([x, x.mean(axis=1)]) for x in (a, b))
+            interval = metrics.paired_bootstrap_interval(
+                a, b, _BOOTSTRAP_SEED, groups=groups[: len(a)]
+            )
+            lines += [
+                Comparison(
+                    *(seed, threat_model, perturbed, perturbation, severity),
+                    *(rule, baseline),
+                    *(float(mean), float(low), float(high)),
                 )
-                if perturbation != "clean":
-                    a, b = (np.column_stack([x, x.mean(axis=1)]) for x in (a, b))
-                interval = metrics.paired_bootstrap_interval(
-                    a, b, _BOOTSTRAP_SEED, groups=groups[: len(a)]
-                )
-                for severity, mean, low, high in zip(
-                    (*severities, None), interval.mean, interval.low, interval.high, strict=False
-                ):
-                    lines.append(
-                        Comparison(
-                            *(seed, threat_model, perturbed, perturbation, severity),
-                            *(rule, baseline),
-                            *(float(mean), float(low), float(high)),
-                        )
-                    )
+                for severity, mean, low, high in zip((*severities, None), *interval, strict=False)
+            ]
     return lines
 
 
@@ -234,98 +203,90 @@ def hypervolumes(lines: Iterable[Summary]) -> dict[str, float]:
     return areas
 
 
-def _mean(rows: Sequence[Row], belongs: Callable[[Row], bool]) -> float | None:
-    accuracies = [row.accuracy for row in rows if belongs(row)]
-    return float(np.mean(accuracies)) if accuracies else None
+def _means(rows: Frame) -> Frame:
+    """Mean accuracies of each rule."""
+    names = rows.rule.map(lambda rule: rule.name)
+    is_linf = rows.perturbation.isin(LINF_ATTACKS)
+    averaged = {
+        "clean": rows.perturbation == "clean",
+        "corruptions": rows.perturbation.isin(CORRUPTIONS),
+        "transfer": is_linf & (rows.attack_target == OWN.rule.name),
+        "adaptive": is_linf & (rows.attack_target == names),
+    }
+    accuracies = {name: rows.accuracy.where(chosen) for name, chosen in averaged.items()}
+    return pd.DataFrame(accuracies).groupby(rows.rule, sort=False).mean()
 
 
-def _over_severities(
-    outcomes: Outcomes,
-    key: tuple[str, str, str],
-    rule: Rule,
-    groups: NDArray[np.int32],
-) -> metrics.BootstrapInterval | None:
-    """Mean over severities with its interval: the same rows are attacked at every severity."""
-    columns = [outcomes[*key, s, rule] for s in SEVERITIES if (*key, s, rule) in outcomes]
-    if not columns:
-        return None
-    values = np.mean(columns, axis=0)
-    return metrics.bootstrap_interval(values, _BOOTSTRAP_SEED, groups=groups[: len(values)])
+def _worst_cases(
+    scenario: Any, rules: Iterable[Rule], outcomes: Outcomes, groups: NDArray[np.int32]
+) -> Frame:
+    """Means over severities with intervals: the same rows are attacked at every severity."""
+    intervals: dict[Rule, metrics.BootstrapInterval] = {}
+    for rule in rules:
+        keys = [(*scenario, WORST_ATTACK, severity, rule) for severity in SEVERITIES]
+        correct = [outcomes[key] for key in keys if key in outcomes]
+        if correct:
+            values = np.mean(correct, axis=0)
+            intervals[rule] = metrics.bootstrap_interval(
+                values, _BOOTSTRAP_SEED, groups=groups[: len(values)]
+            )
+    return _figures(intervals, "worst", "worst_low", "worst_high")
 
 
-def _areas(rows: Sequence[Row], reference: Sequence[Row] | None) -> dict[str, float | None]:
+def _areas(rows: Frame) -> Frame:
+    """Areas under the curves of rules that were attacked at every severity."""
     epsilons = (0.0, *STRENGTHS[LINF_ATTACKS[0]])
-    curve = _curve(rows)
-    if len(curve) < len(epsilons):
-        return {"curve_area": None, "effective_area": None}
-    return {
-        "curve_area": metrics.robustness_curve_area(epsilons, curve),
-        "effective_area": metrics.effective_curve_area(epsilons, curve, _curve(reference))
-        if reference
-        else None,
-    }
+    rows = rows[rows.perturbation.isin(["clean", WORST_ATTACK])]
+    curves = rows.pivot(index="rule", columns="severity", values="accuracy")
+    curves = curves.reindex(columns=range(len(epsilons))).dropna()
+    areas: dict[Rule, Sequence[float]] = {}
+    for rule, curve in curves.T.items():
+        area, beyond = metrics.robustness_curve_area(epsilons, curve), np.nan
+        if _STATISTICAL in curves.index:
+            beyond = metrics.effective_curve_area(epsilons, curve, curves.loc[_STATISTICAL])
+        areas[rule] = area, beyond
+    return _figures(areas, "curve_area", "effective_area")
 
 
-def _curve(rows: Sequence[Row]) -> list[float]:
-    """Worst-case accuracy at severities 0 to 5, those that there are."""
-    by_severity = {
-        row.severity: row.accuracy for row in rows if row.perturbation in ("clean", WORST_ATTACK)
-    }
-    return [by_severity[severity] for severity in sorted(by_severity)]
-
-
-def _with_robustness(lines: Sequence[Summary]) -> list[Summary]:
-    """Adds relative and effective robustness to the lines of one threat model and modality."""
-    points = {
-        x.rule.name: (x.clean, x.worst)
-        for x in lines
-        if x.clean is not None and x.worst is not None
-    }
-    unremedied = [p for name, p in points.items() if name.partition(":")[0] in _WITHOUT_REMEDY]
-    statistical = points.get(_STATISTICAL.name)
-    baseline_fn = None
+def _robustness(clean: Frame, worst: Frame) -> Frame:
+    """Relative and effective robustness of the rules of one threat model and modality."""
+    worst = worst.where(clean.notna())
+    found = pd.DataFrame({"relative_robustness": worst - worst.get(_STATISTICAL, np.nan)})
     # A line needs two different clean accuracies, and logits need accuracies within (0, 1).
-    inside = [p for p in unremedied if min(p) > 0 and max(p) < 1]
-    if len({clean for clean, _ in inside}) > 1:
-        baseline_fn = metrics.make_baseline_fn(*zip(*inside, strict=True))
-    return [
-        x
-        if x.clean is None or x.worst is None
-        else x._replace(
-            relative_robustness=None
-            if statistical is None
-            else float(metrics.relative_robustness(x.worst, statistical[1])),
-            effective_robustness=None
-            if baseline_fn is None or not 0 < x.clean < 1
-            else float(metrics.effective_robustness(x.clean, x.worst, baseline_fn)),
+    has_logit = clean.between(0, 1, "neither") & worst.notna()
+    unremedied = has_logit & worst.between(0, 1, "neither")
+    unremedied &= clean.index.map(lambda rule: rule.kind).isin(_WITHOUT_REMEDY)
+    if clean[unremedied].nunique() > 1:
+        baseline_fn = metrics.make_baseline_fn(clean[unremedied], worst[unremedied])
+        found.loc[has_logit, "effective_robustness"] = metrics.effective_robustness(
+            clean[has_logit], worst[has_logit], baseline_fn
         )
-        for x in lines
-    ]
+    return found
 
 
-def _corruption_errors(
-    rows: Sequence[Row], reference: Sequence[Row] | None
-) -> dict[str, float | None]:
+def _corruption_errors(rows: Frame, clean_errors: Frame) -> Frame:
     """Errors relative to the reference's, over corruptions that degrade it."""
-    names = [n for n in CORRUPTIONS if any(row.perturbation == n for row in rows)]
-    clean = _mean(rows, lambda row: row.perturbation == "clean")
-    if reference is None or clean is None:
-        return {"mce": None, "relative_mce": None}
-    clean_reference = _mean(reference, lambda row: row.perturbation == "clean") or 0.0
-    errors, reference_errors = _errors(rows, names), _errors(reference, names)
-    degrades = [
-        n for n in names if sum(e - (1 - clean_reference) for e in reference_errors[n]) > _ROUNDING
-    ]
-    if not degrades:
-        return {"mce": None, "relative_mce": None}
-    e, b = ([of[n] for n in degrades] for of in (errors, reference_errors))
-    return {
-        "mce": metrics.mean_corruption_error(e, b),
-        "relative_mce": metrics.relative_mean_corruption_error(
-            e, b, 1 - clean, 1 - clean_reference
-        ),
+    rows = rows[rows.perturbation.isin(CORRUPTIONS) & rows.rule.isin(clean_errors.index)]
+    errors = {
+        rule: 1 - of_rule.pivot(index="perturbation", columns="severity", values="accuracy")
+        for rule, of_rule in rows.groupby("rule", sort=False)
     }
+    if _STATISTICAL not in errors:
+        return pd.DataFrame()
+    reference, clean_reference = errors[_STATISTICAL], clean_errors[_STATISTICAL]
+    degrades = (reference - clean_reference).sum(axis=1) > _ROUNDING
+    if not degrades.any():
+        return pd.DataFrame()
+    found: dict[Rule, Sequence[float]] = {}
+    for rule, e in errors.items():
+        pair = e[degrades], reference[degrades]
+        relative = metrics.relative_mean_corruption_error(
+            *pair, clean_errors[rule], clean_reference
+        )
+        found[rule] = metrics.mean_corruption_error(*pair), relative
+    return _figures(found, "mce", "relative_mce")
 
 
-def _errors(rows: Sequence[Row], names: Sequence[str]) -> Mapping[str, list[float]]:
-    return {name: [1 - row.accuracy for row in rows if row.perturbation == name] for name in names}
+def _figures(of_rules: Mapping[Rule, Sequence[Any]], *columns: str) -> Frame:
+    """A line for each rule, of which there may be none."""
+    return pd.DataFrame.from_dict(dict(of_rules), "index", float, columns)
