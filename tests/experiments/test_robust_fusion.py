@@ -217,7 +217,10 @@ def test_other_files_tell_the_same_methods(finished):
     workdir = finished[0]
     rows = runs.read_rows(workdir)
     summary = runs.read_rows(workdir, "summary.csv")
-    assert list(summary[0]) == list(Summary._fields)
+    # A rule is its name and its parameters.
+    before, after = (list(Summary._fields[part]) for part in (slice(3), slice(4, None)))
+    parameters = ["gamma", "scale", "contamination", "tempering", "confidence"]
+    assert list(summary[0]) == [*before, "method", *parameters, *after]
     key = ("threat_model", "perturbed", "method", "gamma", "scale")
     of_rows = dict.fromkeys(tuple(r[k] for k in key) for r in rows)
     assert list(of_rows) == [tuple(r[k] for k in key) for r in summary]
