@@ -22,6 +22,7 @@ in JAX's convention without conjugation; A^T = (Q_A)* P (P T_A^T P) P (Q_A)^T, w
 order, is a Schur form again, so that both directions reuse the decompositions. Nothing is ever
 divided by a difference of eigenvalues of A, nor of B: repeated eigenvalues and rank-deficient
 coefficients need no care. `jax.lax.custom_linear_solve` implements just this rule, to any order.
+In one file, since solve and derivative share their factors.
 """
 
 import functools
