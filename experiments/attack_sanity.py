@@ -13,8 +13,6 @@ allow.
 takes about four minutes on two CPU cores, most of it to compile.
 """
 
-from pathlib import Path
-
 from absl import flags as absl_flags
 
 from experiments.run import flags, launch
@@ -30,8 +28,18 @@ def run(config: Config) -> None:
     """
     from experiments.measuring.attack_sanity import measure  # takes seconds
     from experiments.reports.attack_sanity import write
+    from experiments.run import start
 
-    write(measure(config), Path(config.workdir))
+    dataset = start.load(config, classifiers_only=True)
+    rows = measure(
+        start.prepare(config, dataset, config.seed),
+        start.rules_of(config, dataset.modalities),
+        perturbed=config.perturbed,
+        num_attack=config.num_attack,
+        attack_steps=config.attack_steps,
+        batch_size=config.batch_size,
+    )
+    write(rows, config.workdir)
 
 
 def main(argv: list[str]) -> None:

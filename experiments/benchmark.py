@@ -21,7 +21,6 @@ loops, `jnp.linalg.eig` and what calls it on 16 at most: the column `num_measure
 Times are then scaled to the batch, memory is not. The row of a method that fails says why.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import app
@@ -48,7 +47,7 @@ def run(config: BenchmarkConfig) -> "list[Row]":
     from experiments.reports.benchmark import write
 
     rows = measure(config)
-    write(rows, Path(config.workdir), num_repeats=config.num_repeats)
+    write(rows, config.workdir, num_repeats=config.num_repeats)
     return rows
 
 

@@ -15,8 +15,6 @@ figures/certified.png.
 takes about two minutes on two CPU cores, most of it to train and compile.
 """
 
-from pathlib import Path
-
 from absl import flags as absl_flags
 
 from experiments.run import flags, launch
@@ -32,8 +30,21 @@ def run(config: Config) -> None:
     """
     from experiments.measuring.certified import measure  # takes seconds
     from experiments.reports.certified import write
+    from experiments.run import start
 
-    write(measure(config), Path(config.workdir))
+    dataset = start.load(config, classifiers_only=True)
+    findings = measure(
+        start.prepare(config, dataset, config.seed),
+        perturbed=config.perturbed,
+        contaminations=config.contaminations,
+        confidences=config.confidences,
+        gammas=config.gammas,
+        max_clean_loss=config.max_clean_loss,
+        num_attack=config.num_attack,
+        attack_steps=config.attack_steps,
+        batch_size=config.batch_size,
+    )
+    write(findings, config.workdir)
 
 
 def main(argv: list[str]) -> None:

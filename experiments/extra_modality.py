@@ -20,13 +20,12 @@ Writes extra_modality.csv and figures/extra_modality_*.png.
 takes about two minutes on two CPU cores, most of it to train and compile.
 """
 
-from pathlib import Path
-
 from absl import flags as absl_flags
 
 from experiments.run import flags, launch
 from experiments.run.config import Config
 from experiments.run.flags import config_from_flags
+from jacfuse_jax.programs import InputError
 
 
 def run(config: Config) -> None:
@@ -34,11 +33,30 @@ def run(config: Config) -> None:
 
     Args:
       config: settings of the run whose classifiers are used.
-    """
-    from experiments.measuring.extra_modality import measure  # takes seconds
-    from experiments.reports.extra_modality import write
 
-    write(measure(config), Path(config.workdir))
+    Raises:
+      InputError: the data set has another number of modalities than two.
+    """
+    from experiments.measuring.extra_modality import measure_dataset, measure_gaussian  # seconds
+    from experiments.reports.extra_modality import write
+    from experiments.run import start
+
+    dataset = start.load(config, classifiers_only=True)
+    if len(dataset.modalities) != 2:
+        raise InputError(f"--dataset={config.dataset}: two modalities are needed")
+    rows = measure_gaussian(config.gammas, attack_steps=config.attack_steps, seed=config.seed)
+    prepared = start.prepare(config, dataset, config.seed)
+    for perturbed in config.perturbed:
+        rows += measure_dataset(
+            prepared,
+            perturbed,
+            config.gammas,
+            num_attack=config.num_attack,
+            attack_steps=config.attack_steps,
+            num_restarts=config.num_restarts,
+            batch_size=config.batch_size,
+        )
+    write(rows, config.workdir)
 
 
 def main(argv: list[str]) -> None:

@@ -10,7 +10,6 @@ takes about five minutes on two CPU cores.
 """
 
 import time
-from pathlib import Path
 
 from absl import flags as absl_flags
 
@@ -35,10 +34,24 @@ def run(config: Config) -> None:
     began = time.monotonic()
     dataset = start.load(config)
     findings = {
-        seed: run_seed(config, start.prepare(config, dataset, seed), seed)
+        seed: run_seed(
+            start.prepare(config, dataset, seed),
+            start.rules_of(config, dataset.modalities),
+            config.threat_models,
+            perturbed=config.perturbed,
+            perturbations=config.perturbations,
+            num_attack=config.num_attack,
+            num_select=config.num_select,
+            select_attack=config.select_attack,
+            max_clean_loss=config.max_clean_loss,
+            attack_steps=config.attack_steps,
+            num_restarts=config.num_restarts,
+            batch_size=config.batch_size,
+            with_grams=config.jacobian == "input",
+        )
         for seed in range(config.seed, config.seed + config.num_seeds)
     }
-    paths = robust_fusion.write(findings, Path(config.workdir))
+    paths = robust_fusion.write(findings, config.workdir)
     paths.append(start.finish(config, dataset, time.monotonic() - began))
     for path in paths:
         print(f"wrote {path}")

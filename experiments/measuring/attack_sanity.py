@@ -1,6 +1,6 @@
 """What `experiments.attack_sanity` checks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,14 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from experiments.run import start
-from experiments.run.config import Config
-from experiments.run.prepared import make_rows
+from experiments.run.start import Prepared
 from jacfuse_jax import fusion, metrics
 from jacfuse_jax.evaluation.evidence import Evidence
 from jacfuse_jax.evaluation.gradient_sanity import check_gradients
 from jacfuse_jax.evaluation.models import Models
-from jacfuse_jax.evaluation.rows import Rows, observe
+from jacfuse_jax.evaluation.rows import Rows, make_rows, observe
 from jacfuse_jax.evaluation.rules import Unimodal, predict, regime_of
 from jacfuse_jax.evaluation.sanity import Check, Subject, check_attacks
 from jacfuse_jax.evaluation.targets import STRENGTHS
@@ -40,40 +38,58 @@ class Row(NamedTuple):
     detail: str
 
 
-def measure(config: Config) -> list[Row]:
+def measure(
+    prepared: Prepared,
+    rules: Sequence[Rule],
+    *,
+    perturbed: Sequence[str],
+    num_attack: int,
+    attack_steps: int,
+    batch_size: int,
+) -> list[Row]:
     """Runs all checks.
 
     Args:
-      config: settings of the run whose classifiers are attacked.
+      prepared: data and classifiers, which are attacked.
+      rules: with all their parameters.
+      perturbed: modalities to attack in turn.
+      num_attack: test rows.
+      attack_steps: of PGD.
+      batch_size: rows at a time.
 
     Returns:
       The rows of attack_sanity.csv.
     """
-    dataset = start.load(config, classifiers_only=True)
-    prepared = start.prepare(config, dataset, config.seed)
-    rules = start.rules_of(config, dataset.modalities)
-    clean = make_rows(config, prepared.models, dataset.splits["test"]).first(config.num_attack)
+    dataset, models, _, seed = prepared
+    split = dataset.splits["test"]
+    rows = make_rows(models, split, batch_size=batch_size, with_grams=False).first(num_attack)
     steps = [
-        (perturbed, rule)
-        for perturbed in config.perturbed
+        (modality, rule)
+        for modality in perturbed
         for rule in [
-            Unimodal(perturbed),
+            Unimodal(modality),
             *(rule for rule in rules if not isinstance(rule, Unimodal)),
         ]
     ]
-    rows: list[Row] = []
+    lines: list[Row] = []
     progress = tqdm(steps, disable=None)
-    for perturbed, rule in progress:
-        progress.set_description(f"{perturbed} attacked: {rule.label}")
-        rows += [
-            Row(config.dataset, config.seed, perturbed, rule.label, *check)
-            for check in _check_rule(config, prepared.models, clean, perturbed, rule)
+    for modality, rule in progress:
+        progress.set_description(f"{modality} attacked: {rule.label}")
+        lines += [
+            Row(dataset.name, seed, modality, rule.label, *check)
+            for check in _check_rule(models, rows, modality, rule, attack_steps, batch_size, seed)
         ]
-    return rows
+    return lines
 
 
 def _check_rule(
-    config: Config, models: Models, rows: Rows, perturbed: str, rule: Rule
+    models: Models,
+    rows: Rows,
+    perturbed: str,
+    rule: Rule,
+    attack_steps: int,
+    batch_size: int,
+    seed: int,
 ) -> list[Check]:
     """All checks of one prediction on the clean rows."""
     regime = regime_of(rule)
@@ -86,17 +102,17 @@ def _check_rule(
         models.valid_ranges[perturbed],
         None if isinstance(rule, Unimodal) else _accuracy(trusted, models.evidence, rows.labels),
     )
-    key = jax.random.key(config.seed)
+    key = jax.random.key(seed)
     return [
         *check_attacks(
             subject,
             epsilons=STRENGTHS["pgd"],
-            num_steps=config.attack_steps,
+            num_steps=attack_steps,
             num_queries=_NUM_QUERIES,
-            batch_size=config.batch_size,
+            batch_size=batch_size,
             key=key,
         ),
-        *check_gradients(subject, batch_size=config.batch_size, key=key),
+        *check_gradients(subject, batch_size=batch_size, key=key),
     ]
 
 

@@ -6,7 +6,6 @@ import json
 import statistics
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
@@ -90,7 +89,7 @@ def measure(config: BenchmarkConfig) -> list[Row]:
     Raises:
       InputError: the largest size does not fit into memory.
     """
-    workdir = Path(config.workdir)
+    workdir = config.workdir
     workdir.mkdir(parents=True, exist_ok=True)  # fails now, not after the measurements
     resources.check(
         _memory(config), {workdir: 2**20}, remedy="lower --batch_sizes or --num_classes"

@@ -1,11 +1,11 @@
 """What `experiments.certified` measures."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.run import start
-from experiments.run.config import Config
-from experiments.run.prepared import make_rows
+from experiments.run.start import Prepared
 from jacfuse_jax.evaluation import certified, radii
+from jacfuse_jax.evaluation.rows import make_rows
 
 
 class Findings(NamedTuple):
@@ -15,43 +15,62 @@ class Findings(NamedTuple):
     radii: list[radii.Row]
 
 
-def measure(config: Config) -> Findings:
+def measure(
+    prepared: Prepared,
+    *,
+    perturbed: Sequence[str],
+    contaminations: Sequence[float],
+    confidences: Sequence[float],
+    gammas: Sequence[float],
+    max_clean_loss: float,
+    num_attack: int,
+    attack_steps: int,
+    batch_size: int,
+) -> Findings:
     """Certifies the classifiers of a run.
 
     Args:
-      config: settings of the run whose classifiers are fused.
+      prepared: data and classifiers, which are fused.
+      perturbed: modalities to corrupt in turn.
+      contaminations: of contaminated fusion.
+      confidences: of cascades.
+      gammas: of robust fusion.
+      max_clean_loss: see `certified.measure`.
+      num_attack: test rows that get radii.
+      attack_steps: of PGD.
+      batch_size: rows at a time.
     """
-    dataset = start.load(config, classifiers_only=True)
-    models = start.prepare(config, dataset, config.seed).models
+    dataset, models, _, seed = prepared
     validation, test = (
-        make_rows(config, models, dataset.splits[name]) for name in ("validation", "test")
+        make_rows(models, dataset.splits[name], batch_size=batch_size, with_grams=False)
+        for name in ("validation", "test")
     )
     findings = Findings([], [])
-    for corrupted in config.perturbed:
+    for corrupted in perturbed:
         rows = certified.measure(
-            config.dataset,
-            config.seed,
+            dataset.name,
+            seed,
             corrupted,
             validation=validation,
             test=test,
             class_prior=models.evidence.class_prior,
-            contaminations=config.contaminations,
-            confidences=config.confidences,
-            max_clean_loss=config.max_clean_loss,
+            contaminations=contaminations,
+            confidences=confidences,
+            max_clean_loss=max_clean_loss,
         )
         findings.rows.extend(rows)
         if models.classifiers["standard"][corrupted].lipschitz_fn is not None:
             chosen = [row.contamination for row in rows if row.selected]
             findings.radii.extend(
                 radii.measure(
-                    config.dataset,
+                    dataset.name,
                     models,
-                    test.first(config.num_attack),
+                    test.first(num_attack),
                     corrupted,
                     contaminations=[e for e in chosen if e is not None],
-                    gammas=config.gammas,
-                    attack_steps=config.attack_steps,
-                    seed=config.seed,
+                    gammas=gammas,
+                    attack_steps=attack_steps,
+                    seed=seed,
                 )
             )
     return findings

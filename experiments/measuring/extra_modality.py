@@ -7,18 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.run import start
-from experiments.run.config import Config
-from experiments.run.prepared import make_rows
 from experiments.run.start import Prepared
 from jacfuse_jax import attacks, bounds, corruptions, fusion
 from jacfuse_jax.evaluation.perturb import make_perturb_fn
-from jacfuse_jax.evaluation.rows import Rows
+from jacfuse_jax.evaluation.rows import Rows, make_rows
 from jacfuse_jax.evaluation.rules import Unimodal
 from jacfuse_jax.evaluation.targets import OWN, Step, branch_of
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.linalg import GramSpectrum, spectrum_from_kernel
-from jacfuse_jax.programs import InputError
 
 GAUSSIAN = "gaussian"
 _STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # distances of class means, over sqrt(2)
@@ -72,31 +68,18 @@ class _Problem(NamedTuple):
     labels: jax.Array
 
 
-def measure(config: Config) -> list[Row]:
-    """Measures on the Gaussian model and on the data set.
+def measure_gaussian(gammas: Sequence[float], *, attack_steps: int, seed: int) -> list[Row]:
+    """Measures on the Gaussian model, both modalities in features that an attacker may move.
 
     Args:
-      config: settings of the run whose classifiers are fused.
+      gammas: of robust fusion.
+      attack_steps: of PGD.
+      seed: of the model and of the attacks.
 
     Returns:
-      The rows of extra_modality.csv.
-
-    Raises:
-      InputError: the data set has another number of modalities than two.
+      Rows of extra_modality.csv.
     """
-    dataset = start.load(config, classifiers_only=True)
-    if len(dataset.modalities) != 2:
-        raise InputError(f"--dataset={config.dataset}: two modalities are needed")
-    rows = _measure_gaussian(config)
-    prepared = start.prepare(config, dataset, config.seed)
-    for perturbed in config.perturbed:
-        rows += _measure_dataset(config, prepared, perturbed)
-    return rows
-
-
-def _measure_gaussian(config: Config) -> list[Row]:
-    """Both modalities of the Gaussian model in features that an attacker may move."""
-    keys = jax.random.split(jax.random.key(config.seed), 5)
+    keys = jax.random.split(jax.random.key(seed), 5)
     means = jax.random.normal(keys[0], (_NUM_CLASSES, _NUM_FEATURES))
     means /= jnp.linalg.norm(means, axis=1, keepdims=True)
     labels = jax.random.randint(keys[1], (_NUM_ROWS,), 0, _NUM_CLASSES)
@@ -122,9 +105,9 @@ def _measure_gaussian(config: Config) -> list[Row]:
             features=features["x"],
             means=means,
             key=keys[4],
-            num_steps=config.attack_steps,
+            num_steps=attack_steps,
         )
-        rows += _measure(GAUSSIAN, strength, problem, "x", attack_fn, config.gammas)
+        rows += _measure(GAUSSIAN, strength, problem, "x", attack_fn, gammas)
     return rows
 
 
@@ -163,18 +146,40 @@ def _attack_gaussian(
     return _gaussian_logits(adversarial["x"], means, _PERTURBED_STRENGTH)
 
 
-def _measure_dataset(config: Config, prepared: Prepared, perturbed: str) -> list[Row]:
-    """The attacked test rows of a data set, with noise on the extra modality."""
-    models = prepared.models
-    test = make_rows(config, models, prepared.dataset.splits["test"]).first(config.num_attack)
+def measure_dataset(
+    prepared: Prepared,
+    perturbed: str,
+    gammas: Sequence[float],
+    *,
+    num_attack: int,
+    attack_steps: int,
+    num_restarts: int,
+    batch_size: int,
+) -> list[Row]:
+    """Measures on test rows of a data set, with noise on the extra modality.
+
+    Args:
+      prepared: data of two modalities, and their classifiers.
+      perturbed: the modality to attack.
+      gammas: of robust fusion.
+      num_attack: rows.
+      attack_steps: of APGD.
+      num_restarts: of APGD.
+      batch_size: rows at a time.
+
+    Returns:
+      Rows of extra_modality.csv.
+    """
+    models, split = prepared.models, prepared.dataset.splits["test"]
+    test = make_rows(models, split, batch_size=batch_size, with_grams=False).first(num_attack)
     perturb_fn = make_perturb_fn(
         models,
-        attack_steps=config.attack_steps,
-        num_restarts=config.num_restarts,
-        batch_size=config.batch_size,
+        attack_steps=attack_steps,
+        num_restarts=num_restarts,
+        batch_size=batch_size,
         with_grams=False,
     )
-    key = jax.random.key(config.seed)
+    key = jax.random.key(prepared.seed)
 
     def logits_after(step: Step, rows: Rows) -> jax.Array:
         observed = perturb_fn(step, (branch_of(step),), key, rows)
@@ -198,7 +203,7 @@ def _measure_dataset(config: Config, prepared: Prepared, perturbed: str) -> list
             jnp.asarray(test.labels),
         )
         rows += _measure(
-            config.dataset, 0.0 - stddev, problem, perturbed, lambda *_: found, config.gammas
+            prepared.dataset.name, 0.0 - stddev, problem, perturbed, lambda *_: found, gammas
         )
     return rows
 

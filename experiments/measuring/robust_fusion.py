@@ -1,20 +1,21 @@
 """What a run measures with one seed: parameters chosen, perturbations, every rule."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.run.config import Config
-from experiments.run.prepared import check_grams, make_rows
-from experiments.run.start import Prepared, rules_of
+from experiments.run.start import Prepared
 from experiments.run.step_folder import StepFolder
 from jacfuse_jax.evaluation import selection, worst_case
 from jacfuse_jax.evaluation.measure import Outcomes, Row
 from jacfuse_jax.evaluation.perturb import make_perturb_fn
 from jacfuse_jax.evaluation.plan import Contest, Contests
+from jacfuse_jax.evaluation.rows import make_rows
 from jacfuse_jax.evaluation.selection import Score
 from jacfuse_jax.evaluation.threat_models import make_scenarios
+from jacfuse_jax.fusion import Rule
 
 
 class Findings(NamedTuple):
@@ -33,67 +34,81 @@ class Findings(NamedTuple):
     groups: NDArray[np.int32]
 
 
-def run_seed(config: Config, prepared: Prepared, seed: int) -> Findings:
+def run_seed(
+    prepared: Prepared,
+    rules: list[Rule],
+    threat_models: Sequence[str],
+    *,
+    perturbed: Sequence[str],
+    perturbations: Sequence[str],
+    num_attack: int,
+    num_select: int,
+    select_attack: str,
+    max_clean_loss: float,
+    attack_steps: int,
+    num_restarts: int,
+    batch_size: int,
+    with_grams: bool,
+) -> Findings:
     """Chooses parameters, perturbs and measures with one seed.
 
     Args:
-      config: all settings.
-      prepared: for this seed.
-      seed: of the perturbations.
+      prepared: for this seed, which is that of the perturbations, too.
+      rules: with all their parameters.
+      threat_models: see `worst_case`, as what follows but for the choice.
+      perturbed: modalities.
+      perturbations: of `names.PERTURBATIONS`.
+      num_attack: test rows.
+      num_select: validation rows to attack, to choose parameters by; 0 chooses none.
+      select_attack: the attack on them.
+      max_clean_loss: see `selection.select`.
+      attack_steps: of iterated attacks.
+      num_restarts: of PGD and APGD.
+      batch_size: rows at a time.
+      with_grams: fusion regularises the Jacobian in the input.
 
     Returns:
       What was found.
     """
-    dataset, models, folder = prepared
-    contests, scores = _contests(config, prepared, seed)
-    split = dataset.splits["test"]
-    check_grams(config, models, len(split["label"]))
+    dataset, models, folder, seed = prepared
+    validation, test = dataset.splits["validation"], dataset.splits["test"]
+    scenarios = make_scenarios(threat_models, perturbed, dataset.modalities)
+    beliefs = list(dict.fromkeys(scenario.believed for scenario in scenarios))
+    contests: Contests = dict.fromkeys(beliefs, Contest(rules, frozenset()))
+    scores: list[Score] = []
+    options: dict[str, Any] = {
+        "attack_steps": attack_steps,
+        "num_restarts": num_restarts,
+        "batch_size": batch_size,
+        "with_grams": with_grams,
+    }
+    if num_select and any(rule.searched for rule in rules):
+        contests, scores = selection.select(
+            beliefs,
+            rules,
+            make_perturb_fn(models, **options),
+            make_rows(models, validation, batch_size=batch_size, with_grams=with_grams),
+            models.evidence,
+            attack=select_attack,
+            num_attack=num_select,
+            max_clean_loss=max_clean_loss,
+            store=StepFolder(folder / "validation"),
+            seed=seed,
+        )
     found = worst_case(
         models,
-        {modality: split[modality] for modality in dataset.modalities},
-        split["label"],
+        {modality: test[modality] for modality in dataset.modalities},
+        test["label"],
         contests,
-        config.threat_models,
+        threat_models,
         kinds=dataset.kinds,
-        perturbed=config.perturbed,
-        perturbations=config.perturbations,
-        groups=split["group"],
-        num_attack=config.num_attack,
-        attack_steps=config.attack_steps,
-        num_restarts=config.num_restarts,
-        batch_size=config.batch_size,
-        with_grams=config.jacobian == "input",
+        perturbed=perturbed,
+        perturbations=perturbations,
+        groups=test["group"],
+        num_attack=num_attack,
         store=StepFolder(folder / "test"),
-        dataset=config.dataset,
+        dataset=dataset.name,
         seed=seed,
+        **options,
     )
     return Findings(found.rows, found.outcomes, scores, found.groups)
-
-
-def _contests(config: Config, prepared: Prepared, seed: int) -> tuple[Contests, list[Score]]:
-    """The rules of every belief: all, or with parameters that validation data choose."""
-    dataset, models, folder = prepared
-    scenarios = make_scenarios(config.threat_models, config.perturbed, dataset.modalities)
-    beliefs = list(dict.fromkeys(scenario.believed for scenario in scenarios))
-    rules = rules_of(config, dataset.modalities)
-    if not config.num_select or not any(rule.searched for rule in rules):
-        return dict.fromkeys(beliefs, Contest(rules, frozenset())), []
-    perturb_fn = make_perturb_fn(
-        models,
-        attack_steps=config.attack_steps,
-        num_restarts=config.num_restarts,
-        batch_size=config.batch_size,
-        with_grams=config.jacobian == "input",
-    )
-    return selection.select(
-        beliefs,
-        rules,
-        perturb_fn,
-        make_rows(config, models, dataset.splits["validation"]),
-        models.evidence,
-        attack=config.select_attack,
-        num_attack=config.num_select,
-        max_clean_loss=config.max_clean_loss,
-        store=StepFolder(folder / "validation"),
-        seed=seed,
-    )

@@ -4,14 +4,13 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
-from jacfuse_jax.programs import InputError
-from jacfuse_jax.programs.command_line import choices
+from jacfuse_jax.programs.command_line import choices, define
+from jacfuse_jax.programs.parsers import ExpandedPath, ListOf, OneOf
 
 METHODS: dict[str, tuple[str, ...]] = {
     "schur": ("schur", "jax_schur", "scipy_loop", "eigh", "eig"),
@@ -48,7 +47,18 @@ class BenchmarkConfig:
     yardstick_size: int
     yardstick_bytes: int
     seed: int
-    workdir: str
+    workdir: Path
+
+
+class _CaseParser(flags.ArgumentParser[Case]):
+    """KxBxdtype."""
+
+    def parse(self, argument: str) -> Case:
+        """See base class."""
+        match = re.fullmatch(rf"([1-9]\d*)x([1-9]\d*)x({'|'.join(_DTYPES)})", argument)
+        if match is None:
+            raise ValueError(f"{argument!r} is not like 10x4096x{_DTYPES[0]}")
+        return Case(int(match[1]), int(match[2]), match[3])
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -57,80 +67,46 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "op", "recalibrate", list(METHODS), "What to measure.", flag_values=flag_values
     )
     known = "; ".join(f"{op}: {','.join(names)}" for op, names in METHODS.items())
-    for name, default, text in (
-        ("num_classes", ["10", "50"], "Numbers of classes K."),
-        ("batch_sizes", ["256"], "Batch sizes B."),
-        ("dtypes", ["float32"], f"Of {','.join(_DTYPES)}."),
-        ("cases", None, "KxBxdtype, in this order; default all combinations of these three."),
+    size, cases = flags.IntegerParser(lower_bound=1), ListOf(_CaseParser())
+    for parser, name, default, text in (
+        (ListOf(size), "num_classes", (10, 50), "Numbers of classes K."),
+        (ListOf(size), "batch_sizes", (256,), "Batch sizes B."),
+        (ListOf(OneOf(_DTYPES)), "dtypes", ("float32",), f"Of {','.join(_DTYPES)}."),
+        (cases, "cases", None, "KxBxdtype, in this order; default all combinations of these."),
         (
+            cases,
             "peer_cases",
             None,
             "Cases of methods other than the first, after all of the first's; default the same.",
         ),
-        ("methods", None, f"Default all. Of {known}."),
+        (flags.ListParser(), "methods", None, f"Default all. Of {known}."),
+        (
+            flags.FloatParser(lower_bound=0),
+            "max_s",
+            math.inf,
+            "Seconds after which a method is not repeated at the same size.",
+        ),
+        (flags.IntegerParser(lower_bound=5), "num_repeats", 5, "Timed repeats."),
+        (size, "yardstick_size", 2048, "n of the first yardstick, a product of n x n matrices."),
+        (size, "yardstick_bytes", 2**28, "Of the second yardstick, the copy of an array."),
+        (flags.IntegerParser(0, 2**32 - 1), "seed", 0, "Of the inputs."),
+        (ExpandedPath(), "workdir", "runs/benchmark", "Folder of results."),
     ):
-        flags.DEFINE_list(name, default, text, flag_values=flag_values)
-    flags.DEFINE_integer("num_repeats", 5, "Timed repeats.", lower_bound=5, flag_values=flag_values)
-    flags.DEFINE_float(
-        "max_s",
-        math.inf,
-        "Seconds after which a method is not repeated at the same size.",
-        lower_bound=0,
-        flag_values=flag_values,
-    )
-    for name, default, text in (
-        ("yardstick_size", 2048, "n of the first yardstick, a product of n x n matrices."),
-        ("yardstick_bytes", 2**28, "Of the second yardstick, the copy of an array."),
-    ):
-        flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=flag_values)
-    flags.DEFINE_integer(
-        "seed", 0, "Of the inputs.", lower_bound=0, upper_bound=2**32 - 1, flag_values=flag_values
-    )
-    flags.DEFINE_string("workdir", "runs/benchmark", "Folder of results.", flag_values=flag_values)
+        define(parser, name, default, text, flag_values)
 
 
 def config_from_flags(flag_values: flags.FlagValues) -> BenchmarkConfig:
     """Collects the flags; raises InputError where one does not fit."""
     known = METHODS[flag_values.op]
     combined = itertools.product(
-        choices("dtypes", flag_values.dtypes, _DTYPES),
-        _sizes("num_classes", flag_values.num_classes),
-        _sizes("batch_sizes", flag_values.batch_sizes),
+        flag_values.dtypes, sorted(flag_values.num_classes), sorted(flag_values.batch_sizes)
     )
-    return BenchmarkConfig(
-        op=flag_values.op,
-        cases=tuple(_parse_case("cases", text) for text in flag_values.cases or ())
-        or tuple(Case(K, batch_size, dtype) for dtype, K, batch_size in combined),
-        peer_cases=(
-            None
-            if flag_values.peer_cases is None
-            else tuple(_parse_case("peer_cases", text) for text in flag_values.peer_cases)
-        ),
-        methods=choices(
-            "methods", known if flag_values.methods is None else flag_values.methods, known
-        ),
-        num_repeats=flag_values.num_repeats,
-        max_s=flag_values.max_s,
-        yardstick_size=flag_values.yardstick_size,
-        yardstick_bytes=flag_values.yardstick_bytes,
-        seed=flag_values.seed,
-        workdir=str(Path(flag_values.workdir).expanduser()),
+    fields = dataclasses.fields(BenchmarkConfig)
+    values: dict[str, Any] = {field.name: flag_values[field.name].value for field in fields}
+    values["cases"] = flag_values.cases or tuple(
+        Case(K, batch_size, dtype) for dtype, K, batch_size in combined
     )
-
-
-def _parse_case(flag: str, text: str) -> Case:
-    """The case that a flag writes as KxBxdtype; raises where it does not."""
-    match = re.fullmatch(rf"([1-9]\d*)x([1-9]\d*)x({'|'.join(_DTYPES)})", text)
-    if match is None:
-        raise InputError(f"--{flag}: {text!r} is not like 10x4096x{_DTYPES[0]}")
-    return Case(int(match[1]), int(match[2]), match[3])
-
-
-def _sizes(flag: str, texts: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of a flag; raises where one is not a positive integer."""
-    for text in texts:
-        if not text.isdecimal() or int(text) == 0:
-            raise InputError(f"--{flag}: {text!r} is not a positive integer")
-    if not texts:
-        raise InputError(f"--{flag} is empty; give positive integers")
-    return tuple(sorted({int(text) for text in texts}))
+    values["methods"] = choices(
+        "methods", known if flag_values.methods is None else flag_values.methods, known
+    )
+    return BenchmarkConfig(**values)

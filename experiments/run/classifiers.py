@@ -43,7 +43,7 @@ def train_classifiers(
     seed: int,
     workdir: Path,
     valid_ranges: Mapping[str, tuple[float, float]],
-    weights: Mapping[str, str],
+    weights: Mapping[str, Path],
     regime: str = "standard",
 ) -> dict[str, Classifier]:
     """Trains the classifier of every modality, or restores it from the working directory.
@@ -139,7 +139,7 @@ def _make_model(dataset: MultimodalDataset, modality: str, rngs: nnx.Rngs) -> Le
     return make_fn(shape[-1], dataset.num_classes, mean=mean, stddev=stddev, rngs=rngs)
 
 
-def _load_weights(model: LeNet | ResNet, modality: str, path: str, *, load_head: bool) -> None:
+def _load_weights(model: LeNet | ResNet, modality: str, path: Path, *, load_head: bool) -> None:
     """Loads torchvision's weights of a flag."""
     assert isinstance(model, ResNet)
     try:

@@ -1,6 +1,7 @@
 """Settings of one run."""
 
 import dataclasses
+from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -8,13 +9,13 @@ class Config:
     """All flags of `experiments.robust_fusion`, under their own names; see its --help."""
 
     dataset: str
-    workdir: str
-    data_dir: str
-    manual_dir: str | None
+    workdir: Path
+    data_dir: Path
+    manual_dir: Path | None
     num_workers: int | None
     max_missing: float
     fold: int
-    weights: dict[str, str]
+    weights: dict[str, Path]
     perturbed: tuple[str, ...]
     perturbations: tuple[str, ...]
     methods: tuple[str, ...]

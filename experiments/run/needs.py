@@ -80,16 +80,16 @@ def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> 
     num_heads = sum(name in HEADS for name in config.methods)
     row_bytes = 4 * ((num_regimes + num_heads) * data.num_classes + grams)
     steps = num_step_rows * row_bytes
-    folders = {Path(config.workdir): config.num_seeds * (checkpoints + steps) + _REPORT_BYTES}
-    if not (Path(config.data_dir) / config.dataset).exists():
-        folders[Path(config.data_dir)] = _data_bytes(config)
+    folders = {config.workdir: config.num_seeds * (checkpoints + steps) + _REPORT_BYTES}
+    if not (config.data_dir / config.dataset).exists():
+        folders[config.data_dir] = _data_bytes(config)
     check(memory, folders, remedy="lower --batch_size, --num_train or --num_eval")
 
 
 def _data_bytes(config: Config) -> float:
     """What the preparation of a data set takes."""
     if config.dataset == "vggsound":
-        folder = Path(config.manual_dir or "") / "clips"
+        folder = (config.manual_dir or Path()) / "clips"
         return _CLIP_BYTES * (sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0)
     published = 13e9 if config.dataset == "ravdess" and not config.manual_dir else 0
     return {"digits": 0, "av_mnist": 0.6e9, "ravdess": 0.4e9}[config.dataset] + published

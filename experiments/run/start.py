@@ -10,7 +10,7 @@ import numpy as np
 from data_pipelines import datasets
 from experiments.run import needs
 from experiments.run.config import Config
-from experiments.run.prepared import train_models
+from experiments.run.prepared import check_grams, train_models
 from experiments.run.workdir import check_workdir, write_config
 from jacfuse_jax.evaluation.models import Models
 from jacfuse_jax.evaluation.names import ATTACKS
@@ -29,11 +29,13 @@ class Prepared(NamedTuple):
       dataset: all splits.
       models: trained.
       folder: of this seed, below the working directory.
+      seed: of training and of what follows.
     """
 
     dataset: datasets.MultimodalDataset
     models: Models
     folder: Path
+    seed: int
 
 
 def load(config: Config, *, classifiers_only: bool = False) -> datasets.MultimodalDataset:
@@ -59,8 +61,8 @@ def load(config: Config, *, classifiers_only: bool = False) -> datasets.Multimod
     )
     dataset = datasets.load(
         config.dataset,
-        data_dir=Path(config.data_dir),
-        manual_dir=None if config.manual_dir is None else Path(config.manual_dir),
+        data_dir=config.data_dir,
+        manual_dir=config.manual_dir,
         num_train=config.num_train,
         num_eval=config.num_eval,
         fold=config.fold,
@@ -79,7 +81,7 @@ def load(config: Config, *, classifiers_only: bool = False) -> datasets.Multimod
             raise InputError(f"--{flag}={count}: intervals need test rows of two groups; raise it")
     data = _digest(dataset)
     check_workdir(config, data, classifiers_only=classifiers_only)
-    if not classifiers_only or not (Path(config.workdir) / "config.json").exists():
+    if not classifiers_only or not (config.workdir / "config.json").exists():
         write_config(config, data, _device(), wall_time_s=None)
     return dataset
 
@@ -96,13 +98,26 @@ def prepare(config: Config, dataset: datasets.MultimodalDataset, seed: int) -> P
       Data, models and their folder.
 
     Raises:
-      InputError: a checkpoint in the working directory is damaged.
+      InputError: a checkpoint in the working directory is damaged, or Gram matrices take too much
+        memory.
     """
-    folder = Path(config.workdir) / f"seed_{seed}"
+    folder = config.workdir / f"seed_{seed}"
     try:
-        return Prepared(dataset, train_models(config, dataset, seed, folder), folder)
+        models = train_models(
+            dataset,
+            config.methods,
+            num_epochs=config.num_epochs,
+            batch_size=config.batch_size,
+            weights=config.weights,
+            seed=seed,
+            folder=folder,
+        )
     except CheckpointError as error:
         raise InputError(str(error)) from error
+    if config.jacobian == "input":
+        used = ("test", "validation") if config.num_select else ("test",)
+        check_grams(models, max(len(dataset.splits[name]["label"]) for name in used))
+    return Prepared(dataset, models, folder, seed)
 
 
 def finish(config: Config, dataset: datasets.MultimodalDataset, wall_time_s: float) -> Path:
@@ -117,7 +132,7 @@ def finish(config: Config, dataset: datasets.MultimodalDataset, wall_time_s: flo
       The path written.
     """
     write_config(config, _digest(dataset), _device(), wall_time_s=round(wall_time_s, 1))
-    return Path(config.workdir) / "config.json"
+    return config.workdir / "config.json"
 
 
 def rules_of(config: Config, modalities: tuple[str, ...]) -> list[Rule]:

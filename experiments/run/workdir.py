@@ -38,7 +38,7 @@ _PACKAGES = (
 
 
 @contextmanager
-def claimed(workdir: str) -> Generator[None]:
+def claimed(workdir: Path) -> Generator[None]:
     """Keeps other processes out of a working directory, which is made when it is missing.
 
     The system lets it go however the process ends. A directory that is new and has got nothing by
@@ -50,12 +50,11 @@ def claimed(workdir: str) -> Generator[None]:
     Raises:
       InputError: another process is at work there, or it is a file.
     """
-    folder = Path(workdir)
-    if folder.is_file():
+    if workdir.is_file():
         raise InputError(f"--workdir={workdir} is a file; name a folder")
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK)
+    is_new = not workdir.exists()
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(workdir / _LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -66,8 +65,8 @@ def claimed(workdir: str) -> Generator[None]:
     try:
         yield
     finally:
-        if is_new and [path.name for path in folder.iterdir()] == [_LOCK]:
-            shutil.rmtree(folder)
+        if is_new and [path.name for path in workdir.iterdir()] == [_LOCK]:
+            shutil.rmtree(workdir)
         lock.release()
 
 
@@ -86,7 +85,7 @@ def check_workdir(
       InputError: the directory's config.json is of other flags or data, is not a config, or is
         missing beside results; files are those of an earlier version.
     """
-    path = Path(config.workdir) / "config.json"
+    path = config.workdir / "config.json"
     for old in path.parent.glob("seed_*/**/* *.npz"):
         raise InputError(
             f"--workdir={config.workdir} is of an earlier version, which named {old.name!r}; choose"
@@ -143,9 +142,9 @@ def write_config(config: Config, data: str, device: str, *, wall_time_s: float |
         "platform": platform.platform(),
         "wall_time_s": wall_time_s,
     }
-    write_atomically(Path(config.workdir) / "config.json", json.dumps(content, indent=2) + "\n")
+    write_atomically(config.workdir / "config.json", json.dumps(content, indent=2) + "\n")
 
 
 def _flags(config: Config) -> dict[str, Any]:
     """The settings as JSON reads them back."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))

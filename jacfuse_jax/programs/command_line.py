@@ -3,23 +3,29 @@
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
 from jacfuse_jax.programs.errors import InputError
+from jacfuse_jax.programs.parsers import ListOf, OneOf
+
+flags.disclaim_key_flags()  # what `define` declares is its caller's
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses the command line; what is wrong with it ends in one line, as other errors do.
 
     Args:
       argv: the command line.
+      flag_values: where its flags are declared.
 
     Returns:
       What is left of it.
     """
     try:
-        return flags.FLAGS(argv)
+        return flag_values(argv)
     except flags.UnrecognizedFlagError as error:
         _, _, similar = str(error).removesuffix(" ?").partition("Did you mean: ")
         hint = f" (did you mean --{similar.replace(', ', ' or --')}?)" if similar else ""
@@ -49,8 +55,50 @@ def one_line_errors(argv: list[str]) -> Generator[None]:
         sys.exit(f"error: {error}")
 
 
+def define(
+    parser: flags.ArgumentParser[Any],
+    name: str,
+    default: Any,
+    text: str,
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> None:
+    """Declares a flag that a parser of `parsers` reads.
+
+    Args:
+      parser: of the flag.
+      name: of the flag.
+      default: in place of one that is not given; parsed too, unless None.
+      text: of --help.
+      flag_values: where it is declared.
+    """
+    serializer = (
+        flags.CsvListSerializer(",")
+        if isinstance(parser, flags.ListParser)
+        else flags.ArgumentSerializer()
+    )
+    flags.DEFINE(parser, name, default, text, flag_values, serializer)
+
+
+def by_modality(flag: str, pairs: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """The files of a flag that is given once a modality.
+
+    Args:
+      flag: its name.
+      pairs: as `parsers.OfModality` reads them.
+
+    Raises:
+      InputError: a modality has two.
+    """
+    files: dict[str, Path] = {}
+    for modality, path in pairs:
+        if modality in files:
+            raise InputError(f"--{flag}={modality}={path}: {modality} is given twice")
+        files[modality] = path
+    return files
+
+
 def choices(flag: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """The names of a flag, each once.
+    """The names of a flag, each once, where those that are known depend on other flags.
 
     Args:
       flag: its name.
@@ -60,9 +108,7 @@ def choices(flag: str, names: Sequence[str], known: Sequence[str]) -> tuple[str,
     Raises:
       InputError: a name is unknown, or there is none.
     """
-    for name in names:
-        if name not in known:
-            raise InputError(f"--{flag}: unknown {name!r}; choose from {','.join(known)}")
-    if not names:
-        raise InputError(f"--{flag} is empty; choose from {','.join(known)}")
-    return tuple(dict.fromkeys(names))
+    try:
+        return ListOf(OneOf(known)).parse(names)
+    except ValueError as error:
+        raise InputError(f"--{flag}={','.join(names)}: {error}") from None

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.run.config import Config
 from jacfuse_jax import detection, fusion, jacobians
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.measure import Row
@@ -148,42 +147,6 @@ VALUES = {
 def make_rule(name: str) -> Rule:
     """The rule of this name, with `VALUES`; the first modality where it is of one alone."""
     return expand([name], MODALITIES, VALUES)[0]
-
-
-def make_config(**changes: Any) -> Config:
-    values: dict[str, Any] = {
-        "dataset": "digits",
-        "workdir": "unused",
-        "data_dir": "unused",
-        "manual_dir": None,
-        "num_workers": None,
-        "max_missing": 1.0,
-        "fold": 0,
-        "weights": {},
-        "perturbed": MODALITIES,
-        "perturbations": ("clean", "missing", "fgm", "pgd"),
-        "methods": ("unimodal", "statistical", "scaled", "robust"),
-        "threat_models": ("known",),
-        "gammas": (0.1,),
-        "scales": (0.2,),
-        "contaminations": (0.5,),
-        "temperings": (1.0,),
-        "confidences": (0.8,),
-        "num_select": 0,
-        "select_attack": "pgd",
-        "max_clean_loss": 0.01,
-        "jacobian": "head",
-        "num_train": None,
-        "num_eval": None,
-        "num_attack": 12,
-        "attack_steps": 2,
-        "num_restarts": 1,
-        "num_epochs": 1,
-        "batch_size": 8,
-        "seed": 0,
-        "num_seeds": 1,
-    }
-    return Config(**{**values, **changes})
 
 
 def make_row(rule: Rule = STATISTICAL, **changes: Any) -> Row:

@@ -15,10 +15,8 @@ from tests.experiments import runs
 
 def error_of(*arguments):
     """The message with which the binary ends."""
-    with flagsaver.flagsaver():
-        flags.FLAGS(["robust_fusion", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            robust_fusion.main(["robust_fusion"])
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as caught:
+        robust_fusion.main(launch.parse_flags(["robust_fusion", *arguments]))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -27,42 +25,48 @@ def error_of(*arguments):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--perturbed=smell", "--perturbed: unknown 'smell'; choose from upper,lower"),
-        ("--perturbed=", "--perturbed is empty; choose from upper,lower"),
-        ("--methods=robust,magic", "--methods: unknown 'magic'; choose from unimodal,mean,"),
-        ("--perturbations=fog", "--perturbations: unknown 'fog'; choose from clean,"),
-        ("--gammas=0.5,0", "--gammas: '0' is not a number in (0, 1]"),
-        ("--gammas=nan", "--gammas: 'nan' is not a number in (0, 1]"),
-        ("--gammas=1.5", "--gammas: '1.5' is not a number in (0, 1]"),
-        ("--gammas=small", "--gammas: 'small' is not a number in (0, 1]"),
-        ("--gammas=", "--gammas is empty; give numbers in (0, 1]"),
-        ("--gammas=1e-50", "--gammas: '1e-50' is not a number in (0, 1]"),
-        ("--scales=-1", "--scales: '-1' is not a number in [0, 1]"),
-        ("--contaminations=2", "--contaminations: '2' is not a number in [0, 1]"),
-        ("--temperings=1.1", "--temperings: '1.1' is not a number in [0, 1]"),
+        ("--perturbed=smell", "--perturbed=smell: unknown 'smell'; choose from upper,lower"),
+        ("--perturbed=", "--perturbed=: give at least one"),
+        (
+            "--methods=robust,magic",
+            "--methods=robust,magic: unknown 'magic'; choose from unimodal,",
+        ),
+        ("--perturbations=fog", "--perturbations=fog: unknown 'fog'; choose from clean,"),
+        ("--gammas=0.5,0", "--gammas=0.5,0: '0' is not a number in (0, 1]"),
+        ("--gammas=nan", "--gammas=nan: 'nan' is not a number in (0, 1]"),
+        ("--gammas=1.5", "--gammas=1.5: '1.5' is not a number in (0, 1]"),
+        ("--gammas=small", "--gammas=small: 'small' is not a number in (0, 1]"),
+        ("--gammas=", "--gammas=: give at least one"),
+        ("--gammas=1e-50", "--gammas=1e-50: '1e-50' is not a number in (0, 1]"),
+        ("--scales=-1", "--scales=-1: '-1' is not a number in [0, 1]"),
+        ("--contaminations=2", "--contaminations=2: '2' is not a number in [0, 1]"),
+        ("--temperings=1.1", "--temperings=1.1: '1.1' is not a number in [0, 1]"),
         (
             "--threat_models=known,worst",
-            "--threat_models: unknown 'worst'; choose from known,wrong",
+            "--threat_models=known,worst: unknown 'worst'; choose from known,wrong",
         ),
-        ("--threat_models=", "--threat_models is empty; choose from known,wrong"),
-        ("--temperings=hot", "--temperings: 'hot' is not a number in [0, 1]"),
-        ("--temperings=", "--temperings is empty; give numbers in [0, 1]"),
+        ("--threat_models=", "--threat_models=: give at least one"),
+        ("--temperings=hot", "--temperings=hot: 'hot' is not a number in [0, 1]"),
+        ("--temperings=", "--temperings=: give at least one"),
         ("--num_train=9999", "--num_train=9999: choose between 1 and the 1097 rows"),
         ("--num_eval=9999", "--num_eval=9999: choose between 1 and the 500 rows"),
         ("--num_train=3", "--num_train=3 leaves class"),
         ("--num_eval=1", "--num_eval=1: intervals need test rows of two groups; raise it"),
         ("--num_attack=1", "--num_attack=1: intervals need test rows of two groups; raise it"),
-        ("--max_clean_loss=nan", "--max_clean_loss=nan is not in [0, 1]"),
-        ("--max_missing=nan", "--max_missing=nan is not in [0, 1]"),
-        ("--weights=upper=x", "--weights=upper=x: only classifiers of vggsound take weights"),
+        ("--max_clean_loss=nan", "--max_clean_loss=nan: 'nan' is not a number in [0, 1]"),
+        ("--max_missing=nan", "--max_missing=nan: 'nan' is not a number in [0, 1]"),
         (
-            "--dataset=vggsound --weights=image=x",
-            "--weights=image=x is not MODALITY=FILE.safetensors with a modality of video,audio",
+            f"--weights=upper={__file__}",
+            f"--weights=upper={__file__}: only classifiers of vggsound take weights",
         ),
-        ("--dataset=vggsound --weights=video", "--weights=video is not MODALITY=FILE.safetensors"),
         (
-            f"--dataset=vggsound --weights=video={__file__} --weights=video=y",
-            "--weights=video=y: there is another file of video",
+            f"--dataset=vggsound --weights=image={__file__}",
+            f"--weights=image={__file__}: unknown 'image'; choose from video,audio",
+        ),
+        ("--dataset=vggsound --weights=video", "--weights=video: write <modality>=<file>"),
+        (
+            f"--dataset=vggsound --weights=video={__file__} --weights=video={__file__}",
+            f"--weights=video={__file__}: video is given twice",
         ),
         (
             "--dataset=vggsound --weights=video=gone",
@@ -88,11 +92,11 @@ def test_flags(argument, message, tmp_path):
         ("--num_restarts=0", "--num_restarts=0: 0 is not a positive integer"),
         (
             "--max_clean_loss=1.5",
-            "--max_clean_loss=1.5: 1.5 is not a number in the range [0, 1]",
+            "--max_clean_loss=1.5: '1.5' is not a number in [0, 1]",
         ),
         (
             "--max_clean_loss=-0.1",
-            "--max_clean_loss=-0.1: -0.1 is not a number in the range [0, 1]",
+            "--max_clean_loss=-0.1: '-0.1' is not a number in [0, 1]",
         ),
         ("--fold=6", "--fold=6: 6 is not an integer in the range [0, 5]"),
         ("--num_workers=0", "--num_workers=0: 0 is not a positive integer"),
@@ -181,10 +185,10 @@ class TestWorkdir:
             "--dataset=imagenet",
             "error: --dataset=imagenet: value should be one of <",
         ),
-        ("robust_fusion", "--gammas=7", "error: --gammas: '7' is not a number in (0, 1]"),
-        ("certified", "--confidences=2", "error: --confidences: '2' is not a number in [0, 1]"),
-        ("extra_modality", "--gammas=0", "error: --gammas: '0' is not a number in (0, 1]"),
-        ("attack_sanity", "--scales=2", "error: --scales: '2' is not a number in [0, 1]"),
+        ("robust_fusion", "--gammas=7", "error: --gammas=7: '7' is not a number in (0, 1]"),
+        ("certified", "--confidences=2", "error: --confidences=2: '2' is not a number in [0, 1]"),
+        ("extra_modality", "--gammas=0", "error: --gammas=0: '0' is not a number in (0, 1]"),
+        ("attack_sanity", "--scales=2", "error: --scales=2: '2' is not a number in [0, 1]"),
     ],
 )
 @pytest.mark.slow

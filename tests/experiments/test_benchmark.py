@@ -21,6 +21,7 @@ from experiments.measuring.operations import OPERATIONS, Method
 from experiments.run import benchmark_flags
 from experiments.run.benchmark_flags import BenchmarkConfig, Case, config_from_flags
 from jacfuse_jax import linalg
+from jacfuse_jax.programs.command_line import parse_flags
 from tests.experiments.runs import ROOT
 
 BATCH_SIZE, NUM_CLASSES = 20, 4  # more samples than a SciPy loop takes
@@ -38,7 +39,7 @@ def make_config(op, workdir, **changes):
         yardstick_size=32,
         yardstick_bytes=4096,
         seed=0,
-        workdir=str(workdir),
+        workdir=workdir,
     )
     return dataclasses.replace(config, **changes)
 
@@ -330,9 +331,8 @@ def error_of(*arguments):
     """The message with which the binary ends."""
     flag_values = flags.FlagValues()
     benchmark_flags.define_flags(flag_values)
-    flag_values(["benchmark", *arguments])
     with pytest.raises(SystemExit) as caught:
-        benchmark.main(["benchmark"], flag_values)
+        benchmark.main(parse_flags(["benchmark", *arguments], flag_values), flag_values)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -342,14 +342,23 @@ class TestFlags:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--num_classes=3,0"], "--num_classes: '0' is not a positive integer"),
-            (["--num_classes="], "--num_classes is empty; give positive integers"),
-            (["--batch_sizes=-4"], "--batch_sizes: '-4' is not a positive integer"),
-            (["--batch_sizes=1e6"], "--batch_sizes: '1e6' is not a positive integer"),
-            (["--dtypes=float16"], "--dtypes: unknown 'float16'; choose from float32,float64"),
-            (["--dtypes="], "--dtypes is empty; choose from float32,float64"),
-            (["--methods=magic"], "--methods: unknown 'magic'; choose from closed_form,eigh,"),
-            (["--op=schur", "--methods=lu"], "--methods: unknown 'lu'; choose from schur,"),
+            (["--num_classes=3,0"], "--num_classes=3,0: 0 is not a positive integer"),
+            (["--num_classes="], "--num_classes=: give at least one"),
+            (["--batch_sizes=-4"], "--batch_sizes=-4: -4 is not a positive integer"),
+            (
+                ["--batch_sizes=1e6"],
+                "--batch_sizes=1e6: invalid literal for int()",
+            ),
+            (
+                ["--dtypes=float16"],
+                "--dtypes=float16: unknown 'float16'; choose from float32,",
+            ),
+            (["--dtypes="], "--dtypes=: give at least one"),
+            (
+                ["--methods=magic"],
+                "--methods=magic: unknown 'magic'; choose from closed_form,",
+            ),
+            (["--op=schur", "--methods=lu"], "--methods=lu: unknown 'lu'; choose from schur,"),
         ],
     )
     def test_that_do_not_fit(self, arguments, message, tmp_path):

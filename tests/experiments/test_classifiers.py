@@ -93,7 +93,7 @@ def test_weights_of_torchvision_are_classifiers_without_training(
         seed=0,
         workdir=tmp_path,
         valid_ranges=dict.fromkeys(peers, (0.0, 1.0)),
-        weights={m: str(tmp_path / f"{m}.safetensors") for m in peers},
+        weights={m: tmp_path / f"{m}.safetensors" for m in peers},
     )
     x = {m: pictures.splits["train"][m] for m in peers}
     frames = (x["video"].reshape(6, 40, 40, 3) - IMAGENET_MEAN) / IMAGENET_STDDEV
@@ -121,5 +121,5 @@ def test_weights_of_other_classes_need_training(pictures, tmp_path, torchvision)
             seed=0,
             workdir=tmp_path,
             valid_ranges={},
-            weights={"video": str(path)},
+            weights={"video": path},
         )

@@ -56,8 +56,9 @@ def test_names_that_flags_take_are_those_of_what_they_name():
 
 _HOLD = """
 import sys, time
+from pathlib import Path
 from experiments.run.workdir import claimed
-with claimed(sys.argv[1]):
+with claimed(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -79,5 +80,5 @@ def test_a_second_run_in_a_working_directory_ends_in_one_line_until_the_first_is
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
-    with claimed(str(workdir)):
+    with claimed(workdir):
         (workdir / "result").touch()

@@ -6,15 +6,25 @@ import pytest
 
 from data_pipelines import datasets
 from experiments.run import prepared
+from jacfuse_jax.evaluation.rows import make_rows
 from jacfuse_jax.programs import InputError
 from tests.evaluation import tiny
 
 
 def test_evidence_holds_the_mean_of_the_squared_jacobians(tmp_path):
     dataset = datasets.load("digits", data_dir=Path("unused"), num_train=100, num_eval=50)
-    config = tiny.make_config(methods=("statistical",), num_epochs=1)
-    models = prepared.train_models(config, dataset, 0, tmp_path)
-    outputs = prepared.make_rows(config, models, dataset.splits["validation"]).outputs["standard"]
+    models = prepared.train_models(
+        dataset,
+        ["statistical"],
+        num_epochs=1,
+        batch_size=8,
+        weights={},
+        seed=0,
+        folder=tmp_path,
+    )
+    validation = dataset.splits["validation"]
+    rows = make_rows(models, validation, batch_size=8, with_grams=False)
+    outputs = rows.outputs["standard"]
     log_probs = sum(jax.nn.log_softmax(np.asarray(o.logits, np.float64)) for o in outputs.values())
     counts = np.bincount(dataset.splits["train"]["label"], minlength=10)
     probs = np.asarray(jax.nn.softmax(log_probs - np.log(counts / counts.sum())[None]))
@@ -26,14 +36,10 @@ def test_evidence_holds_the_mean_of_the_squared_jacobians(tmp_path):
 
 def test_input_grams_that_fill_the_memory_are_refused(monkeypatch):
     models = tiny.make_models()
-    rows = tiny.make_rows(models, 8)
-    split = {**rows.inputs, "label": rows.labels, "group": rows.groups}
-    config = tiny.make_config(jacobian="input")
     monkeypatch.setattr(prepared, "_MAX_GRAMS", 2000)
     with pytest.raises(InputError, match="--jacobian=input takes .* GiB .* 8 rows .*--num_eval"):
-        prepared.make_rows(config, models, split)
-    fewer = {name: array[:3] for name, array in split.items()}
-    grams = prepared.make_rows(config, models, fewer).grams
-    assert {name: gram.shape for name, gram in grams.items()} == dict.fromkeys(
-        tiny.MODALITIES, (3, 6, 6)
-    )
+        prepared.check_grams(models, 8)
+    prepared.check_grams(models, 3)
+    for num_rows, fits in ((8, False), (3, True)):
+        grams = tiny.make_rows(models, num_rows, with_grams=True).grams
+        assert all((gram.nbytes <= 2000) == fits for gram in grams.values())

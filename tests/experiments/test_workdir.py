@@ -17,14 +17,14 @@ def config_of(*arguments):
 
 
 def test_a_new_directory_that_got_nothing_is_removed_and_no_other(tmp_path):
-    with pytest.raises(ZeroDivisionError), claimed(str(tmp_path / "a" / "new")):
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "a" / "new"):
         raise ZeroDivisionError
     assert not (tmp_path / "a" / "new").exists()
-    with claimed(str(tmp_path / "kept")):
+    with claimed(tmp_path / "kept"):
         (tmp_path / "kept" / "result").touch()
     assert (tmp_path / "kept" / "result").exists()
     (tmp_path / "old").mkdir()
-    with claimed(str(tmp_path / "old")):
+    with claimed(tmp_path / "old"):
         pass
     assert (tmp_path / "old").exists()
 
@@ -32,9 +32,9 @@ def test_a_new_directory_that_got_nothing_is_removed_and_no_other(tmp_path):
 def test_the_next_run_may_follow_in_the_same_process(tmp_path):
     for _ in range(2):
         with (
-            claimed(str(tmp_path)),
+            claimed(tmp_path),
             pytest.raises(InputError, match="another run is at work there; wait"),
-            claimed(str(tmp_path)),
+            claimed(tmp_path),
         ):
             pass
 
@@ -79,6 +79,6 @@ def test_flags_that_classifiers_do_not_depend_on_may_differ(owned, changes):
 )
 def test_flags_that_classifiers_depend_on_must_agree(owned, changes):
     (name,) = changes
-    old = json.loads(json.dumps(dataclasses.asdict(owned)))[name]
+    old = json.loads(json.dumps(dataclasses.asdict(owned), default=str))[name]
     with pytest.raises(InputError, match=f"--{name}={old}, now {changes[name]}\\); repeat those"):
         check_workdir(dataclasses.replace(owned, **changes), classifiers_only=True)

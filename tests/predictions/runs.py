@@ -12,6 +12,7 @@ from absl import flags
 
 from jacfuse_jax.predictions import __main__ as program
 from jacfuse_jax.predictions.flags import define_flags
+from jacfuse_jax.programs.command_line import parse_flags
 
 RNG = np.random.default_rng(0)
 NUM_ROWS, NUM_CLASSES = 40, 5
@@ -39,8 +40,7 @@ def fuse(*arguments: object) -> None:
     """In this process."""
     values = flags.FlagValues()
     define_flags(values)
-    values(["predictions", *map(str, arguments)])
-    program.main(["predictions"], values)
+    program.main(parse_flags(["predictions", *map(str, arguments)], values), values)
 
 
 def error_of(*arguments: object) -> str:

@@ -85,15 +85,21 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ("--perturbed=smell", "--perturbed: unknown 'smell'; choose from audio,video"),
-            ("--perturbed=", "--perturbed is empty; choose from audio,video"),
-            ("--gamma=0", "--gamma=0 is neither a number in (0, 1] nor auto"),
-            ("--gamma=1e-50", "--gamma=1e-50 is neither a number in (0, 1] nor auto"),
-            ("--gamma=small", "--gamma=small is neither a number in (0, 1] nor auto"),
-            ("--contamination=1.5", "--contamination=1.5 is neither a number in [0, 1] nor auto"),
-            ("--contamination=nan", "--contamination=nan is neither a number in [0, 1] nor auto"),
+            ("--perturbed=smell", "--perturbed=smell: unknown 'smell'; choose from audio,video"),
+            ("--perturbed=", "--perturbed=: give at least one"),
+            ("--gamma=0", "--gamma=0: '0' is not a number in (0, 1], nor auto"),
+            ("--gamma=1e-50", "--gamma=1e-50: '1e-50' is not a number in (0, 1], nor auto"),
+            ("--gamma=small", "--gamma=small: 'small' is not a number in (0, 1], nor auto"),
+            (
+                "--contamination=1.5",
+                "--contamination=1.5: '1.5' is not a number in [0, 1], nor auto",
+            ),
+            (
+                "--contamination=nan",
+                "--contamination=nan: 'nan' is not a number in [0, 1], nor",
+            ),
             ("--input=audio={}/audio.npz", "--input=audio={}/audio.npz: audio is given twice"),
-            ("--input={}/audio.npz", "--input={}/audio.npz: write --input=<modality>=<file>"),
+            ("--input={}/audio.npz", "--input={}/audio.npz: write <modality>=<file>"),
             ("--input=smell={}/no.npz", "--input=smell={}/no.npz: no such file or folder"),
             (
                 "--kernel=smell={}/audio.npz",

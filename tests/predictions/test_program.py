@@ -615,7 +615,7 @@ class TestProcess:
         process = start(*files, "--perturbed=smell", f"--output={output}")
         _, stderr = process.communicate()
         assert process.returncode == 1
-        assert stderr == "error: --perturbed: unknown 'smell'; choose from audio,video\n"
+        assert stderr == "error: --perturbed=smell: unknown 'smell'; choose from audio,video\n"
 
     @pytest.mark.parametrize(
         ("argument", "message"),
