@@ -71,7 +71,7 @@ def linear_fn(x):
 
 
 def attack(attack_fn, d, *arguments, **keywords):
-    budget = {} if "fraction" in keywords else {"epsilon": _EPSILON}
+    budget = {} if keywords.keys() & {"fraction", "epsilon"} else {"epsilon": _EPSILON}
     return attack_fn(log_prob_fn, d.inputs, d.labels, *arguments, **budget, **keywords)
 
 
@@ -90,7 +90,15 @@ CALLS = {
             fill_value={"a": 0.0},
             num_steps=2,
         ),
-        "apgd": lambda d: attack(attacks.apgd, d, d.key, num_steps=2),
+        "apgd": lambda d: attack(
+            attacks.apgd,
+            d,
+            d.key,
+            epsilon={"a": d.log_probs[:, 0] ** 2, "b": 0.2},
+            targets=d.targets,
+            initial=d.inputs,
+            num_steps=2,
+        ),
         "fgm": lambda d: attack(attacks.fgm, d, valid_range=_VALID_RANGE),
         "hop_skip_jump": lambda d: attacks.hop_skip_jump(
             log_prob_fn,

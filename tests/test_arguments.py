@@ -112,6 +112,19 @@ class TestLabels:
             np.testing.assert_array_equal(np.isnan(attacked).any(axis=1), [False, False, True])
             np.testing.assert_array_equal(np.isnan(attacked).all(axis=1), [False, False, True])
 
+    def test_targets_of_attacks_are_checked_as_labels_are(self):
+        def attack(targets):
+            options: Any = {**TO_IMAGE, "targets": targets}
+            return attacks.fgm(log_prob_fn, LOGITS, LABELS, **options)["image"]
+
+        with pytest.raises(ValueError, match=r"targets must lie in 0 \.\.\. 3, got 4 in row 2"):
+            attack(LABELS + 1)
+        with pytest.raises(TypeError, match="targets must be integer, got float64"):
+            attack(LABELS.astype(float))
+        attacked = jax.jit(attack)(LABELS + 1)
+        np.testing.assert_array_equal(np.isnan(attacked).all(axis=1), [False, False, True])
+        np.testing.assert_array_equal(np.isnan(attacked).any(axis=1), [False, False, True])
+
     def test_traced_ones_out_of_range_make_figures_nan(self):
         @jax.jit
         def measure_all(labels):
@@ -260,10 +273,13 @@ class TestForms:
         with pytest.raises(ValueError, match=r"must broadcast .* \(7,\) and \(3, 4\)"):
             self.attack(**TO_IMAGE, valid_range={"image": (np.zeros(7), 1)})
 
-    def test_traced_ones_out_of_range_give_nan(self):
+    @pytest.mark.parametrize("attack_fn", [attacks.pgd, attacks.apgd])
+    def test_traced_ones_out_of_range_give_nan(self, attack_fn):
         @jax.jit
         def attack(low, radius, step):
-            return self.attack(
+            return attack_fn(
+                *(log_prob_fn, LOGITS, LABELS, KEY),
+                num_steps=1,
                 epsilon={"image": radius},
                 valid_range={"image": (low, 0.0)},
                 relative_step_size=step,

@@ -6,8 +6,12 @@ under `jax.jit`; budgets may be traced, so one compiled attack serves every epsi
 an attack is compiled once for the same function object, shapes and static arguments; a function
 that is made anew for each call, such as a lambda, is compiled anew.
 
-Labels must be classes, 0 ... K - 1: those that are known are checked, and a sample whose traced
-label is no class becomes NaN. So do all samples where a traced epsilon is negative.
+An attack makes the prediction leave the label or, where targets are given, take the target: then
+the target alone is a success, and the losses are those that rise with its probability.
+
+Labels and targets must be classes, 0 ... K - 1: those that are known are checked, and a sample
+whose traced label or target is no class becomes NaN. So does one whose traced epsilon is negative,
+and so do all where that is a scalar.
 
 A prediction that is saturated in its dtype (p(label) = 1 after rounding) has a gradient of exactly
 zero: there a gradient attack fails without the prediction being robust. An accuracy under such an

@@ -1,34 +1,31 @@
 """Auto-PGD: projected gradient ascent with momentum that sets its own step sizes."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_choice
+from jacfuse_jax._checks import check_choice, check_scalar
+from jacfuse_jax.attacks._ascent import ascend
 from jacfuse_jax.attacks._budget import (
     Budget,
+    Norm,
+    check_counts,
+    make_budget,
+    spoil_where_nan,
+)
+from jacfuse_jax.attacks._compiled import run_compiled
+from jacfuse_jax.attacks._goal import (
     Candidate,
     LogProbFn,
     LossFn,
     LossName,
-    Norm,
-    check_counts,
     choose_loss,
-    keep_stronger,
-    make_budget,
     make_loss_fn,
-    over_restarts,
-    per_sample,
-    project,
-    random_start,
-    select,
-    step,
 )
-from jacfuse_jax.attacks._compiled import run_compiled
+from jacfuse_jax.attacks._starts import check_initial, over_restarts
 from jacfuse_jax.attacks.losses import mask_label, targeted_dlr
 
 
@@ -44,46 +41,63 @@ def apgd(
     num_restarts: int = 1,
     loss: Literal["cross_entropy", "margin", "dlr", "targeted_dlr"] = "cross_entropy",
     num_targets: int = 3,
+    relative_step_size: ArrayLike = 2.0,
     valid_range: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    targets: ArrayLike | None = None,
+    initial: Mapping[str, ArrayLike] | None = None,
 ) -> dict[str, Any]:
     """Auto-PGD: gradient ascent on the loss with momentum and a step size per sample.
 
     z <- project(x + step_size direction(grad)),
     x <- project(x + 3/4 (z - x) + 1/4 (x - x_before)), direction and projection as in `pgd`.
 
-    step_size starts at 2 epsilon. At the steps 0, 22, 41, 57, 70, 80, 87, 93 and 99 per cent of
-    num_steps it is halved, and the sample goes back to its point of highest loss, where since the
-    last of these checkpoints (1) less than 3/4 of the steps raised the loss, or (2) neither the
-    step size nor the highest loss changed. A sample whose gradient is not finite stays where it is
-    until then.
+    step_size starts at relative_step_size times epsilon. At the steps 0, 22, 41, 57, 70, 80, 87, 93
+    and 99 per cent of num_steps it is halved, and the sample goes back to its point of highest
+    loss, where since the last of these checkpoints (1) less than 3/4 of the steps raised the loss,
+    or (2) neither the step size nor the highest loss changed. A sample whose gradient is not finite
+    stays where it is until then.
 
     Returned is, for every sample, whichever of the clean input and all iterates is misclassified
     (argmax is not the label) and has the highest loss; the highest loss alone if none is.
+
+    With targets those classified as the target come first instead, and the losses are log p(target)
+    for "cross_entropy", log p(target) - max_{k != target} log p_k for "margin" and
+    `losses.targeted_dlr` for "dlr", that is minus `losses.dlr` where the target is the label.
 
     Args:
       log_prob_fn: maps inputs to (B, K) log-probabilities; sample b may depend on sample b only.
       inputs: {modality: (B, ...)}; modalities without a budget may be any pytree.
       labels: (B,), integer; true classes, or predicted ones.
       key: PRNG key of the random starts.
-      epsilon: {modality: radius} in units of the input, a scalar each, traced or not; modalities
-        not named are left untouched.
+      epsilon: {modality: radius} in units of the input, traced or not, each a scalar or (B,), a
+        radius a sample; modalities not named are left untouched.
       norm: "linf" or "l2", per modality over all entries of a sample.
       num_steps: gradient evaluations a restart, at least 1; static.
       num_restarts: random starts, one after another in the memory of one; the first is that of a
         single start, so more are never weaker; static.
       loss: "cross_entropy", "margin", "dlr" or "targeted_dlr", see `losses`; the last runs once for
-        each target and keeps the best.
+        each target and keeps the best, and takes no `targets`.
       num_targets: wrong classes that "targeted_dlr" aims at, those most likely for the clean input,
         at most K - 1; static, unused by other losses.
+      relative_step_size: first step length as a share of epsilon, a scalar, traced or not; less
+        than the 2 of the paper where epsilon is so large that such steps overshoot.
       valid_range: {modality: (low, high)} of valid entries, scalars or arrays; None: unbounded.
+      targets: (B,), integer; classes that the samples are driven to, one that is the label
+        included; None: any but the label.
+      initial: {modality: (B, ...)} where the first run starts instead of at random, for all
+        modalities in epsilon; projected first, unless in the budget and range already. A candidate
+        itself, so that what an attack has found with a smaller epsilon is not lost.
 
     Returns:
       The inputs with the named modalities perturbed.
 
     Raises:
-      TypeError: a perturbed modality is not float32 or float64.
-      ValueError: unknown norm, modality or loss, too few classes for the loss or num_targets, an
-        epsilon that is not a finite scalar >= 0, or a count < 1.
+      TypeError: a perturbed modality is not float32 or float64, or labels or targets are not
+        integer.
+      ValueError: unknown norm, modality or loss, too few classes for the loss or num_targets,
+        targets for "targeted_dlr", an epsilon that is not finite and >= 0 or of another shape, a
+        step size that is not a finite scalar >= 0, an initial without or with another modality or
+        of another shape, a label or target that is no class, or a count < 1.
 
     References:
       Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
@@ -91,13 +105,22 @@ def apgd(
     """
     check_counts(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
     check_choice("loss", loss, ("cross_entropy", "margin", "dlr", "targeted_dlr"))
-    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range)
+    if loss == "targeted_dlr" and targets is not None:
+        raise ValueError(
+            'loss "targeted_dlr" chooses targets itself; for given ones use loss="dlr", which then '
+            "is the targeted ratio"
+        )
+    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range, targets)
+    share = check_scalar("relative_step_size", relative_step_size, jnp.float32)
+    budget = spoil_where_nan(budget, share)
     perturbed = run_compiled(
         _apgd,
         log_prob_fn,
         inputs,
         budget,
         key,
+        share,
+        check_initial(initial, budget),
         norm=norm,
         num_steps=num_steps,
         num_restarts=num_restarts,
@@ -112,6 +135,8 @@ def _apgd(
     inputs: dict[str, Any],
     budget: Budget,
     key: jax.Array,
+    share: jax.Array,
+    initial: dict[str, jax.Array] | None,
     *,
     norm: Norm,
     num_steps: int,
@@ -122,22 +147,23 @@ def _apgd(
     """The modalities that `apgd` perturbs."""
 
     def clean_candidate(loss: LossFn) -> Candidate:
-        return make_loss_fn(log_prob_fn, inputs, budget.labels, loss)(budget.clean)[1]
+        return make_loss_fn(log_prob_fn, inputs, budget.goal, loss)(budget.clean)[1]
 
     def strengthen(best: Candidate, loss: LossFn) -> Candidate:
-        loss_fn = make_loss_fn(log_prob_fn, inputs, budget.labels, loss)
+        loss_fn = make_loss_fn(log_prob_fn, inputs, budget.goal, loss)
 
-        def run(best: Candidate, key: jax.Array) -> Candidate:
-            start = random_start(key, budget, norm)
-            return _ascend(loss_fn, start, best, budget, norm, num_steps)
+        def run(best: Candidate, start: dict[str, jax.Array]) -> Candidate:
+            return ascend(loss_fn, start, best, budget, norm, num_steps, share)
 
-        return over_restarts(run, best, key, num_restarts)
+        return over_restarts(
+            run, best, key, num_restarts, budget=budget, norm=norm, initial=initial
+        )
 
     if loss != "targeted_dlr":
-        raised = choose_loss(loss)
+        raised = choose_loss(loss, budget.goal)
         return strengthen(clean_candidate(raised), raised).x
 
-    targets = _likely_targets(log_prob_fn({**inputs}), budget.labels, num_targets)
+    targets = _likely_targets(log_prob_fn({**inputs}), budget.goal.labels, num_targets)
 
     def aim_at(target: jax.Array) -> LossFn:
         return lambda log_probs, labels: targeted_dlr(log_probs, labels, target)
@@ -148,132 +174,6 @@ def _apgd(
         lambda best, target: (strengthen(best, aim_at(target)), None), best, targets
     )
     return best.x
-
-
-class _Point(NamedTuple):
-    """Perturbed modalities with the loss and its gradient there."""
-
-    x: dict[str, jax.Array]
-    loss: jax.Array
-    gradient: dict[str, jax.Array]
-
-
-class _Checkpoint(NamedTuple):
-    """(B,) each: the highest loss at the last checkpoint, whether it halved, and rises since."""
-
-    highest_loss: jax.Array
-    halved: jax.Array
-    num_rises: jax.Array
-
-
-class _State(NamedTuple):
-    """What one step hands to the next; loss_before and relative_step are (B,)."""
-
-    x: dict[str, jax.Array]
-    highest: _Point
-    best: Candidate
-    x_before: dict[str, jax.Array]
-    loss_before: jax.Array
-    relative_step: jax.Array
-    checkpoint: _Checkpoint
-
-
-def _ascend(
-    loss_fn: Any,
-    start: dict[str, jax.Array],
-    best: Candidate,
-    budget: Budget,
-    norm: Norm,
-    num_steps: int,
-) -> Candidate:
-    """One run from one start; returns the best of `best` and all iterates."""
-    checkpoints = _checkpoints(num_steps)
-    is_checkpoint = np.isin(np.arange(num_steps), checkpoints)
-    window = np.zeros(num_steps, np.int32)
-    window[checkpoints[1:]] = np.diff(checkpoints)
-    is_first = np.arange(num_steps) == 0
-
-    def iterate(state: _State, schedule: Any) -> tuple[_State, None]:
-        is_checkpoint, window, is_first = schedule
-        gradient, new = jax.grad(loss_fn, has_aux=True)(state.x)
-        best = keep_stronger(state.best, new, misclassified_first=True)
-        point = _Point(new.x, new.loss, gradient)
-        highest = select(point.loss > state.highest.loss, point, state.highest)
-        last = state.checkpoint
-        has_risen = (point.loss > state.loss_before).astype(jnp.int32)
-        last = last._replace(num_rises=last.num_rises + has_risen)
-
-        oscillates = 4 * last.num_rises < 3 * window
-        stalls = ~last.halved & (highest.loss == last.highest_loss)
-        halve = is_checkpoint & (oscillates | stalls)
-        point = select(halve, highest, point)
-        relative_step = jnp.where(halve, state.relative_step / 2, state.relative_step)
-
-        x = _move(point, state.x_before, relative_step, is_first, budget, norm)
-        return _State(
-            x=x,
-            highest=highest,
-            best=best,
-            x_before=point.x,
-            loss_before=point.loss,
-            relative_step=relative_step,
-            checkpoint=select(
-                is_checkpoint,
-                _Checkpoint(highest.loss, halve, jnp.zeros_like(last.num_rises)),
-                last,
-            ),
-        ), None
-
-    lowest = jnp.full_like(best.loss, -jnp.inf)
-    state = _State(
-        x=start,
-        highest=_Point(start, lowest, jax.tree.map(jnp.zeros_like, start)),
-        best=best,
-        x_before=start,
-        loss_before=-lowest,  # the first evaluation is no rise
-        relative_step=jnp.full_like(best.loss, 2.0, jnp.float32),
-        # As if it had halved, so that the start, which is a checkpoint, does not.
-        checkpoint=_Checkpoint(lowest, lowest < 0, jnp.zeros_like(lowest, jnp.int32)),
-    )
-    state, _ = jax.lax.scan(iterate, state, (is_checkpoint, window, is_first))
-    return keep_stronger(state.best, loss_fn(state.x)[1], misclassified_first=True)
-
-
-def _move(
-    point: _Point,
-    x_before: dict[str, jax.Array],
-    relative_step: jax.Array,
-    is_first: jax.Array,
-    budget: Budget,
-    norm: Norm,
-) -> dict[str, jax.Array]:
-    """The gradient step mixed with the last move; the first step is the gradient's alone."""
-
-    def mix(x: jax.Array, z: jax.Array, before: jax.Array) -> jax.Array:
-        return jnp.where(is_first, z, x + 0.75 * (z - x) + 0.25 * (x - before))
-
-    step_size = {
-        name: per_sample(relative_step, point.x[name]).astype(radius.dtype) * radius
-        for name, radius in budget.epsilon.items()
-    }
-    z = project(step(point.x, point.gradient, step_size, norm), budget, norm)
-    moved = project(jax.tree.map(mix, point.x, z, x_before), budget, norm)
-    finite = jnp.ones_like(relative_step, bool)
-    for gradient in point.gradient.values():
-        finite &= jnp.isfinite(gradient).all(axis=tuple(range(1, gradient.ndim)))
-    return select(finite, moved, point.x)
-
-
-def _checkpoints(num_steps: int) -> list[int]:
-    """The steps ceil(p_j num_steps), p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06) from 0, 0.22.
-
-    In whole per cent, as rounding errors would move the ceiling.
-    """
-    percent = [0, 22]
-    while percent[-1] < 100:
-        percent.append(percent[-1] + max(percent[-1] - percent[-2] - 3, 6))
-    steps = {-(-p * num_steps // 100) for p in percent}
-    return sorted(s for s in steps if s < num_steps)
 
 
 def _likely_targets(log_probs: jax.Array, labels: jax.Array, num_targets: int) -> jax.Array:

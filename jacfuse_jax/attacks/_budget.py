@@ -1,8 +1,7 @@
-"""What every attack needs: budgets, projections, random starts, and the loss to raise."""
+"""What every attack needs: budgets, steps and projections."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,34 +15,27 @@ from jacfuse_jax._checks import (
     check_labels,
     check_mapping,
     check_modalities,
-    check_scalar,
+    check_numbers,
     check_valid_range,
     nan_like,
 )
-from jacfuse_jax.attacks.losses import cross_entropy, dlr, margin
+from jacfuse_jax._devices import beside
+from jacfuse_jax.attacks._goal import Goal, LogProbFn
+from jacfuse_jax.attacks._samples import per_sample
 
-LogProbFn = Callable[[dict[str, Any]], jax.Array]
-LossFn = Callable[[jax.Array, jax.Array], jax.Array]
-LossName = Literal["cross_entropy", "margin", "dlr"]
 Norm = Literal["linf", "l2"]
-T = TypeVar("T")
 
 
 class Budget(NamedTuple):
-    """The perturbed modalities, their radii and their valid ranges; the labels (B,)."""
+    """The perturbed modalities, their radii and valid ranges, and what the attack is after.
+
+    A radius is a scalar, or has one entry a sample, (B, 1, ...).
+    """
 
     clean: dict[str, jax.Array]
     epsilon: dict[str, jax.Array]
     valid_range: dict[str, tuple[jax.Array, jax.Array]]
-    labels: jax.Array
-
-
-class Candidate(NamedTuple):
-    """Perturbed modalities, (B,) losses, and (B,) whether the most likely class is wrong."""
-
-    x: dict[str, jax.Array]
-    loss: jax.Array
-    misclassified: jax.Array
+    goal: Goal
 
 
 def make_budget(
@@ -53,31 +45,32 @@ def make_budget(
     epsilon: Mapping[str, ArrayLike],
     norm: str,
     valid_range: Mapping[str, tuple[ArrayLike, ArrayLike]] | None,
+    targets: ArrayLike | None = None,
 ) -> Budget:
     """Checks the arguments that every attack shares."""
     check_choice("norm", norm, ("linf", "l2"))
     check_mapping("epsilon", epsilon, "radius")
-    clean, classes = check_attacked(log_prob_fn, inputs, labels, "epsilon", tuple(epsilon))
+    clean, goal = check_attacked(log_prob_fn, inputs, labels, targets, "epsilon", tuple(epsilon))
     radii = {
-        name: check_scalar(f"epsilon[{name!r}]", epsilon[name], x.dtype)
-        for name, x in clean.items()
+        name: check_per_sample(f"epsilon[{name!r}]", epsilon[name], x) for name, x in clean.items()
     }
     ranges = _check_ranges(valid_range, inputs, clean)
     for name in clean:  # no point that is NaN would be taken in place of the clean input
         clean[name] = nan_like(clean[name], radii[name], *ranges.get(name, ()))
-    return Budget(clean, radii, ranges, classes)
+    return Budget(clean, radii, ranges, goal)
 
 
 def check_attacked(
     log_prob_fn: LogProbFn,
     inputs: Mapping[str, Any],
     labels: ArrayLike,
+    targets: ArrayLike | None,
     argument: str,
     names: tuple[str, ...],
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Returns the named modalities and the labels; raises unless an attack can start from them.
+) -> tuple[dict[str, jax.Array], Goal]:
+    """Returns the named modalities and the goal; raises unless an attack can start from them.
 
-    A sample whose traced label is no class becomes NaN, and so does all that follows from it.
+    A sample whose traced label or target is no class becomes NaN, and so does all that follows.
     """
     check_mapping("inputs", inputs, "(B, ...)")
     clean: dict[str, jax.Array] = {}
@@ -87,11 +80,39 @@ def check_attacked(
     shape = jax.eval_shape(lambda perturbed: log_prob_fn({**inputs, **perturbed}), clean).shape
     if len(shape) != 2:
         raise ValueError(f"log_prob_fn must return shape (B, K), got {shape}")
-    classes = check_labels("labels", labels, *shape)
-    if isinstance(classes, Tracer):
-        is_class = classes < shape[1]
-        clean = {name: jnp.where(per_sample(is_class, x), x, jnp.nan) for name, x in clean.items()}
-    return clean, classes
+    goal = Goal(check_labels("labels", labels, *shape))
+    if targets is not None:
+        goal = goal._replace(targets=check_labels("targets", targets, *shape))
+    for classes in goal:
+        if isinstance(classes, Tracer):
+            is_class = classes < shape[1]
+            clean = {
+                name: jnp.where(per_sample(is_class, x), x, jnp.nan) for name, x in clean.items()
+            }
+    return clean, goal
+
+
+def check_per_sample(
+    name: str, numbers: ArrayLike, x: jax.Array, *, high: float = float("inf")
+) -> jax.Array:
+    """Returns a scalar as it is and (B,) as (B, 1, ...), in the dtype of `x`.
+
+    Raises unless all are finite and in [0, high]; traced ones that are not become NaN.
+    """
+    shape = jnp.shape(numbers)
+    if shape not in ((), x.shape[:1]):
+        raise ValueError(
+            f"{name} must be a scalar or of shape ({len(x)},), one number a sample, got shape "
+            f"{shape}"
+        )
+    checked = check_numbers(name, numbers, x.dtype, high=high)
+    return per_sample(beside(checked, x), x) if shape else checked
+
+
+def spoil_where_nan(budget: Budget, parameter: jax.Array) -> Budget:
+    """The budget with NaN for inputs where a traced parameter is NaN."""
+    clean = {name: nan_like(x, parameter) for name, x in budget.clean.items()}
+    return budget._replace(clean=clean)
 
 
 def _check_ranges(
@@ -108,59 +129,6 @@ def _check_ranges(
         for name, x in clean.items()
         if name in valid_range
     }
-
-
-def choose_loss(loss: LossName | LossFn) -> LossFn:
-    """The loss of that name; a callable is returned as it is."""
-    if callable(loss):
-        return loss
-    known: dict[str, LossFn] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
-    check_choice("loss", loss, tuple(known))
-    return known[loss]
-
-
-def make_loss_fn(
-    log_prob_fn: LogProbFn,
-    inputs: Mapping[str, Any],
-    labels: jax.Array,
-    loss: LossFn = cross_entropy,
-) -> Callable[[dict[str, jax.Array]], tuple[jax.Array, Candidate]]:
-    """The loss as a function of the perturbed modalities: its sum to differentiate, and the rest.
-
-    The sum gives every sample the cotangent 1, so that NaN in one reaches no other.
-    """
-
-    def loss_fn(perturbed: dict[str, jax.Array]) -> tuple[jax.Array, Candidate]:
-        log_probs = log_prob_fn({**inputs, **perturbed})
-        losses = loss(log_probs, labels)
-        if losses.shape != labels.shape:
-            raise ValueError(
-                f"loss must return shape {labels.shape}, one number a sample, got {losses.shape}"
-            )
-        is_wrong = log_probs.argmax(axis=-1).astype(labels.dtype) != labels
-        return losses.sum(), Candidate(perturbed, losses, is_wrong & ~jnp.isnan(losses))
-
-    return loss_fn
-
-
-def keep_stronger(
-    best: Candidate,
-    new: Candidate,
-    *,
-    misclassified_first: bool,
-    freeze_misclassified: bool = False,
-) -> Candidate:
-    """The candidate of higher loss, sample by sample; one whose loss is NaN is never taken.
-
-    Optionally what is misclassified beats what is not, and is itself never replaced.
-    """
-    stronger = new.loss > best.loss
-    if misclassified_first:
-        equals = new.misclassified == best.misclassified
-        stronger = jnp.where(equals, stronger, new.misclassified)
-    if freeze_misclassified:
-        stronger &= ~best.misclassified
-    return select(stronger, new, best)
 
 
 def step(
@@ -207,50 +175,8 @@ def clip(x: dict[str, jax.Array], budget: Budget) -> dict[str, jax.Array]:
     return clipped
 
 
-def over_restarts(
-    run: Callable[[Candidate, jax.Array], Candidate],
-    best: Candidate,
-    key: jax.Array,
-    num_restarts: int,
-) -> Candidate:
-    """Hands the best candidate from run to run; the first has `key`, more repeat those of fewer."""
-    if num_restarts == 1:  # without a loop around it, the run is half the work to compile
-        return run(best, key)
-    # `random_start` folds the numbers of modalities into its key: one more of them comes first.
-    parent = jax.random.fold_in(key, len(best.x))
-    later = jax.vmap(partial(jax.random.fold_in, parent))(jnp.arange(num_restarts - 1))
-    keys = jnp.concatenate([key[None], later])
-    return jax.lax.scan(lambda best, key: (run(best, key), None), best, keys)[0]
-
-
-def random_start(key: jax.Array, budget: Budget, norm: str) -> dict[str, jax.Array]:
-    """A point of the ball and range: uniform for linf, uniform direction and radius for l2."""
-    start: dict[str, jax.Array] = {}
-    for index, (name, clean) in enumerate(sorted(budget.clean.items())):
-        key_direction, key_radius = jax.random.split(jax.random.fold_in(key, index))
-        if norm == "linf":
-            delta = jax.random.uniform(key_direction, clean.shape, clean.dtype, -1, 1)
-        else:
-            delta = jax.random.normal(key_direction, clean.shape, clean.dtype)
-            norms = jnp.sqrt((delta**2).sum(tuple(range(1, delta.ndim)), keepdims=True))
-            radius = jax.random.uniform(key_radius, norms.shape, clean.dtype)
-            delta = delta * radius / norms
-        start[name] = clean + budget.epsilon[name] * delta
-    return clip(start, budget)
-
-
-def select(mask: jax.Array, chosen: T, other: T) -> T:
-    """The samples of `chosen` where the (B,) mask holds and of `other` elsewhere, leaf by leaf."""
-    return jax.tree.map(lambda a, b: jnp.where(per_sample(mask, a), a, b), chosen, other)
-
-
 def check_counts(**counts: int) -> None:
     """Raises ValueError unless every count is at least one."""
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-
-
-def per_sample(mask: jax.Array, like: jax.Array) -> jax.Array:
-    """Reshapes (B,) so that it broadcasts against (B, ...)."""
-    return mask.reshape(-1, *(1,) * (like.ndim - 1))

@@ -9,26 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_choice, check_scalar, nan_like
+from jacfuse_jax._checks import check_choice, check_scalar
 from jacfuse_jax.attacks._budget import (
     Budget,
+    Norm,
+    check_counts,
+    clip,
+    make_budget,
+    project,
+    spoil_where_nan,
+    step,
+)
+from jacfuse_jax.attacks._compiled import run_compiled
+from jacfuse_jax.attacks._goal import (
     Candidate,
     LogProbFn,
     LossFn,
     LossName,
-    Norm,
-    check_counts,
     choose_loss,
-    clip,
     keep_stronger,
-    make_budget,
     make_loss_fn,
-    over_restarts,
-    project,
-    random_start,
-    step,
 )
-from jacfuse_jax.attacks._compiled import run_compiled
+from jacfuse_jax.attacks._starts import check_initial, over_restarts
 from jacfuse_jax.attacks.losses import cross_entropy
 
 
@@ -40,32 +42,38 @@ def fgm(
     epsilon: Mapping[str, ArrayLike],
     norm: Norm = "linf",
     valid_range: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    targets: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """Fast gradient method: one step of length epsilon up the loss -log p(label).
 
     x' = clip(x + epsilon sign(grad)) for linf (FGSM), x' = clip(x + epsilon grad / ||grad||_2) for
-    l2. A sample whose gradient vanishes or is not finite is returned as it is.
+    l2. A sample whose gradient vanishes or is not finite is returned as it is. With targets the
+    loss is log p(target).
 
     Args:
       log_prob_fn: maps inputs to (B, K) log-probabilities; sample b may depend on sample b only.
       inputs: {modality: (B, ...)}; modalities without a budget may be any pytree.
       labels: (B,), integer; true classes, or predicted ones.
-      epsilon: {modality: radius} in units of the input, a scalar each, traced or not; modalities
-        not named are left untouched.
+      epsilon: {modality: radius} in units of the input, traced or not, each a scalar or (B,), a
+        radius a sample; modalities not named are left untouched.
       norm: "linf" or "l2", per modality over all entries of a sample.
       valid_range: {modality: (low, high)} of valid entries, scalars or arrays; None: unbounded.
+      targets: (B,), integer; classes that the samples are driven to, one that is the label
+        included; None: any but the label.
 
     Returns:
       The inputs with the named modalities perturbed.
 
     Raises:
-      TypeError: a perturbed modality is not float32 or float64.
-      ValueError: unknown norm or modality, or an epsilon that is not a finite scalar >= 0.
+      TypeError: a perturbed modality is not float32 or float64, or labels or targets are not
+        integer.
+      ValueError: unknown norm or modality, an epsilon that is not finite and >= 0 or of another
+        shape, or a label or target that is no class.
 
     References:
       Goodfellow, Shlens, Szegedy, "Explaining and Harnessing Adversarial Examples", 2015.
     """
-    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range)
+    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range, targets)
     return {**inputs, **run_compiled(_fgm, log_prob_fn, inputs, budget, norm=norm)}
 
 
@@ -73,7 +81,8 @@ def _fgm(
     log_prob_fn: LogProbFn, inputs: Mapping[str, Any], budget: Budget, *, norm: Norm
 ) -> dict[str, jax.Array]:
     """The modalities that `fgm` perturbs."""
-    loss_fn = make_loss_fn(log_prob_fn, inputs, budget.labels)
+    loss = choose_loss("cross_entropy", budget.goal)
+    loss_fn = make_loss_fn(log_prob_fn, inputs, budget.goal, loss)
     gradient, _ = jax.grad(loss_fn, has_aux=True)(budget.clean)
     return clip(step(budget.clean, gradient, budget.epsilon, norm), budget)
 
@@ -93,6 +102,8 @@ def pgd(
     loss: LossName | LossFn = "cross_entropy",
     early_stop: bool = False,
     valid_range: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    targets: ArrayLike | None = None,
+    initial: Mapping[str, ArrayLike] | None = None,
 ) -> dict[str, Any]:
     """Projected gradient ascent on the loss inside the budget, from random starts.
 
@@ -101,13 +112,17 @@ def pgd(
     whichever of the clean input and all iterates has the highest loss; under a loss other than
     cross-entropy those that are misclassified (argmax is not the label) come before the others.
 
+    With targets, under every loss, those classified as the target come first, and the losses are
+    log p(target) for "cross_entropy", log p(target) - max_{k != target} log p_k for "margin" and
+    `losses.targeted_dlr` for "dlr", that is minus `losses.dlr` where the target is the label.
+
     Args:
       log_prob_fn: maps inputs to (B, K) log-probabilities; sample b may depend on sample b only.
       inputs: {modality: (B, ...)}; modalities without a budget may be any pytree.
       labels: (B,), integer; true classes, or predicted ones.
       key: PRNG key of the random starts.
-      epsilon: {modality: radius} in units of the input, a scalar each, traced or not; modalities
-        not named are left untouched.
+      epsilon: {modality: radius} in units of the input, traced or not, each a scalar or (B,), a
+        radius a sample; modalities not named are left untouched.
       norm: "linf" or "l2", per modality over all entries of a sample.
       num_steps: gradient evaluations a restart, at least 1; static.
       num_restarts: random starts, one after another in the memory of one; the first is that of a
@@ -117,18 +132,28 @@ def pgd(
       step_schedule: "constant", or "cosine": step k = 0, 1, ... is 1 + cos(pi (k + 1/2) /
         num_steps) times the mean.
       loss: "cross_entropy", "margin" or "dlr" (see `losses`), or a function of (B, K)
-        log-probabilities and (B,) labels that returns (B,) losses.
-      early_stop: a sample that is misclassified is frozen: returned is the clean input if it is
-        misclassified, or else the first such iterate. It saves no time, as shapes are static.
+        log-probabilities and (B,) labels that returns (B,) losses, to be raised; with targets it is
+        one of log-probabilities, labels and targets, as `losses.targeted_dlr` is.
+      early_stop: a sample that is misclassified, or classified as its target, is frozen: returned
+        is the clean input if it is that already, or else the first such iterate. It saves no time,
+        as shapes are static.
       valid_range: {modality: (low, high)} of valid entries, scalars or arrays; None: unbounded.
+      targets: (B,), integer; classes that the samples are driven to, one that is the label
+        included; None: any but the label.
+      initial: {modality: (B, ...)} where the first run starts instead of at random, for all
+        modalities in epsilon; projected first, unless in the budget and range already. A candidate
+        itself, so that what an attack has found with a smaller epsilon is not lost.
 
     Returns:
       The inputs with the named modalities perturbed.
 
     Raises:
-      TypeError: a perturbed modality is not float32 or float64.
+      TypeError: a perturbed modality is not float32 or float64, or labels or targets are not
+        integer.
       ValueError: unknown norm, modality, loss or schedule, too few classes for the loss, an
-        epsilon that is not a finite scalar >= 0, or num_steps or num_restarts < 1.
+        epsilon that is not finite and >= 0 or of another shape, an initial without or with another
+        modality or of another shape, a label or target that is no class, or num_steps or
+        num_restarts < 1.
 
     References:
       Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards Deep Learning Models Resistant to
@@ -136,12 +161,11 @@ def pgd(
     """
     check_counts(num_steps=num_steps, num_restarts=num_restarts)
     check_choice("step_schedule", step_schedule, ("constant", "cosine"))
-    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range)
+    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range, targets)
     share = 2.5 / num_steps
     if relative_step_size is not None:
         share = check_scalar("relative_step_size", relative_step_size, jnp.result_type(float))
-        clean = {name: nan_like(x, share) for name, x in budget.clean.items()}
-        budget = budget._replace(clean=clean)
+        budget = spoil_where_nan(budget, share)
     perturbed = run_compiled(
         _pgd,
         log_prob_fn,
@@ -149,11 +173,12 @@ def pgd(
         budget,
         key,
         jnp.asarray(share, float),
+        check_initial(initial, budget),
         norm=norm,
         num_steps=num_steps,
         num_restarts=num_restarts,
         step_schedule=step_schedule,
-        loss=choose_loss(loss),
+        loss=choose_loss(loss, budget.goal),
         early_stop=early_stop,
     )
     return {**inputs, **perturbed}
@@ -165,6 +190,7 @@ def _pgd(
     budget: Budget,
     key: jax.Array,
     share: jax.Array,
+    initial: dict[str, jax.Array] | None,
     *,
     norm: Norm,
     num_steps: int,
@@ -174,11 +200,11 @@ def _pgd(
     early_stop: bool,
 ) -> dict[str, jax.Array]:
     """The modalities that `pgd` perturbs."""
-    loss_fn = make_loss_fn(log_prob_fn, inputs, budget.labels, loss)
+    loss_fn = make_loss_fn(log_prob_fn, inputs, budget.goal, loss)
     keep = partial(
         keep_stronger,
-        misclassified_first=early_stop or loss is not cross_entropy,
-        freeze_misclassified=early_stop,
+        success_first=early_stop or loss is not cross_entropy,
+        freeze_success=early_stop,
     )
     factors = jnp.ones(num_steps)
     if step_schedule == "cosine":
@@ -194,9 +220,9 @@ def _pgd(
         }
         return (project(step(x, gradient, step_size, norm), budget, norm), best), None
 
-    def run(best: Candidate, key: jax.Array) -> Candidate:
-        carry = (random_start(key, budget, norm), best)
-        (x, best), _ = jax.lax.scan(iterate, carry, factors)
+    def run(best: Candidate, start: dict[str, jax.Array]) -> Candidate:
+        (x, best), _ = jax.lax.scan(iterate, (start, best), factors)
         return keep(best, loss_fn(x)[1])
 
-    return over_restarts(run, loss_fn(budget.clean)[1], key, num_restarts).x
+    best = loss_fn(budget.clean)[1]
+    return over_restarts(run, best, key, num_restarts, budget=budget, norm=norm, initial=initial).x

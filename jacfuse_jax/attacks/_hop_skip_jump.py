@@ -12,8 +12,10 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import check_mapping
 from jacfuse_jax._devices import beside
-from jacfuse_jax.attacks._budget import Budget, LogProbFn, clip, make_budget, per_sample
+from jacfuse_jax.attacks._budget import Budget, clip, make_budget
 from jacfuse_jax.attacks._compiled import run_compiled
+from jacfuse_jax.attacks._goal import LogProbFn
+from jacfuse_jax.attacks._samples import per_sample, perturbation_norm
 
 DecisionFn = Callable[[jax.Array], jax.Array]
 
@@ -31,6 +33,7 @@ def hop_skip_jump(
     num_draws: int = 100,
     num_halvings: int = 20,
     num_starts: int = 100,
+    targets: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """HopSkipJump: walks along the decision boundary to the misclassified point nearest by.
 
@@ -55,8 +58,8 @@ def hop_skip_jump(
       inputs: {modality: (B, ...)}; modalities without a budget may be any pytree.
       labels: (B,), integer; true classes, or predicted ones.
       key: PRNG key of the starts and of the estimates.
-      epsilon: {modality: radius} of a single modality, in units of the input, a scalar, traced or
-        not; the other modalities are left untouched.
+      epsilon: {modality: radius} of a single modality, in units of the input, traced or not, a
+        scalar or (B,), a radius a sample; the other modalities are left untouched.
       valid_range: {modality: (low, high)} of valid entries, finite, scalars or arrays.
       norm: "linf" or "l2", over all entries of a sample.
       num_iterations: estimates of the normal, at least 1; static.
@@ -64,6 +67,8 @@ def hop_skip_jump(
         static.
       num_halvings: evaluations in a binary search, and in a search for a step, at least 1; static.
       num_starts: evaluations in search of a start, at least 1; static.
+      targets: (B,), integer; "misclassified" then means classified as the target, which uniform
+        draws may never be; None: as any class but the label.
 
     Returns:
       The inputs with the named modality perturbed where the nearest misclassified point lies within
@@ -71,9 +76,11 @@ def hop_skip_jump(
       returned as it is.
 
     Raises:
-      TypeError: the perturbed modality is not float32 or float64.
+      TypeError: the perturbed modality is not float32 or float64, or labels or targets are not
+        integer.
       ValueError: unknown norm or modality, several perturbed modalities, one without a valid range,
-        an epsilon that is not a finite scalar >= 0, or a number of evaluations < 1.
+        an epsilon that is not finite and >= 0 or of another shape, a label or target that is no
+        class, or a number of evaluations < 1.
 
     References:
       Chen, Jordan, Wainwright, "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack", 2020.
@@ -92,7 +99,9 @@ def hop_skip_jump(
     (name,) = epsilon
     if name not in valid_range:
         raise ValueError(f"valid_range must name {name!r}, since starts are drawn from it")
-    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, {name: valid_range[name]})
+    budget = make_budget(
+        log_prob_fn, inputs, labels, epsilon, norm, {name: valid_range[name]}, targets
+    )
     if not all(isinstance(x, Tracer) or np.isfinite(x).all() for x in valid_range[name]):
         raise ValueError(
             f"valid_range[{name!r}] must be finite, since starts are drawn from it, got "
@@ -128,12 +137,11 @@ def _hop_skip_jump(
     """The modality that `hop_skip_jump` perturbs."""
     ((name, clean),) = budget.clean.items()
     low, high = budget.valid_range[name]
-    labels = budget.labels
+    radius = budget.epsilon[name].reshape(-1)
 
     def is_fooled(x: jax.Array) -> jax.Array:
         log_probs = log_prob_fn({**inputs, name: x})
-        is_wrong = log_probs.argmax(axis=-1).astype(labels.dtype) != labels
-        return is_wrong & ~jnp.isnan(log_probs).any(axis=-1)
+        return budget.goal.is_reached(log_probs) & ~jnp.isnan(log_probs).any(axis=-1)
 
     def clip_array(x: jax.Array) -> jax.Array:
         return clip({name: x}, budget)[name]
@@ -148,7 +156,7 @@ def _hop_skip_jump(
     def iterate(carry: Any, step: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         x, nearest = carry
         j, count = step
-        distance = _distance(x, clean, norm)
+        distance = perturbation_norm(x, clean, norm)
         delta = jnp.where(j == 1, (high - low).max() / 10, distance / math.prod(clean.shape[1:]))
         draw_key = jax.random.fold_in(key, num_starts + j)
         normal = _estimate_normal(is_fooled, clip_array, draw_key, x, delta, count, norm)
@@ -156,7 +164,7 @@ def _hop_skip_jump(
         length = distance / jnp.sqrt(j).astype(clean.dtype)
         x = _step(is_fooled, clip_array, x, direction, length, num_halvings)
         x = _return_to_boundary(is_fooled, clean, x, norm, num_halvings)
-        nearer = _distance(x, clean, norm) < _distance(nearest, clean, norm)
+        nearer = perturbation_norm(x, clean, norm) < perturbation_norm(nearest, clean, norm)
         return (x, jnp.where(per_sample(nearer, x), x, nearest)), None
 
     # A sample without a start stays where it is in all that follows: its distance is zero.
@@ -170,16 +178,10 @@ def _hop_skip_jump(
     nearest: jax.Array = jax.lax.scan(iterate, (x, x), steps)[0][1]
     # On the boundary rounding decides the class: a hair beyond, it is the same wherever evaluated.
     beyond = clip_array(clean + 1.001 * (nearest - clean))
-    safe = is_fooled(beyond) & (_distance(beyond, clean, norm) <= budget.epsilon[name])
-    within = _distance(nearest, clean, norm) <= budget.epsilon[name]
+    safe = is_fooled(beyond) & (perturbation_norm(beyond, clean, norm) <= radius)
+    within = perturbation_norm(nearest, clean, norm) <= radius
     adversarial = jnp.where(per_sample(within, clean), nearest, clean)
     return jnp.where(per_sample(safe, clean), beyond, adversarial)
-
-
-def _distance(x: jax.Array, clean: jax.Array, norm: str) -> jax.Array:
-    """The norm of x - clean, (B,)."""
-    delta = jnp.abs(x - clean).reshape(len(clean), math.prod(clean.shape[1:]))
-    return delta.max(axis=1) if norm == "linf" else jnp.sqrt((delta**2).sum(axis=1))
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -249,7 +251,7 @@ def _return_to_boundary(
     Along the straight line for l2, and for linf along the projections of x onto ever smaller cubes,
     whose distance from the clean input is known.
     """
-    distance = per_sample(_distance(x, clean, norm), x)
+    distance = per_sample(perturbation_norm(x, clean, norm), x)
 
     def bisect(_: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         low, high, nearest = carry

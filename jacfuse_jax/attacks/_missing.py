@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_mapping, check_modalities, check_scalar, nan_like
+from jacfuse_jax._checks import check_mapping, check_modalities, nan_like
 from jacfuse_jax._devices import beside
-from jacfuse_jax.attacks._budget import LogProbFn, check_attacked, check_counts
+from jacfuse_jax.attacks._budget import check_attacked, check_counts, check_per_sample
 from jacfuse_jax.attacks._compiled import run_compiled
+from jacfuse_jax.attacks._goal import Goal, LogProbFn
 from jacfuse_jax.attacks._search import keep_larger
-from jacfuse_jax.attacks.losses import margin
 
 
 def adversarial_missing(
@@ -25,6 +25,7 @@ def adversarial_missing(
     fraction: Mapping[str, ArrayLike],
     fill_value: Mapping[str, ArrayLike],
     num_steps: int = 20,
+    targets: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """Adversarial missing entries: x'_i = fill_i for at most k = round(fraction * D) entries i.
 
@@ -40,20 +41,24 @@ def adversarial_missing(
       inputs: {modality: (B, ...)}; modalities without a fraction may be any pytree.
       labels: (B,), integer; true classes, or predicted ones.
       key: PRNG key of the random choice.
-      fraction: {modality: share} of the D entries of a sample, in [0, 1], a scalar each, traced or
-        not; modalities not named are left untouched.
+      fraction: {modality: share} of the D entries of a sample, in [0, 1], traced or not, each a
+        scalar or (B,), a share a sample; modalities not named are left untouched.
       fill_value: {modality: value} that missing entries read, a scalar or an array that broadcasts
         to (B, ...); one for every modality in fraction.
       num_steps: gradient evaluations, at least 1; static.
+      targets: (B,), integer; classes that the samples are driven to, one that is the label
+        included: the margin is then log p(target) - max_{k != target} log p_k; None: any but the
+        label.
 
     Returns:
       The inputs with entries of the named modalities filled; a sample whose margin never rises, or
       is NaN, is returned as it is.
 
     Raises:
-      TypeError: a perturbed modality is not float32 or float64.
-      ValueError: unknown modality, one without a fill value, a fraction that is not a scalar in
-        [0, 1], num_steps < 1, or fewer than 2 classes.
+      TypeError: a perturbed modality is not float32 or float64, or labels or targets are not
+        integer.
+      ValueError: unknown modality, one without a fill value, a fraction that is not in [0, 1] or of
+        another shape, a label or target that is no class, num_steps < 1, or fewer than 2 classes.
 
     References:
       Papernot, McDaniel, Jha, Fredrikson, Celik, Swami, "The Limitations of Deep Learning in
@@ -63,14 +68,14 @@ def adversarial_missing(
     check_mapping("fraction", fraction, "share")
     check_mapping("fill_value", fill_value, "value")
     check_modalities("fill_value", tuple(fill_value), inputs)
-    clean, classes = check_attacked(log_prob_fn, inputs, labels, "fraction", tuple(fraction))
+    clean, goal = check_attacked(log_prob_fn, inputs, labels, targets, "fraction", tuple(fraction))
     filled: dict[str, jax.Array] = {}
     count: dict[str, jax.Array] = {}
     for name, x in clean.items():
         if name not in fill_value:
             raise ValueError(f"fill_value must name {name!r}, as fraction does")
         filled[name] = jnp.broadcast_to(jnp.asarray(fill_value[name], x.dtype), x.shape)
-        share = check_scalar(f"fraction[{name!r}]", fraction[name], x.dtype, high=1)
+        share = check_per_sample(f"fraction[{name!r}]", fraction[name], x, high=1)
         clean[name] = nan_like(x, share)
         count[name] = jnp.round(share * math.prod(x.shape[1:])).astype(int)
     perturbed = run_compiled(
@@ -80,7 +85,7 @@ def adversarial_missing(
         clean,
         filled,
         count,
-        classes,
+        goal,
         key,
         num_steps=num_steps,
     )
@@ -93,7 +98,7 @@ def _adversarial_missing(
     clean: dict[str, jax.Array],
     filled: dict[str, jax.Array],
     count: dict[str, jax.Array],
-    labels: jax.Array,
+    goal: Goal,
     key: jax.Array,
     *,
     num_steps: int,
@@ -101,7 +106,7 @@ def _adversarial_missing(
     """The modalities that `adversarial_missing` perturbs."""
 
     def loss_fn(x: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        loss = margin(log_prob_fn({**inputs, **x}), labels)
+        loss = goal.margin(log_prob_fn({**inputs, **x}))
         return loss.sum(), loss
 
     def fill(missing: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -1,6 +1,5 @@
 """The Square Attack: a local random search that sees log-probabilities but no gradients."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -10,10 +9,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jacfuse_jax._devices import beside
-from jacfuse_jax.attacks._budget import Budget, LogProbFn, check_counts, clip, make_budget
+from jacfuse_jax.attacks._budget import Budget, check_counts, clip, make_budget
 from jacfuse_jax.attacks._compiled import run_compiled
+from jacfuse_jax.attacks._goal import LogProbFn
+from jacfuse_jax.attacks._images import as_images, shaped_like
 from jacfuse_jax.attacks._search import keep_larger
-from jacfuse_jax.attacks.losses import margin
 
 
 def square(
@@ -27,6 +27,7 @@ def square(
     num_queries: int = 1000,
     initial_share: float = 0.8,
     valid_range: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+    targets: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """Square Attack: keeps changes of one window at a time that raise `losses.margin`.
 
@@ -53,21 +54,26 @@ def square(
       inputs: {modality: (B, ...)}; modalities without a budget may be any pytree.
       labels: (B,), integer; true classes, or predicted ones.
       key: PRNG key of the start and of the windows.
-      epsilon: {modality: radius} in units of the input, a scalar each, traced or not; modalities
-        not named are left untouched.
+      epsilon: {modality: radius} in units of the input, traced or not, each a scalar or (B,), a
+        radius a sample; modalities not named are left untouched.
       norm: "linf" or "l2", per modality over all entries of a sample.
       num_queries: evaluations of log_prob_fn besides that of the clean input, at least 1; static.
       initial_share: p of the first window, in (0, 1]; static.
       valid_range: {modality: (low, high)} of valid entries, scalars or arrays; None: unbounded.
+      targets: (B,), integer; classes that the samples are driven to, one that is the label
+        included: the margin is then log p(target) - max_{k != target} log p_k, and a sample stops
+        once it is classified as its target; None: any but the label.
 
     Returns:
       The inputs with the named modalities perturbed; a sample whose margin never rises, or is NaN,
       is returned as it is.
 
     Raises:
-      TypeError: a perturbed modality is not float32 or float64.
-      ValueError: unknown norm or modality, an epsilon that is not a finite scalar >= 0,
-        num_queries < 1, or initial_share outside (0, 1].
+      TypeError: a perturbed modality is not float32 or float64, or labels or targets are not
+        integer.
+      ValueError: unknown norm or modality, an epsilon that is not finite and >= 0 or of another
+        shape, a label or target that is no class, num_queries < 1, fewer than 2 classes, or
+        initial_share outside (0, 1].
 
     References:
       Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a query-efficient black-box
@@ -76,7 +82,7 @@ def square(
     check_counts(num_queries=num_queries)
     if not 0 < initial_share <= 1:
         raise ValueError(f"initial_share must lie in (0, 1], got {initial_share}")
-    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range)
+    budget = make_budget(log_prob_fn, inputs, labels, epsilon, norm, valid_range, targets)
     perturbed = run_compiled(
         _square,
         log_prob_fn,
@@ -101,12 +107,12 @@ def _square(
     initial_share: float,
 ) -> dict[str, jax.Array]:
     """The modalities that `square` perturbs."""
-    labels, budget = budget.labels, _as_images(budget)
+    budget = as_images(budget)
     start_fn, change_fn = (_stripes, _recolour) if norm == "linf" else (_peaks, _move_budget)
     names = sorted(budget.clean)
 
     def loss_fn(images: dict[str, jax.Array]) -> jax.Array:
-        return margin(log_prob_fn({**inputs, **_shaped_like(inputs, images)}), labels)
+        return budget.goal.margin(log_prob_fn({**inputs, **shaped_like(inputs, images)}))
 
     def query(carry: tuple[Any, jax.Array], step: tuple[jax.Array, jax.Array]) -> Any:
         (x, loss), (index, share) = carry, step
@@ -131,7 +137,7 @@ def _square(
     clean_loss = loss_fn(budget.clean)
     clean_loss = jnp.where(clean_loss > 0, jnp.inf, clean_loss)
     best, _ = keep_larger(budget.clean, clean_loss, x, loss)
-    return _shaped_like(inputs, best)
+    return shaped_like(inputs, best)
 
 
 class _Window(NamedTuple):
@@ -142,45 +148,6 @@ class _Window(NamedTuple):
     height: jax.Array
     width: jax.Array
     inside: jax.Array  # (B, H, W, 1), boolean
-
-
-def _as_images(budget: Budget) -> Budget:
-    """The budget with all arrays as (B, H, W, C)."""
-    images = budget._replace(clean={}, valid_range={})
-    for name, clean in budget.clean.items():
-        images.clean[name] = _as_image(clean)
-        if name in budget.valid_range:
-            low, high = budget.valid_range[name]
-            images.valid_range[name] = (
-                _as_image(jnp.broadcast_to(low, clean.shape)),
-                _as_image(jnp.broadcast_to(high, clean.shape)),
-            )
-    return images
-
-
-def _as_image(x: jax.Array) -> jax.Array:
-    """(B, ...) to (B, H, W, C)."""
-    if x.ndim == 4:
-        return x
-    if x.ndim == 5:
-        x = jnp.moveaxis(x, 1, 3)
-        return x.reshape(*x.shape[:3], x.shape[3] * x.shape[4])
-    if x.ndim == 3:
-        return x[:, None]
-    return x.reshape(x.shape[0], 1, math.prod(x.shape[1:]), 1)
-
-
-def _shaped_like(inputs: Mapping[str, Any], images: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Undoes `_as_images`."""
-    shaped: dict[str, jax.Array] = {}
-    for name, image in images.items():
-        shape = jnp.shape(inputs[name])
-        if len(shape) == 5:
-            frames = image.reshape(*image.shape[:3], shape[1], shape[4])
-            shaped[name] = jnp.moveaxis(frames, 3, 1)
-        else:
-            shaped[name] = image.reshape(shape)
-    return shaped
 
 
 def _shares(initial_share: float, num_queries: int) -> np.ndarray:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from jacfuse_jax.attacks import _budget, apgd, pgd
-from jacfuse_jax.attacks._apgd import _checkpoints
+from jacfuse_jax.attacks import _budget, _starts, apgd, pgd
+from jacfuse_jax.attacks._ascent import checkpoints_of
 from tests.attacks.classifiers import (
     BATCH,
     SOUND,
@@ -67,7 +67,7 @@ def attack_network(attack, network, epsilon, seed=0, **static: Any):
     return {"image": np.asarray(found["image"])}
 
 
-def by_the_paper(network, start, epsilon, norm, num_steps):
+def by_the_paper(network, start, epsilon, norm, num_steps, relative_step_size=2.0):
     """Algorithm 1 for every sample in turn in NumPy; returns the input of highest loss."""
     found = []
     for b, clean in enumerate(network.inputs["image"]):
@@ -89,7 +89,8 @@ def by_the_paper(network, start, epsilon, norm, num_steps):
         x = [start[b]]
         values, gradient = [loss_and_gradient(x[0])[0]], loss_and_gradient(x[0])[1]
         highest = (values[0], x[0], gradient)
-        eta, eta_before, highest_before, rises = 2 * epsilon, 2 * epsilon, values[0], []
+        eta = eta_before = relative_step_size * epsilon
+        highest_before, rises = values[0], []
         for k in range(num_steps):
             if k and k in checkpoints:
                 window = k - checkpoints[checkpoints.index(k) - 1]
@@ -114,14 +115,15 @@ def by_the_paper(network, start, epsilon, norm, num_steps):
 
 
 def test_checkpoints_are_those_of_the_paper():
-    assert _checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
-    assert _checkpoints(5) == [0, 2, 3, 4]
-    assert _checkpoints(1) == [0]
+    assert checkpoints_of(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoints_of(5) == [0, 2, 3, 4]
+    assert checkpoints_of(1) == [0]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 class TestEveryNorm:
-    def test_follows_the_algorithm_of_the_paper(self, norm):
+    @pytest.mark.parametrize("relative_step_size", [2.0, 0.5])
+    def test_follows_the_algorithm_of_the_paper(self, norm, relative_step_size):
         network = Network(batch=12, num_classes=2)  # the highest loss is misclassified if any is
         epsilon = 0.5
         budget = _budget.make_budget(
@@ -132,9 +134,12 @@ class TestEveryNorm:
             norm,
             None,
         )
-        start = np.asarray(_budget.random_start(jax.random.key(3), budget, norm)["image"])
-        expected = by_the_paper(network, start, epsilon, norm, num_steps=40)
-        found = attack_network(apgd, network, epsilon, seed=3, norm=norm, num_steps=40)
+        start = np.asarray(_starts.random_start(jax.random.key(3), budget, norm)["image"])
+        expected = by_the_paper(
+            network, start, epsilon, norm, num_steps=40, relative_step_size=relative_step_size
+        )
+        options = {} if relative_step_size == 2 else {"relative_step_size": relative_step_size}
+        found = attack_network(apgd, network, epsilon, seed=3, norm=norm, num_steps=40, **options)
         # Around a maximum, the rounding of the loss hides moves of the order of sqrt(eps).
         atol = 4 * np.finfo(np.float64).eps ** 0.5
         np.testing.assert_allclose(found["image"], expected, rtol=0, atol=atol)
@@ -189,7 +194,7 @@ class TestEveryNorm:
         log_prob_fn = functools.partial(fused_log_probs, model.kernels)
         epsilon = {"audio": 0.0, "image": 0.2}
         budget = _budget.make_budget(log_prob_fn, named, model.labels, epsilon, norm, None)
-        start = _budget.random_start(jax.random.key(0), budget, norm)["image"]
+        start = _starts.random_start(jax.random.key(0), budget, norm)["image"]
         assert any(np.allclose(found[1], x[1]) for x in (start, clean))
         np.testing.assert_allclose(found[2:], expected[2:], atol=1e-12)
 
