@@ -14,13 +14,15 @@ import soundfile
 from numpy.typing import NDArray
 
 from data_pipelines.av_mnist import AvMnistConfig
-from data_pipelines.av_mnist.sources import PUBLISHED, Sources
+from data_pipelines.av_mnist.sources import PUBLISHED, Sources, listed
 
 needs_published_files = pytest.mark.skipif(
     "JACFUSE_TEST_DATA" not in os.environ,
     reason="JACFUSE_TEST_DATA names no folder with mnist/*.gz, fsdd/*.tar.gz and esc10/*.tar.gz",
 )
-UNCHECKED = Sources(*(source and source._replace(sha256=None) for source in PUBLISHED))
+UNCHECKED = Sources(
+    **{name: source._replace(sha256=None) for name, source in listed(PUBLISHED).items()}
+)
 TINY: dict[str, Any] = {
     "snr_db": 10.0,
     "num_train": 60,
