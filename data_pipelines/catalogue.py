@@ -1,5 +1,7 @@
 """What is known of the data sets before they are read, without the libraries that read them."""
 
+from data_pipelines.errors import DataError
+
 KINDS: dict[str, dict[str, str]] = {
     "digits": {"upper": "image", "lower": "image"},
     "av_mnist": {"image": "image", "audio": "spectrogram"},
@@ -15,5 +17,50 @@ low to high, times, 1); "series", (times, channels); or "vector", (features,).
 MODALITIES: dict[str, tuple[str, ...]] = {name: tuple(kinds) for name, kinds in KINDS.items()}
 """Names of the modalities of every data set."""
 
+CONFIGS: dict[str, tuple[str, ...]] = {"av_mnist": ("noisy", "balanced", "clean")}
+"""Of data sets that there are several of {data set: names of its configs, the default first}."""
+
+NAMES: tuple[str, ...] = tuple(
+    full_name
+    for name in KINDS
+    for full_name in (name, *(f"{name}/{config}" for config in CONFIGS.get(name, ())))
+)
+"""All that `datasets.load` takes: "av_mnist", "av_mnist/balanced", ..."""
+
 NUM_FOLDS = 6
 """Of RAVDESS, see `ravdess.split_actors`."""
+
+
+def base_name(name: str) -> str:
+    """Returns the key of `KINDS` and `MODALITIES` that a name has: "av_mnist" of "av_mnist/clean".
+
+    Args:
+      name: one of `NAMES`.
+    """
+    return name.partition("/")[0]
+
+
+def config_name(name: str) -> str | None:
+    """Returns the config that a name chooses: "clean" of "av_mnist/clean", else the default.
+
+    Args:
+      name: one of `NAMES`.
+
+    Returns:
+      One of `CONFIGS`, or None where there are none.
+
+    Raises:
+      DataError: no such data set or config.
+    """
+    base, slash, config = name.partition("/")
+    if base not in KINDS:
+        raise DataError(f"name={name!r}: unknown; choose from {', '.join(KINDS)}")
+    configs = CONFIGS.get(base)
+    if configs is None:
+        if slash:
+            raise DataError(f"name={name!r}: {base} has no configs; choose {base!r}")
+        return None
+    if slash and config not in configs:
+        choices = ", ".join(f"{base}/{choice}" for choice in configs)
+        raise DataError(f"name={name!r}: no such config; choose from {choices}")
+    return config or configs[0]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from data_pipelines import av_mnist, digits, ravdess, vggsound
 from data_pipelines.av_mnist import AvMnistConfig
-from data_pipelines.catalogue import KINDS, MODALITIES
+from data_pipelines.catalogue import KINDS, MODALITIES, base_name, config_name
 from data_pipelines.errors import DataError
 from data_pipelines.preparing import is_prepared, make_builder
 from data_pipelines.ravdess import RavdessConfig
@@ -23,7 +23,7 @@ class MultimodalDataset(NamedTuple):
     """Rows of several modalities with one label each.
 
     Attributes:
-      name: of the data set.
+      name: of the data set, as it was asked for.
       modalities: their names, in the order of `MODALITIES`.
       kinds: {modality: "image", "video" or "spectrogram"}, see `catalogue.KINDS`.
       num_classes: labels are 0 .. num_classes - 1.
@@ -31,7 +31,8 @@ class MultimodalDataset(NamedTuple):
         "group": (N,) int32}}. A row of a modality is a picture (H, W, 1) or frames (T, H, W, 3);
         those of "ravdess" and "vggsound" are a `StoredColumn`, all else is in memory. Rows of one
         group, which has the number of its first row, are not independent of each other: they share
-        a recording, an actor or a video.
+        a recording, an actor or a video. Splits of "av_mnist" with noise also have "noise_group",
+        (N,) int32: rows of one share the clip that their noise is cut out of.
     """
 
     name: str
@@ -52,14 +53,15 @@ def load(
     max_missing: float = 1.0,
     num_workers: int | None = None,
     progress: bool = True,
-    av_mnist_config: AvMnistConfig = av_mnist.DEFAULT_CONFIG,
+    av_mnist_config: AvMnistConfig | None = None,
     ravdess_config: RavdessConfig = ravdess.DEFAULT_CONFIG,
     vggsound_config: VggSoundConfig = vggsound.DEFAULT_CONFIG,
 ) -> MultimodalDataset:
     """Loads a data set, preparing it first if need be.
 
     Args:
-      name: a key of `MODALITIES`.
+      name: one of `catalogue.NAMES`, "av_mnist/balanced" for example. "av_mnist" alone is its first
+        config, "av_mnist/noisy".
       data_dir: where prepared data sets are kept; "digits" needs none.
       manual_dir: folder with the raw files; None downloads them, all but those of "vggsound".
         "digits" needs none.
@@ -70,7 +72,8 @@ def load(
       num_workers: processes that decode clips of "ravdess" and "vggsound"; None is one for each CPU
         that this process may use.
       progress: shows progress bars where standard error is a terminal.
-      av_mnist_config: sizes, seed and raw files of "av_mnist".
+      av_mnist_config: noise, sizes, seed and raw files of "av_mnist", instead of those that the
+        name chooses.
       ravdess_config: sizes of "ravdess".
       vggsound_config: sizes of "vggsound".
 
@@ -78,20 +81,26 @@ def load(
       The data set.
 
     Raises:
-      DataError: unknown name or fold, fewer rows than asked for, or raw files that cannot be used.
+      DataError: unknown name, config or fold, fewer rows than asked for, or raw files that
+        cannot be used.
     """
-    if name not in MODALITIES:
-        raise DataError(f"name={name!r}: unknown; choose from {', '.join(MODALITIES)}")
+    config = config_name(name)
+    base = base_name(name)
     actors = ravdess.split_actors(fold)  # refuses a fold that there is not
     data_dir = Path(data_dir)
-    if name == "digits":
+    if base == "digits":
         return _dataset(name, 10, _load_digits(num_train, num_eval))
-    if name == "av_mnist":
+    if config is not None:
         splits = _load_av_mnist(
-            data_dir, manual_dir, num_train, num_eval, progress, av_mnist_config
+            data_dir,
+            manual_dir,
+            num_train,
+            num_eval,
+            progress,
+            av_mnist_config or av_mnist.CONFIGS[config],
         )
         return _dataset(name, 10, splits)
-    if name == "ravdess":
+    if base == "ravdess":
         most = ravdess.MAX_CLIPS_PER_ACTOR
         _check_counts(num_train, most * len(actors["train"]), num_eval, most * len(actors["test"]))
         builder = ravdess.prepare(
@@ -113,7 +122,8 @@ def load(
 
 def _dataset(name: str, num_classes: int, splits: Splits) -> MultimodalDataset:
     """Adds what is known of a data set before it is read."""
-    return MultimodalDataset(name, MODALITIES[name], dict(KINDS[name]), num_classes, splits)
+    base = base_name(name)
+    return MultimodalDataset(name, MODALITIES[base], dict(KINDS[base]), num_classes, splits)
 
 
 def _load_digits(num_train: int | None, num_eval: int | None) -> Splits:
@@ -148,6 +158,8 @@ def _load_av_mnist(
         )
         splits[split] = {key: columns[key] for key in (*MODALITIES["av_mnist"], "label")}
         splits[split]["group"] = _groups(columns["recording"])
+        if config.snr_db is not None:
+            splits[split]["noise_group"] = _groups(columns["noise"])
     return splits
 
 

@@ -1,6 +1,6 @@
 r"""Prepares a data set without training on it.
 
-    python -m data_pipelines.prepare --dataset=av_mnist
+    python -m data_pipelines.prepare --dataset=av_mnist/balanced
     python -m data_pipelines.prepare --dataset=ravdess --manual_dir=/data/ravdess --num_workers=8
 
 The experiments prepare what they need with the same flags and find what this made. README.md tells
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from data_pipelines.catalogue import MODALITIES
+from data_pipelines.catalogue import NAMES, base_name, config_name
 from data_pipelines.errors import DataError, with_flag
 
 
@@ -30,7 +30,7 @@ def prepare(
     """Makes a data set in `data_dir` unless it is there already.
 
     Args:
-      dataset: a key of `MODALITIES`.
+      dataset: one of `catalogue.NAMES`.
       data_dir: as for `datasets.load`.
       manual_dir: as for `datasets.load`.
       num_workers: as for `datasets.load`.
@@ -40,18 +40,19 @@ def prepare(
       One line that tells where it lies, and how many rows each of its splits has.
 
     Raises:
-      DataError: raw files or folders cannot be used.
+      DataError: unknown data set or config; raw files or folders cannot be used.
     """
+    config, base = config_name(dataset), base_name(dataset)
     # Imported here, and one of them alone, since --help shall not wait for seconds.
-    if dataset == "digits":
+    if base == "digits":
         from data_pipelines.digits.digits import SPLIT_SIZES
 
         return f"digits needs no preparation: scikit-learn has it ({_rows(SPLIT_SIZES)})"
-    if dataset == "av_mnist":
+    if config is not None:
         from data_pipelines import av_mnist
 
-        builder = av_mnist.prepare(data_dir, manual_dir)
-    elif dataset == "ravdess":
+        builder = av_mnist.prepare(data_dir, manual_dir, av_mnist.CONFIGS[config])
+    elif base == "ravdess":
         from data_pipelines import ravdess
 
         builder = ravdess.prepare(data_dir, manual_dir, num_workers=num_workers)
@@ -92,7 +93,7 @@ def _rows(sizes: dict[str, int]) -> str:
 
 def _define_flags() -> None:
     """Declares the flags, which the experiments have as well."""
-    flags.DEFINE_enum("dataset", "digits", sorted(MODALITIES), "Data set.")
+    flags.DEFINE_enum("dataset", "digits", sorted(NAMES), "Data set.")
     flags.DEFINE_string(
         "manual_dir", None, "Folder with the raw files; they are downloaded where it is not given."
     )

@@ -1,9 +1,10 @@
-"""Pairs of a reduced MNIST image and the spectrogram of a recording of the same digit."""
+"""Pairs of a reduced MNIST image and the spectrogram of the same digit, spoken in noise."""
 
-from data_pipelines.av_mnist.builder import DEFAULT_CONFIG, AvMnist, AvMnistConfig
+from data_pipelines.av_mnist.builder import CONFIGS, DEFAULT_CONFIG, AvMnist, AvMnistConfig
 from data_pipelines.av_mnist.prepared import prepare, read_split
 
 __all__ = [
+    "CONFIGS",
     "DEFAULT_CONFIG",
     "AvMnist",
     "AvMnistConfig",

@@ -1,7 +1,7 @@
 """The tensorflow-datasets builder of AV-MNIST; it neither needs nor uses TensorFlow."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -10,11 +10,21 @@ import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 
 from data_pipelines.av_mnist.energy import fit_subspace, project
+from data_pipelines.av_mnist.mixing import draw_excerpts, mix
+from data_pipelines.av_mnist.noise import NoiseClip
 from data_pipelines.av_mnist.pairing import pair_recordings
-from data_pipelines.av_mnist.sources import PUBLISHED, RawData, Sources, manual_paths, read_sources
-from data_pipelines.av_mnist.spectrogram import SIZE, encode_png, log_spectrogram
+from data_pipelines.av_mnist.recordings import Recording
+from data_pipelines.av_mnist.sources import (
+    PUBLISHED,
+    RawData,
+    Sources,
+    listed,
+    manual_paths,
+    read_sources,
+)
+from data_pipelines.av_mnist.spectrogram import SIZE, log_spectrogram
 from data_pipelines.errors import DataError
-from data_pipelines.preparing import ArrayRecordBuilder, download, forget_download
+from data_pipelines.preparing import ArrayRecordBuilder, bytes_feature, download, forget_download
 
 _CITATION = """@article{lecun1998gradient,
   title={Gradient-based learning applied to document recognition},
@@ -30,21 +40,31 @@ _CITATION = """@article{lecun1998gradient,
   author={Jackson, Zohar and others},
   doi={10.5281/zenodo.1342401},
   year={2018}
+}
+@inproceedings{piczak2015esc,
+  title={{ESC}: Dataset for Environmental Sound Classification},
+  author={Piczak, Karol J.},
+  booktitle={Proceedings of the 23rd ACM International Conference on Multimedia},
+  pages={1015--1018},
+  doi={10.1145/2733373.2806390},
+  year={2015}
 }"""
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class AvMnistConfig(tfds.core.BuilderConfig):
-    """Sizes, seed and raw files; not to be changed once made.
+    """Noise, sizes, seed and raw files; not to be changed once made.
 
     Attributes:
+      snr_db: ratio of the powers of a recording and its noise in decibels; None adds no noise.
       num_train: training pairs, made from the first images of MNIST's training file.
       num_validation: validation pairs, made from the last images of MNIST's training file.
       num_test: test pairs, made from the first images of MNIST's test file.
-      seed: of the pairing.
-      sources: the raw files.
+      seed: of the pairing and of the noise.
+      sources: the raw files; those of the noise are not needed where none is added.
     """
 
+    snr_db: float | None
     num_train: int = 55_000
     num_validation: int = 5_000
     num_test: int = 10_000
@@ -52,17 +72,28 @@ class AvMnistConfig(tfds.core.BuilderConfig):
     sources: Sources = PUBLISHED
 
 
-DEFAULT_CONFIG = AvMnistConfig(name="default")
+CONFIGS = {
+    "noisy": AvMnistConfig(name="noisy", snr_db=-18.0),
+    "balanced": AvMnistConfig(name="balanced", snr_db=-11.0),
+    "clean": AvMnistConfig(name="clean", snr_db=None),
+}
+"""By their names in `catalogue.CONFIGS`; the first is the default."""
+DEFAULT_CONFIG = next(iter(CONFIGS.values()))
 
 
 class AvMnist(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
-    """MNIST images reduced to 25% of their energy, paired with spectrograms of spoken digits."""
+    """MNIST images reduced to 25% of their energy, and spectrograms of digits spoken in noise."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS: ClassVar[list[AvMnistConfig]] = [DEFAULT_CONFIG]
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.0.0": "Recordings as they are.",
+        "2.0.0": "Environmental noise in the recordings; `clean` has the data of 1.0.0.",
+    }
+    BUILDER_CONFIGS: ClassVar[list[AvMnistConfig]] = list(CONFIGS.values())
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Optional: mnist/ with MNIST's four .gz files and fsdd/ with one .tar.gz source archive of"
-        " the Free Spoken Digit Dataset. Without them the files are downloaded."
+        "Optional: mnist/ with MNIST's four .gz files, fsdd/ with one .tar.gz source archive of"
+        " the Free Spoken Digit Dataset and, for noise, esc10/ with one of ESC-10. Without them the"
+        " files are downloaded."
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -73,10 +104,11 @@ class AvMnist(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Tensor(shape=(28, 28, 1), dtype=np.float32),
-                    "audio": tfds.features.Image(shape=(SIZE, SIZE, 1), encoding_format="png"),
+                    "audio": bytes_feature(SIZE, SIZE, 1),
                     "label": tfds.features.ClassLabel(num_classes=10),
                     "index": tfds.features.Scalar(dtype=np.int32),
                     "recording": tfds.features.Text(),
+                    "noise": tfds.features.Text(),
                 }
             ),
             disable_shuffling=True,
@@ -86,9 +118,6 @@ class AvMnist(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
         config = cast(AvMnistConfig, self.builder_config)
         raw = _raw_data(config, dl_manager)
         subspace = fit_subspace(raw.train_images[: config.num_train])
-        pictures = {
-            each.name: encode_png(log_spectrogram(each.waveform)) for each in raw.recordings
-        }
         num_images = len(raw.train_images)
         validation = range(num_images - config.num_validation, num_images)
         rows = {
@@ -101,7 +130,7 @@ class AvMnist(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
             recordings = pair_recordings(labels[indices], raw.recordings, split, config.seed)
             generators[split] = self._generate_examples(
                 project(subspace, images[indices]),
-                [pictures[recording.name] for recording in recordings],
+                *_sounds(recordings, raw.noise, split, config),
                 labels[indices],
                 indices,
                 [recording.name for recording in recordings],
@@ -111,21 +140,41 @@ class AvMnist(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self,
         images: NDArray[np.float32],
-        pictures: Iterable[bytes],
+        pictures: Iterable[NDArray[np.uint8]],
+        noise: Iterable[str],
         labels: NDArray[np.uint8],
         indices: Iterable[int],
         names: Iterable[str],
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        columns = zip(images, pictures, labels, indices, names, strict=True)
-        for key, (image, picture, label, index, name) in enumerate(columns):
+        columns = zip(images, pictures, noise, labels, indices, names, strict=True)
+        for key, (image, picture, clip_id, label, index, name) in enumerate(columns):
             example = {
                 "image": image,
-                "audio": picture,
+                "audio": picture[..., np.newaxis],
                 "label": int(label),
                 "index": index,
                 "recording": name,
+                "noise": clip_id,
             }
             yield key, example
+
+
+def _sounds(
+    recordings: Sequence[Recording], clips: Sequence[NoiseClip], split: str, config: AvMnistConfig
+) -> tuple[Iterable[NDArray[np.uint8]], list[str]]:
+    """Returns the spectrograms of all pairs of a split and the ids of their noise."""
+    snr_db = config.snr_db
+    if snr_db is None:
+        distinct = {each.name: each.waveform for each in recordings}
+        pictures = {name: log_spectrogram(waveform) for name, waveform in distinct.items()}
+        return [pictures[each.name] for each in recordings], [""] * len(recordings)
+    excerpts = draw_excerpts(clips, len(recordings), split, config.seed)
+    # Made one by one as they are written.
+    mixed = (
+        log_spectrogram(mix(recording.waveform, excerpt.waveform, snr_db))
+        for recording, excerpt in zip(recordings, excerpts, strict=True)
+    )
+    return mixed, [excerpt.clip_id for excerpt in excerpts]
 
 
 def _raw_data(config: AvMnistConfig, dl_manager: tfds.download.DownloadManager) -> RawData:
@@ -134,12 +183,12 @@ def _raw_data(config: AvMnistConfig, dl_manager: tfds.download.DownloadManager) 
         manual_dir = Path(dl_manager.manual_dir)
     except AssertionError:  # there is no such folder
         return _downloaded_data(config, dl_manager)
-    return _read(config, manual_paths(config.sources, manual_dir))
+    return _read(config, manual_paths(_sources(config), manual_dir))
 
 
 def _downloaded_data(config: AvMnistConfig, dl_manager: tfds.download.DownloadManager) -> RawData:
     """Downloads what has not been downloaded yet, and keeps nothing that turns out to be wrong."""
-    urls = {name: source.url for name, source in config.sources._asdict().items()}
+    urls = {name: source.url for name, source in listed(_sources(config)).items()}
     paths = download(dl_manager, urls)
     try:
         return _read(config, paths)
@@ -154,4 +203,9 @@ def _downloaded_data(config: AvMnistConfig, dl_manager: tfds.download.DownloadMa
 def _read(config: AvMnistConfig, paths: dict[str, Path]) -> RawData:
     """Reads raw files that must hold as many images as the config asks for."""
     num_images = config.num_train + config.num_validation
-    return read_sources(config.sources, paths, min_train=num_images, min_test=config.num_test)
+    return read_sources(_sources(config), paths, min_train=num_images, min_test=config.num_test)
+
+
+def _sources(config: AvMnistConfig) -> Sources:
+    """Returns the raw files that a config needs."""
+    return config.sources if config.snr_db is not None else config.sources._replace(noise=None)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from data_pipelines.av_mnist.recordings import Recording
 from data_pipelines.errors import DataError
 
-_SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 _NUM_HELD_OUT = 5
 
 
@@ -58,7 +58,7 @@ def pair_recordings(
                 " are test, 5-9 validation, the rest train); use the complete archive"
             )
         rows = np.flatnonzero(labels == digit)
-        rng = np.random.default_rng((seed, _SPLITS.index(split), digit))
+        rng = np.random.default_rng((seed, SPLITS.index(split), digit))
         turns = np.resize(rng.permutation(candidates), len(rows))
         pairs[rows] = rng.permutation(turns)
     return [recordings[int(position)] for position in pairs]

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from data_pipelines.av_mnist.builder import DEFAULT_CONFIG, AvMnist, AvMnistConfig
-from data_pipelines.av_mnist.spectrogram import decode_pngs
+from data_pipelines.av_mnist.spectrogram import pixel_values
 from data_pipelines.preparing import make_builder, prepare_builder
 from data_pipelines.stored import reading
 
@@ -27,7 +26,8 @@ def prepare(
 
     Args:
       data_dir: where prepared data sets and downloads are kept; made if missing.
-      manual_dir: folder with the raw files in `mnist/` and `fsdd/`; None downloads them.
+      manual_dir: folder with the raw files in `mnist/`, `fsdd/` and, for noise, `esc10/`; None
+        downloads them.
       config: sizes, seed and raw files; in one `data_dir`, different ones need different names.
       progress: shows progress bars where standard error is a terminal.
 
@@ -64,15 +64,15 @@ def read_split(
     Returns:
       "image": (N, 28, 28, 1) float32; "audio": (N, 112, 112, 1) float32 in [0, 1]; "label": (N,)
       int32; "index": (N,) int32, the image's position in its MNIST file; "recording": (N,) str, the
-      recording's file name.
+      recording's file name; "noise": (N,) str, the id of the clip that the noise is cut out of, ""
+      where there is none.
 
     Raises:
       DataError: what was prepared cannot be read any more.
     """
-    # Pictures are decoded here, since every recording serves many rows.
     builder = make_builder(AvMnist, data_dir, config)
     with reading(Path(builder.data_dir), f"split {split}"):
-        source = builder.as_data_source(split, decoders={"audio": tfds.decode.SkipDecoding()})
+        source = builder.as_data_source(split)
         positions = range(len(source) if num_examples is None else num_examples)
         rows: list[dict[str, Any]] = [
             source[i]
@@ -80,8 +80,9 @@ def read_split(
         ]
     return {
         "image": np.stack([row["image"] for row in rows]),
-        "audio": decode_pngs([row["audio"] for row in rows]),
+        "audio": pixel_values(np.stack([row["audio"] for row in rows])),
         "label": np.array([row["label"] for row in rows], np.int32),
         "index": np.array([row["index"] for row in rows], np.int32),
         "recording": np.array([row["recording"].decode() for row in rows]),
+        "noise": np.array([row["noise"].decode() for row in rows]),
     }

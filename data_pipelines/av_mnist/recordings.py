@@ -1,25 +1,21 @@
 """Reads the spoken digits out of a source archive, in memory, and refuses what is not one."""
 
 import dataclasses
-import hashlib
 import io
 import re
-import tarfile
-import zlib
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from data_pipelines.av_mnist.archives import REMEDY, read_members
 from data_pipelines.errors import DataError
 
 SAMPLE_RATE_HZ = 8000
 
-_FOLDER = "recordings"
+_FOLDER = re.compile("recordings")
 _NAME = re.compile(r"([0-9])_([a-z]+)_(0|[1-9][0-9]*)\.wav")
-_REMEDY = "fetch the archive again from its public home"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,88 +42,37 @@ def read_recordings(path: Path, sha256: str | None) -> list[Recording]:
 
     Args:
       path: the .tar.gz archive.
-      sha256: `content_digest` of the recordings in hexadecimal; None skips the check.
+      sha256: `archives.content_digest` of the recordings in hexadecimal; None skips the check.
 
     Returns:
       The recordings, sorted by file name.
 
     Raises:
-      DataError: missing, not a .tar.gz, truncated, a member that would leave the folder, an
-        unexpected name, a file that is not a mono 8 kHz WAV with samples, or a wrong digest.
+      DataError: as in `archives.read_members`; a file that is not a mono 8 kHz WAV with samples.
     """
-    files = _read_members(path)
-    if sha256 is not None and content_digest(files.items()) != sha256:
-        raise DataError(
-            f"{path}: the recordings differ from the published ones of this commit; {_REMEDY}"
-        )
-    return [_recording(path, name, files[name]) for name in sorted(files)]
-
-
-def content_digest(files: Iterable[tuple[str, bytes]]) -> str:
-    """Returns SHA-256 over name, length and bytes of files in the order of their names.
-
-    Unlike a digest of the archive it does not depend on how the archive was packed.
-
-    Args:
-      files: pairs (file name, content).
-
-    Returns:
-      The digest in hexadecimal.
-    """
-    digest = hashlib.sha256()
-    for name, content in sorted(files):
-        digest.update(f"{name} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
-def _read_members(path: Path) -> dict[str, bytes]:
-    """Returns {file name: content} of the archive's recordings."""
-    files: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                if name.is_absolute() or ".." in name.parts:
-                    raise DataError(f"{path}: member {member.name!r} leaves the folder; {_REMEDY}")
-                if name.parent.name != _FOLDER or member.isdir():
-                    continue
-                content = archive.extractfile(member) if member.isfile() else None
-                if content is None or name.name in files or not _NAME.fullmatch(name.name):
-                    raise DataError(
-                        f"{path}: member {member.name!r} is not a single"
-                        f" {{digit}}_{{speaker}}_{{index}}.wav; {_REMEDY}"
-                    )
-                files[name.name] = content.read()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {_REMEDY}") from None
-    except (EOFError, zlib.error):
-        raise DataError(f"{path}: truncated or damaged archive; {_REMEDY}") from None
-    except tarfile.ReadError as error:
-        problem = "truncated or damaged archive" if files else "not a .tar.gz archive"
-        raise DataError(f"{path}: {problem} ({error}); {_REMEDY}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
-    return files
+    files = read_members(
+        path, sha256, folder=_FOLDER, name=_NAME, form="{digit}_{speaker}_{index}.wav"
+    )
+    return [_recording(path, name, content) for name, content in files.items()]
 
 
 def _recording(path: Path, name: str, content: bytes) -> Recording:
     """Decodes one WAV file."""
-    where = f"{path}: {_FOLDER}/{name}"
+    where = f"{path}: recordings/{name}"
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             if file.format not in ("WAV", "WAVEX"):
-                raise DataError(f"{where} is {file.format}, expected WAV; {_REMEDY}")
+                raise DataError(f"{where} is {file.format}, expected WAV; {REMEDY}")
             if file.samplerate != SAMPLE_RATE_HZ:
                 raise DataError(
-                    f"{where} has {file.samplerate} Hz, expected {SAMPLE_RATE_HZ}; {_REMEDY}"
+                    f"{where} has {file.samplerate} Hz, expected {SAMPLE_RATE_HZ}; {REMEDY}"
                 )
             if file.channels != 1:
-                raise DataError(f"{where} has {file.channels} channels, expected 1; {_REMEDY}")
+                raise DataError(f"{where} has {file.channels} channels, expected 1; {REMEDY}")
             waveform = np.asarray(file.read(dtype="float64"), np.float64)
     except soundfile.LibsndfileError:
-        raise DataError(f"{where} is not a WAV file; {_REMEDY}") from None
+        raise DataError(f"{where} is not a WAV file; {REMEDY}") from None
     if not len(waveform):
-        raise DataError(f"{where} is empty; {_REMEDY}")
+        raise DataError(f"{where} is empty; {REMEDY}")
     digit, _, index = name.removesuffix(".wav").split("_")
     return Recording(name, int(digit), int(index), waveform)

@@ -1,12 +1,9 @@
 """Log-spectrograms of spoken digits as 8-bit pictures."""
 
-import io
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.signal import ShortTimeFFT, get_window
+from scipy.signal import get_window
 
 from data_pipelines.media.spectrograms import centred, relative_levels
 
@@ -17,8 +14,10 @@ SIZE = 112
 # samples apart cover 111 * 71 + 222 = 8103 samples, 1.01 s: all of 99.4% of the recordings.
 _WINDOW_SIZE = 2 * (SIZE - 1)
 _HOP = 71
-_NUM_SAMPLES = (SIZE - 1) * _HOP + _WINDOW_SIZE
-_TRANSFORM = ShortTimeFFT(np.asarray(get_window("hann", _WINDOW_SIZE)), _HOP, fs=8000)
+NUM_SAMPLES = (SIZE - 1) * _HOP + _WINDOW_SIZE
+"""What a spectrogram shows of a recording."""
+_WINDOW = np.asarray(get_window("hann", _WINDOW_SIZE))
+_VALUES = (np.arange(256) / 255).astype(np.float32)
 
 
 def log_spectrogram(waveform: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -34,30 +33,19 @@ def log_spectrogram(waveform: NDArray[np.float64]) -> NDArray[np.uint8]:
     Returns:
       (112, 112): row = frequency, from 0 to 4 kHz; column = time.
     """
-    # SciPy centres frame 0 on sample k_offset: half a window, so that it starts with the recording.
-    frames = _TRANSFORM.stft(
-        centred(waveform, _NUM_SAMPLES), p0=0, p1=SIZE, k_offset=_WINDOW_SIZE // 2
-    )
-    return relative_levels(np.abs(frames), decade_db=20)
+    frames = sliding_window_view(centred(waveform, NUM_SAMPLES), _WINDOW_SIZE)[::_HOP]
+    # All frames at once: scipy.signal.ShortTimeFFT takes one after the other, ten times as long.
+    levels = np.abs(np.fft.rfft(frames * _WINDOW, axis=1))
+    return relative_levels(levels.T, decade_db=20)
 
 
-def encode_png(picture: NDArray[np.uint8]) -> bytes:
-    """Returns the PNG file of a grey-scale picture (H, W)."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()
-
-
-def decode_pngs(files: Sequence[bytes]) -> NDArray[np.float32]:
-    """Decodes grey-scale PNG files of equal size, each distinct one once.
+def pixel_values(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Returns pixels / 255.
 
     Args:
-      files: N encoded pictures, N >= 1.
+      pictures: of any shape.
 
     Returns:
-      (N, H, W, 1) in [0, 1].
+      The same shape, in [0, 1].
     """
-    distinct = {content: i for i, content in enumerate(dict.fromkeys(files))}
-    pictures = np.stack([np.asarray(Image.open(io.BytesIO(content))) for content in distinct])
-    scaled = (pictures / 255).astype(np.float32)[..., np.newaxis]
-    return scaled[[distinct[content] for content in files]]
+    return _VALUES[pictures]

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 from tqdm.auto import tqdm
 
+from data_pipelines.catalogue import base_name
 from data_pipelines.datasets import MultimodalDataset
 from data_pipelines.stored import Column
 from jacfuse_jax import training
@@ -26,12 +27,18 @@ from jacfuse_jax.models import (
 from jacfuse_jax.programs import InputError
 
 _LEARNING_RATE = 1e-3
-# Keyword arguments of LeNet.
+# Keyword arguments of LeNet, for all configs of a data set.
 _LENETS: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "upper"): {"channels": (16, 32), "kernel_size": 3, "hidden_sizes": (64, 32)},
     ("digits", "lower"): {"channels": (16, 32), "kernel_size": 3, "hidden_sizes": (64, 32)},
     ("av_mnist", "image"): {"channels": (16, 32), "kernel_size": 3, "patch_size": 4},
-    ("av_mnist", "audio"): {"channels": (16, 32), "kernel_size": 3, "patch_size": 8},
+    ("av_mnist", "audio"): {
+        "channels": (16, 64),
+        "kernel_size": 3,
+        "patch_size": 8,
+        "mean": 0.5,
+        "stddev": 0.25,
+    },
 }
 
 
@@ -130,10 +137,11 @@ def _make_batches(
 def _make_model(dataset: MultimodalDataset, modality: str, rngs: nnx.Rngs) -> LeNet | ResNet:
     """The untrained classifier of a modality."""
     shape = dataset.splits["train"][modality].shape[1:]
-    if (dataset.name, modality) in _LENETS:
-        architecture = _LENETS[dataset.name, modality]
+    name = base_name(dataset.name)
+    if (name, modality) in _LENETS:
+        architecture = _LENETS[name, modality]
         return LeNet(shape, dataset.num_classes, **architecture, rngs=rngs)
-    make_fn = resnet18 if dataset.name == "vggsound" else small_resnet
+    make_fn = resnet18 if name == "vggsound" else small_resnet
     # Levels of sound lie in [0, 1] like pixels; frames are seen as ImageNet's weights expect them.
     mean, stddev = (IMAGENET_MEAN, IMAGENET_STDDEV) if shape[-1] == 3 else (0.5, 0.25)
     return make_fn(shape[-1], dataset.num_classes, mean=mean, stddev=stddev, rngs=rngs)

@@ -1,5 +1,6 @@
 """A LeNet for small images and spectrograms."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ class LeNet(nnx.Module):
         kernel_size: int = 5,
         patch_size: int = 1,
         hidden_sizes: Sequence[int] = (120, 84),
+        mean: float = 0.0,
+        stddev: float = 1.0,
         rngs: nnx.Rngs,
     ):
         """Builds the layers.
@@ -42,10 +45,14 @@ class LeNet(nnx.Module):
             must divide the input's, and a dense layer maps every patch to `channels[0]`. 4 suits
             spectrograms of 112 x 112.
           hidden_sizes: of the dense layers; the last is H, the number of features.
+          mean: of the inputs; the network sees (x - mean) / stddev, so that what is attacked or
+            corrupted remain inputs as they are.
+          stddev: likewise, positive.
           rngs: source of the initial parameters.
 
         Raises:
-          ValueError: a size is not positive, the kernel size is even, or patches do not fit.
+          ValueError: a size is not positive, the kernel size is even, patches do not fit, or mean
+            or stddev is out of range.
         """
         sizes = (*input_shape, num_classes, *channels, kernel_size, patch_size, *hidden_sizes)
         if min(sizes) < 1 or not channels or not hidden_sizes:
@@ -55,7 +62,13 @@ class LeNet(nnx.Module):
         height, width, in_channels = input_shape
         if height % patch_size or width % patch_size:
             raise ValueError(f"patch_size must divide {height} and {width}, got {patch_size}")
+        if not (math.isfinite(mean) and math.isfinite(stddev) and stddev > 0):
+            raise ValueError(
+                f"mean must be finite and stddev finite and positive, got {mean} and {stddev}"
+            )
         self.input_shape = input_shape
+        self.mean = mean
+        self.stddev = stddev
         self.patch_size = patch_size
         self.patches = nnx.List([])
         if patch_size > 1:
@@ -90,6 +103,7 @@ class LeNet(nnx.Module):
         Returns:
           `UnimodalOutput(logits (B, K), features (B, H))`.
         """
+        x = (x - self.mean) / self.stddev
         for layer in self.patches:
             x = nnx.relu(layer(_cut_into_patches(x, self.patch_size)))
         for convolution in self.convolutions:
@@ -102,9 +116,9 @@ class LeNet(nnx.Module):
     def lipschitz_bound(self, key: jax.Array) -> jax.Array:
         """An upper bound on the Lipschitz constant of the logits in the input, both in the 2-norm.
 
-        The product of the layers' spectral norms: exact ones of dense layers and of patches, which
-        do not overlap; of convolutions those of `bounds.spectral_norm`, with their zero padding.
-        ReLU and pooling over disjoint blocks have 1.
+        The product of the layers' spectral norms, divided by `stddev`: exact ones of dense layers
+        and of patches, which do not overlap; of convolutions those of `bounds.spectral_norm`, with
+        their zero padding. ReLU and pooling over disjoint blocks have 1.
 
         Args:
           key: of the power iterations.
@@ -112,7 +126,7 @@ class LeNet(nnx.Module):
         Returns:
           A scalar, float32.
         """
-        bound = jnp.ones((), jnp.float32)
+        bound = jnp.float32(1 / self.stddev)
         height, width, channels = self.input_shape
         for layer in self.patches:
             bound *= jnp.linalg.norm(layer.kernel[...], ord=2)

@@ -14,19 +14,28 @@ import soundfile
 from numpy.typing import NDArray
 
 from data_pipelines.av_mnist import AvMnistConfig
-from data_pipelines.av_mnist.sources import PUBLISHED, Sources
+from data_pipelines.av_mnist.sources import PUBLISHED, Sources, listed
 
 needs_published_files = pytest.mark.skipif(
     "JACFUSE_TEST_DATA" not in os.environ,
-    reason="JACFUSE_TEST_DATA names no folder with mnist/*.gz and fsdd/*.tar.gz",
+    reason="JACFUSE_TEST_DATA names no folder with mnist/*.gz, fsdd/*.tar.gz and esc10/*.tar.gz",
 )
-UNCHECKED = Sources(*(source._replace(sha256=None) for source in PUBLISHED))
-TINY: dict[str, Any] = {"num_train": 60, "num_validation": 20, "num_test": 20, "sources": UNCHECKED}
+UNCHECKED = Sources(
+    **{name: source._replace(sha256=None) for name, source in listed(PUBLISHED).items()}
+)
+TINY: dict[str, Any] = {
+    "snr_db": 10.0,
+    "num_train": 60,
+    "num_validation": 20,
+    "num_test": 20,
+    "sources": UNCHECKED,
+}
 TAR = "fsdd/spoken.tar.gz"
+NOISE_TAR = "esc10/sounds.tar.gz"
 
 
 def tiny_config(**changes: Any) -> AvMnistConfig:
-    """60 / 20 / 20 pairs from files without digests."""
+    """60 / 20 / 20 pairs, with noise 10 dB below, from files without digests."""
     return AvMnistConfig(name="tiny", **{**TINY, **changes})
 
 
@@ -70,6 +79,33 @@ def recordings() -> dict[str, bytes]:
     }
 
 
+def ogg_bytes(
+    waveform: NDArray[np.float64], *, sample_rate_hz: int = 44_100, subtype: str = "VORBIS"
+) -> bytes:
+    """An Ogg file of (num_samples,) or (num_samples, channels)."""
+    file = io.BytesIO()
+    soundfile.write(file, waveform, sample_rate_hz, subtype, format="OGG")
+    return file.getvalue()
+
+
+def rustle(seed: int, *, duration_s: float = 1.3) -> NDArray[np.float64]:
+    """White noise at 44.1 kHz."""
+    size = round(duration_s * 44_100)
+    return 0.1 * np.random.default_rng(seed).standard_normal(size)
+
+
+def noise_clips() -> dict[str, bytes]:
+    """Two clips for every fold, of which the first has two takes."""
+    return {
+        f"esc-abc/{kind:03} - Rustling/{fold}-{10 * fold + kind}-{take}.ogg": ogg_bytes(
+            rustle(100 * fold + 10 * kind + index)
+        )
+        for fold in (1, 2, 3, 4, 5)
+        for kind, takes in ((1, "AB"), (2, "A"))
+        for index, take in enumerate(takes)
+    }
+
+
 def labels_of(num_labels: int) -> NDArray[np.uint8]:
     """All ten digits over and over, in a fixed random order."""
     labels = np.arange(num_labels) % 10
@@ -84,14 +120,15 @@ def images_of(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def write_raw_files(folder: Path) -> Path:
-    """Writes 85 training and 25 test images, and 60 recordings; returns the folder."""
-    (folder / "mnist").mkdir(parents=True)
-    (folder / "fsdd").mkdir()
+    """Writes 85 training and 25 test images, 60 recordings and 15 noises; returns the folder."""
+    for name in ("mnist", "fsdd", "esc10"):
+        (folder / name).mkdir(parents=True)
     for prefix, count in (("train", 85), ("t10k", 25)):
         labels = labels_of(count)
         write_gzip(folder / f"mnist/{prefix}-images-idx3-ubyte.gz", idx_bytes(images_of(labels)))
         write_gzip(folder / f"mnist/{prefix}-labels-idx1-ubyte.gz", idx_bytes(labels))
     write_gzip(folder / TAR, tar_bytes({"fsdd-abc/README.md": b"spoken", **recordings()}))
+    write_gzip(folder / NOISE_TAR, tar_bytes({"esc-abc/README.md": b"sounds", **noise_clips()}))
     return folder
 
 

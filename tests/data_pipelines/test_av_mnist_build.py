@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from tensorflow_datasets.core.download import downloader
 
 from data_pipelines.av_mnist import AvMnist, AvMnistConfig, prepare, read_split
-from data_pipelines.av_mnist.sources import PUBLISHED, Sources
+from data_pipelines.av_mnist.recordings import read_recordings
+from data_pipelines.av_mnist.sources import PUBLISHED, Sources, listed
+from data_pipelines.av_mnist.spectrogram import log_spectrogram
 from data_pipelines.errors import DataError
 from tests.data_pipelines.local_server import served
 from tests.data_pipelines.processes import exit_code, prepare_av_mnist, start
 from tests.data_pipelines.raw_files import (
+    NOISE_TAR,
     TAR,
     idx_bytes,
     images_of,
@@ -94,6 +97,38 @@ def test_audio_is_that_of_the_named_recording(built: Splits) -> None:
         assert np.abs(peak - frequency_hz * 222 / 8000).max() <= 0.55
 
 
+def test_noise_is_of_the_splits_folds_and_makes_every_row_its_own(built: Splits) -> None:
+    folds = {"train": {1, 2, 3}, "validation": {4}, "test": {5}}
+    for split, columns in built.items():
+        assert {int(clip_id) // 10 for clip_id in columns["noise"]} == folds[split]
+        assert {int(clip_id) % 10 for clip_id in columns["noise"]} == {1, 2}
+        pictures = columns["audio"].reshape(len(columns["audio"]), -1)
+        assert len(np.unique(pictures, axis=0)) == len(pictures)
+
+
+def test_clean_needs_no_noise_and_has_the_recordings_as_they_are(tmp_path: Path) -> None:
+    manual_dir = write_raw_files(tmp_path / "raw")
+    (manual_dir / NOISE_TAR).unlink()
+
+    splits = _build(tmp_path, manual_dir, tiny_config(snr_db=None))
+
+    waveforms = {each.name: each.waveform for each in read_recordings(manual_dir / TAR, None)}
+    for columns in splits.values():
+        assert set(columns["noise"]) == {""}
+        for picture, name in zip(columns["audio"], columns["recording"], strict=True):
+            expected = log_spectrogram(waveforms[str(name)])
+            np.testing.assert_array_equal(255 * picture[..., 0], expected)
+
+
+def test_configs_differ_in_the_noise_alone(built: Splits, manual_dir: Path, tmp_path: Path) -> None:
+    louder = _build(tmp_path, manual_dir, tiny_config(snr_db=-20.0))
+    for split, columns in built.items():
+        for key in ("image", "label", "index", "recording", "noise"):
+            np.testing.assert_array_equal(louder[split][key], columns[key])
+        # Where the recording was louder than noise, white noise fills the picture.
+        assert louder[split]["audio"].mean() > columns["audio"].mean() + 0.05
+
+
 def test_images_are_projected_onto_components_of_the_training_images(built: Splits) -> None:
     train, test = (images_of(labels_of(n)).reshape(n, 784) / 255 for n in (85, 25))
     mean = train[:60].mean(axis=0)
@@ -115,6 +150,7 @@ def test_the_same_seed_gives_the_same_pairs_and_another_seed_others(
         np.testing.assert_array_equal(other[split]["label"], columns["label"])
         np.testing.assert_array_equal(other[split]["image"], columns["image"])
         assert (other[split]["recording"] != columns["recording"]).any()
+        assert (other[split]["noise"] != columns["noise"]).any()
 
 
 def test_a_prepared_data_set_needs_no_raw_files(manual_dir: Path, tmp_path: Path) -> None:
@@ -133,7 +169,7 @@ def test_a_killed_preparation_is_begun_again_and_ends_the_same(
 
     _assert_same(_build(tmp_path, manual_dir), built)
 
-    assert [path.name for path in folder.iterdir()] == ["1.0.0"]
+    assert [path.name for path in folder.iterdir()] == ["2.0.0"]
 
 
 def test_two_processes_may_prepare_at_once(built: Splits, manual_dir: Path, tmp_path: Path) -> None:
@@ -144,14 +180,14 @@ def test_two_processes_may_prepare_at_once(built: Splits, manual_dir: Path, tmp_
 
 def _sources(home: str, labels_sha256: str | None = None) -> Sources:
     """The raw files' places on the local server."""
-    files = [source.pattern for source in PUBLISHED]
-    files[-1] = TAR
-    sources = Sources(
-        *(
-            source._replace(url=f"{home}/{file}", sha256=None)
-            for source, file in zip(PUBLISHED, files, strict=True)
+    names = {"fsdd/*.tar.gz": TAR, "esc10/*.tar.gz": NOISE_TAR}
+    places = {
+        name: source._replace(
+            url=f"{home}/{names.get(source.pattern, source.pattern)}", sha256=None
         )
-    )
+        for name, source in listed(PUBLISHED).items()
+    }
+    sources = Sources(**places)
     return sources._replace(train_labels=sources.train_labels._replace(sha256=labels_sha256))
 
 

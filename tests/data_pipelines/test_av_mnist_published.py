@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_pipelines.av_mnist import read_split
+from data_pipelines.av_mnist import DEFAULT_CONFIG, AvMnistConfig, prepare, read_split
 from data_pipelines.av_mnist.energy import fit_subspace
+from data_pipelines.av_mnist.mixing import draw_excerpts, mix
 from data_pipelines.av_mnist.sources import PUBLISHED, RawData, manual_paths, read_sources
 from data_pipelines.av_mnist.spectrogram import log_spectrogram
 from tests.data_pipelines.raw_files import needs_published_files
@@ -60,6 +61,7 @@ def test_raw_files_have_the_published_digests_and_counts(raw: RawData) -> None:
     assert len(raw.recordings) == 3_000
     counts = np.bincount([100 * each.digit + each.index for each in raw.recordings])
     assert set(counts[[100 * digit + index for digit in range(10) for index in range(50)]]) == {6}
+    assert np.bincount([clip.fold for clip in raw.noise]).tolist() == [0, 80, 80, 80, 80, 80]
 
 
 @pytest.mark.slow
@@ -73,6 +75,10 @@ def test_the_full_data_set_has_every_promised_property(
     components = np.asarray(pca.components_)
     assert components.shape == (4, 784)
     waveforms = {each.name: each.waveform for each in raw.recordings}
+    fold_of = {clip.clip_id: clip.fold for clip in raw.noise}
+    folds = {"train": {1, 2, 3}, "validation": {4}, "test": {5}}
+    snr_db = DEFAULT_CONFIG.snr_db
+    assert snr_db is not None
     for split, columns in splits.items():
         rows = slice(starts[split], starts[split] + counts[split])
         source = raw.test_images if split == "test" else raw.train_images
@@ -94,9 +100,35 @@ def test_the_full_data_set_has_every_promised_property(
             }[split]
         )
         assert len(set(columns["recording"])) == num_recordings[split]
+        num_pairs = {"train": 55_000, "validation": 5_000, "test": 10_000}[split]
+        excerpts = draw_excerpts(raw.noise, num_pairs, split, seed=0)[: counts[split]]
+        assert columns["noise"].tolist() == [excerpt.clip_id for excerpt in excerpts]
+        assert {fold_of[clip_id] for clip_id in columns["noise"]} == folds[split]
         for row in range(0, counts[split], 500):
-            picture = log_spectrogram(waveforms[columns["recording"][row]])
+            recording = waveforms[columns["recording"][row]]
+            mixed = mix(recording, excerpts[row].waveform, snr_db)
+            picture = log_spectrogram(mixed)
             np.testing.assert_array_equal(255 * columns["audio"][row, :, :, 0], picture)
+            if len(recording) <= len(mixed):
+                begin = (len(mixed) - len(recording)) // 2
+                mixed[begin : begin + len(recording)] -= recording
+                ratio = np.mean(recording**2) / np.mean(mixed**2)
+                np.testing.assert_allclose(10 * np.log10(ratio), snr_db, atol=1e-9)
+
+
+def test_clean_is_version_1(manual_dir: Path, tmp_path: Path) -> None:
+    config = AvMnistConfig(
+        name="small", snr_db=None, num_train=2000, num_validation=500, num_test=500
+    )
+    prepare(tmp_path, manual_dir, config, progress=False)
+    digest = hashlib.sha256()
+    for split in ("train", "validation", "test"):
+        columns = read_split(tmp_path, split, config=config, progress=False)
+        for key in ("audio", "label", "index"):
+            digest.update(columns[key].astype("<f4").tobytes())
+        digest.update(" ".join(columns["recording"].tolist()).encode())
+    # Of what the code of version 1.0.0 made with these sizes.
+    assert digest.hexdigest() == "2b6d9cc469713cb2d7c9cdf6ec2a6ca952fd9ad7974e0fc8376cbea1d3f289d4"
 
 
 @pytest.mark.slow

@@ -10,15 +10,21 @@ import numpy as np
 import pytest
 
 from data_pipelines.av_mnist import prepare
-from data_pipelines.av_mnist.recordings import content_digest, read_recordings
+from data_pipelines.av_mnist.archives import content_digest
+from data_pipelines.av_mnist.recordings import read_recordings
+from data_pipelines.av_mnist.sources import Source, listed
 from data_pipelines.errors import DataError
 from tests.data_pipelines.raw_files import (
+    NOISE_TAR,
     TAR,
     UNCHECKED,
     idx_bytes,
     images_of,
     labels_of,
+    noise_clips,
+    ogg_bytes,
     recordings,
+    rustle,
     tar_bytes,
     tiny_config,
     tone,
@@ -30,6 +36,7 @@ from tests.data_pipelines.raw_files import (
 IMAGES = "mnist/train-images-idx3-ubyte.gz"
 LABELS = "mnist/train-labels-idx1-ubyte.gz"
 ONE = "fsdd-abc/recordings/3_ann_4.wav"
+CLIP = "esc-abc/001 - Rustling/3-31-A.ogg"
 
 
 def _replaced(path: str, content: bytes) -> Callable[[Path], None]:
@@ -40,6 +47,17 @@ def _replaced(path: str, content: bytes) -> Callable[[Path], None]:
 def _archive(**changes: bytes) -> Callable[[Path], None]:
     """Replaces members of the archive, or adds some."""
     return _replaced(TAR, tar_bytes({**recordings(), **changes}))
+
+
+def _noise(**changes: bytes) -> Callable[[Path], None]:
+    """Replaces clips of the archive of noise, or adds some."""
+    return _replaced(NOISE_TAR, tar_bytes({**noise_clips(), **changes}))
+
+
+def _without_noise(part: str) -> Callable[[Path], None]:
+    """Leaves out the clips whose names contain the part."""
+    members = {name: content for name, content in noise_clips().items() if part not in name}
+    return _replaced(NOISE_TAR, tar_bytes(members))
 
 
 def _without(*parts: str) -> Callable[[Path], None]:
@@ -83,6 +101,7 @@ def _add_archive(folder: Path) -> None:
 
 TRAIN_LABELS = labels_of(85)
 STEREO = wav_bytes(np.zeros((50, 2)))
+RUSTLE = rustle(0)
 CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no folder": (shutil.rmtree, "", r"manual_dir=.*: no such folder; name the one"),
     "no file": (
@@ -172,6 +191,70 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "stereo": (_archive(**{ONE: STEREO}), TAR, r"3_ann_4\.wav has 2 channels, expected 1"),
     "no samples": (_archive(**{ONE: wav_bytes(np.zeros(0))}), TAR, r"3_ann_4\.wav is empty"),
+    "no noise": (
+        lambda folder: (folder / NOISE_TAR).unlink(),
+        "esc10/*.tar.gz",
+        "found 0 files.*get it from https://github.com/karolpiczak/ESC-10",
+    ),
+    "truncated noise": (_cut(NOISE_TAR, 0.6), NOISE_TAR, "truncated or damaged archive"),
+    "empty noise": (_plain(NOISE_TAR, b""), NOISE_TAR, r"not a \.tar\.gz archive|no .* in it"),
+    "archive without noise": (
+        _replaced(NOISE_TAR, tar_bytes({"esc-abc/README.md": b""})),
+        NOISE_TAR,
+        r"no \{fold\}-\{clip id\}-\{take\}\.ogg in it",
+    ),
+    "archive without recordings": (
+        _replaced(TAR, tar_bytes({"fsdd-abc/README.md": b""})),
+        TAR,
+        r"no \{digit\}_\{speaker\}_\{index\}\.wav in it",
+    ),
+    "not Ogg": (_noise(**{CLIP: b"OggSxxxx"}), NOISE_TAR, r"3-31-A\.ogg is not an Ogg Vorbis file"),
+    "WAV for Ogg": (
+        _noise(**{CLIP: wav_bytes(RUSTLE, sample_rate_hz=44_100)}),
+        NOISE_TAR,
+        r"3-31-A\.ogg is WAV of PCM_16, expected Ogg Vorbis",
+    ),
+    "Opus": (
+        _noise(**{CLIP: ogg_bytes(RUSTLE, sample_rate_hz=48_000, subtype="OPUS")}),
+        NOISE_TAR,
+        r"3-31-A\.ogg is OGG of OPUS, expected Ogg Vorbis",
+    ),
+    "cut Ogg": (
+        _noise(**{CLIP: ogg_bytes(RUSTLE)[:9_000]}),
+        NOISE_TAR,
+        r"3-31-A\.ogg is truncated",
+    ),
+    "Ogg cut in its last page": (
+        _noise(**{CLIP: ogg_bytes(RUSTLE)[:-1]}),
+        NOISE_TAR,
+        r"3-31-A\.ogg is truncated",
+    ),
+    "short Ogg": (
+        _noise(**{CLIP: ogg_bytes(rustle(0, duration_s=0.9))}),
+        "esc10/*.tar.gz",
+        r"3-31-A\.ogg has \d+ samples at 8 kHz, 8103 needed",
+    ),
+    "noise of 22 kHz": (
+        _noise(**{CLIP: ogg_bytes(RUSTLE, sample_rate_hz=22_050)}),
+        NOISE_TAR,
+        r"3-31-A\.ogg has 22050 Hz, expected 44100",
+    ),
+    "noise in stereo": (
+        _noise(**{CLIP: ogg_bytes(np.column_stack([RUSTLE, RUSTLE]))}),
+        NOISE_TAR,
+        r"3-31-A\.ogg has 2 channels, expected 1",
+    ),
+    "a clip in two folds": (
+        _noise(**{"esc-abc/001 - Rustling/5-31-C.ogg": ogg_bytes(RUSTLE)}),
+        NOISE_TAR,
+        "clip 31 is in folds 3 and 5",
+    ),
+    "no test noise": (_without_noise("/5-"), "esc10/*.tar.gz", "no clip for the test split"),
+    "no validation noise": (
+        _without_noise("/4-"),
+        "esc10/*.tar.gz",
+        "no clip for the validation split",
+    ),
     "no test recording": (
         _without("7_ann_0.", "7_ann_4."),
         "fsdd/*.tar.gz",
@@ -193,6 +276,14 @@ for name in ("3_ann.wav", "11_ann_0.wav", "3_ann_04.wav", "3_ann_4.wav.bak", "3_
         _archive(**{f"fsdd-abc/recordings/{name}": wav_bytes(tone(500))}),
         TAR,
         rf"recordings/{re.escape(name)}' is not a single \{{digit\}}_\{{speaker\}}_\{{index\}}",
+    )
+
+
+for name in ("6-1-A.ogg", "1-1.ogg", "1-x-A.ogg", "1-1-A.wav"):
+    CASES[f"name {name}"] = (
+        _noise(**{f"esc-abc/001 - Rustling/{name}": ogg_bytes(RUSTLE)}),
+        NOISE_TAR,
+        rf"Rustling/{re.escape(name)}' is not a single \{{fold\}}-\{{clip id\}}-\{{take\}}",
     )
 
 
@@ -228,10 +319,42 @@ def test_too_few_images_for_the_config(sizes: dict[str, int], message: str, tmp_
 @pytest.mark.parametrize("name", UNCHECKED._fields)
 def test_a_digest_that_differs_is_refused(name: str, tmp_path: Path) -> None:
     manual_dir = write_raw_files(tmp_path / "raw")
-    source = UNCHECKED._asdict()[name]
+    source = listed(UNCHECKED)[name]
     sources = UNCHECKED._replace(**{name: source._replace(sha256="0" * 64)})
     with pytest.raises(DataError, match=r"differs? from the published"):
         prepare(tmp_path / "data", manual_dir, tiny_config(sources=sources), progress=False)
+
+
+def _checked(source: Source | None, members: dict[str, bytes]) -> Source:
+    """The source of an archive of these members."""
+    assert source is not None
+    files = [(name.split("/")[-1], content) for name, content in members.items()]
+    return source._replace(sha256=content_digest(files))
+
+
+def test_archives_packed_anew_pass_and_a_changed_byte_does_not(tmp_path: Path) -> None:
+    manual_dir = write_raw_files(tmp_path / "raw")
+    contents = {TAR: recordings(), NOISE_TAR: noise_clips()}
+    sources = UNCHECKED._replace(
+        recordings=_checked(UNCHECKED.recordings, contents[TAR]),
+        noise=_checked(UNCHECKED.noise, contents[NOISE_TAR]),
+    )
+    config = tiny_config(sources=sources)
+    for path, members in contents.items():
+        content = tar_bytes(dict(reversed(members.items())) | {"top/new.md": b"more"})
+        (manual_dir / path).write_bytes(gzip.compress(content, compresslevel=9, mtime=7))
+    prepare(tmp_path / "packed anew", manual_dir, config, progress=False)
+
+    for path, members in contents.items():
+        name = sorted(members)[3]
+        changed = bytearray(members[name])
+        changed[-9] ^= 1
+        sound = (manual_dir / path).read_bytes()
+        write_gzip(manual_dir / path, tar_bytes({**members, name: bytes(changed)}))
+        with pytest.raises(DataError, match=r"differ from the published .*; fetch the") as caught:
+            prepare(tmp_path / "changed", manual_dir, config, progress=False)
+        assert path in str(caught.value)
+        (manual_dir / path).write_bytes(sound)
 
 
 def test_digest_of_recordings_depends_on_names_and_bytes_but_not_on_packing() -> None:
@@ -258,8 +381,8 @@ def test_recordings_are_sorted_and_other_files_ignored(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_prepared_data_set_is_refused(tmp_path: Path) -> None:
     manual_dir = write_raw_files(tmp_path / "raw")
-    (tmp_path / "av_mnist/tiny/1.0.0").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"tiny/1\.0\.0: not a prepared data set; remove the"):
+    (tmp_path / "av_mnist/tiny/2.0.0").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"tiny/2\.0\.0: not a prepared data set; remove the"):
         prepare(tmp_path, manual_dir, tiny_config(), progress=False)
 
 

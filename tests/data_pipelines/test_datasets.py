@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
+from data_pipelines import av_mnist
 from data_pipelines.av_mnist import read_split
+from data_pipelines.catalogue import NAMES
 from data_pipelines.datasets import KINDS, MODALITIES, load
 from data_pipelines.errors import DataError
 from data_pipelines.ravdess import Ravdess, split_actors
@@ -20,7 +23,7 @@ from data_pipelines.vggsound import VggSound
 from jacfuse_jax.training import iterate_batches
 from tests.data_pipelines import vggsound_files
 from tests.data_pipelines.media_files import ravdess_zips, tiny_ravdess_config
-from tests.data_pipelines.raw_files import tiny_config, write_raw_files
+from tests.data_pipelines.raw_files import UNCHECKED, tiny_config, write_raw_files
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +94,59 @@ def test_av_mnist_rows_share_a_group_if_and_only_if_they_share_a_recording(tmp_p
     ).splits
     for split, arrays in splits.items():
         recordings = read_split(tmp_path, split, config=config, progress=False)["recording"]
-        groups = arrays["group"]
-        np.testing.assert_array_equal(groups[:, None] == groups, recordings[:, None] == recordings)
-        # A group has the number of its first row.
-        first = [list(recordings).index(recording) for recording in recordings]
-        np.testing.assert_array_equal(groups, first)
+        _assert_groups(arrays["group"], recordings)
     assert len(set(splits["train"]["group"].tolist())) < 60  # some do share one
+
+
+def test_av_mnist_rows_share_a_noise_group_if_and_only_if_they_share_a_clip(
+    keywords: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    splits = load("av_mnist", **keywords["av_mnist"]).splits
+    for split, arrays in splits.items():
+        columns = read_split(
+            keywords["av_mnist"]["data_dir"], split, config=tiny_config(), progress=False
+        )
+        assert arrays["noise_group"].dtype == np.int32
+        _assert_groups(arrays["noise_group"], columns["noise"])
+    changes: dict[str, Any] = {
+        "data_dir": tmp_path,
+        "av_mnist_config": tiny_config(snr_db=None),
+    }
+    clean = load("av_mnist", **{**keywords["av_mnist"], **changes}).splits
+    for arrays in clean.values():
+        assert set(arrays) == {"image", "audio", "label", "group"}
+
+
+def test_the_config_of_a_name_is_what_is_loaded(
+    keywords: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {
+        name: dataclasses.replace(
+            config,
+            name=f"small {config.name}",
+            num_train=20,
+            num_validation=10,
+            num_test=10,
+            sources=UNCHECKED,
+        )
+        for name, config in av_mnist.CONFIGS.items()
+    }
+    monkeypatch.setattr(av_mnist, "CONFIGS", small)
+    options: dict[str, Any] = {
+        "data_dir": tmp_path,
+        "manual_dir": keywords["av_mnist"]["manual_dir"],
+        "progress": False,
+    }
+    loaded = {name: load(name, **options) for name in NAMES if name.startswith("av_mnist")}
+    for name, dataset in loaded.items():
+        assert dataset.name == name
+        assert dataset.modalities == ("image", "audio")
+        assert ("noise_group" in dataset.splits["test"]) == (name != "av_mnist/clean")
+    for split, columns in loaded["av_mnist"].splits.items():
+        for key, column in columns.items():
+            np.testing.assert_array_equal(column, loaded["av_mnist/noisy"].splits[split][key])
+    folders = sorted(path.name for path in (tmp_path / "av_mnist").glob("small*"))
+    assert folders == ["small balanced", "small clean", "small noisy"]
 
 
 @pytest.mark.parametrize("name", MODALITIES)
@@ -107,7 +157,8 @@ def test_first_rows_are_those_of_the_whole(name: str, keywords: dict[str, dict[s
     assert len(part["train"]["label"]) == 13
     assert len(part["test"]["label"]) == 7
     for split, arrays in part.items():
-        assert set(arrays) == {*MODALITIES[name], "label", "group"}
+        more = {"noise_group"} if name == "av_mnist" else set[str]()
+        assert set(arrays) == {*MODALITIES[name], "label", "group", *more}
         for key, array in arrays.items():
             assert array.dtype == (np.float32 if key in MODALITIES[name] else np.int32)
             expected = np.asarray(whole[split][key])[
@@ -282,6 +333,12 @@ def test_more_rows_than_there_are_are_refused(
             {"name": "cifar"},
             r"name='cifar': unknown; choose from digits, av_mnist, ravdess, vggs",
         ),
+        (
+            {"name": "av_mnist/loud"},
+            r"name='av_mnist/loud': no such config; .* \S+/noisy, \S+/balanced, \S+/clean$",
+        ),
+        ({"name": "av_mnist/"}, "name='av_mnist/': no such config; choose from av_mnist/noisy,"),
+        ({"name": "digits/clean"}, "name='digits/clean': digits has no configs; choose 'digits'"),
         (
             {"name": "digits", "num_train": 1098},
             r"num_train=1098: choose between 1 and the 1097 rows",

@@ -73,12 +73,16 @@ def test_digits_need_no_preparation(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--dataset=cifar"], "--dataset=cifar: value should be one of <av_mnist|"),
+        (
+            ["--dataset=av_mnist/loud"],
+            "--dataset=av_mnist/loud: value should be one of <av_mnist|av_mnist/balanced|",
+        ),
         (["--num_workers=0"], "--num_workers=0: 0 is not a positive integer"),
         (["--max_missing=2"], "--max_missing=2: 2.0 is not a number in the range [0, 1]"),
         (["--manual_dri=x"], "Unknown command line flag 'manual_dri'. Did you mean: manual_dir"),
         (["digits"], "unexpected argument 'digits'; all settings are --flags"),
         (
-            ["--dataset=av_mnist", "--manual_dir=/nowhere"],
+            ["--dataset=av_mnist/balanced", "--manual_dir=/nowhere"],
             "--manual_dir=/nowhere: no such folder; name the one with the raw files, or leave it",
         ),
         (["--dataset=vggsound"], "--manual_dir=None: VGGSound is not downloaded; name the folder"),
@@ -142,4 +146,4 @@ def test_av_mnist_is_reported_where_it_lies(prepared_av_mnist: tuple[Path, Path]
         "av_mnist", data_dir=data_dir, manual_dir=raw, num_workers=None, max_missing=1.0
     )
     rows = "rows: train 55,000, validation 5,000, test 10,000"
-    assert report == f"av_mnist is prepared in {data_dir / 'av_mnist/default/1.0.0'} ({rows})"
+    assert report == f"av_mnist is prepared in {data_dir / 'av_mnist/noisy/2.0.0'} ({rows})"

@@ -392,7 +392,7 @@ def test_real_audio_visual_digits(prepared_av_mnist, tmp_path):
     workdir = tmp_path / "run"
     code, _, stderr = runs.run_process(
         workdir,
-        "--dataset=av_mnist",
+        "--dataset=av_mnist/clean",
         f"--manual_dir={raw}",
         f"--data_dir={prepared}",
         "--num_train=4000",

@@ -93,6 +93,23 @@ def test_samples_do_not_depend_on_their_batch():
     np.testing.assert_allclose(classify(x), alone, atol=1e-5)
 
 
+def test_inputs_are_shifted_and_scaled_before_the_first_layer():
+    plain = make_lenet((8, 8, 1), 3)
+    shifted = make_lenet((8, 8, 1), 3, mean=0.5, stddev=0.25)
+    x = normal(4, 8, 8, 1)
+    expected = jax.jit(plain.__call__)((x - 0.5) / 0.25)
+    np.testing.assert_allclose(jax.jit(shifted.__call__)(x).logits, expected.logits, atol=1e-5)
+    key = jax.random.key(0)
+    bounds = [float(model.lipschitz_bound(key)) for model in (plain, shifted)]
+    np.testing.assert_allclose(bounds[1], 4 * bounds[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"stddev": 0.0}, {"stddev": -1.0}, {"mean": float("nan")}])
+def test_bad_means_and_deviations_are_refused(wrong):
+    with pytest.raises(ValueError, match="mean must be finite and stddev finite and positive"):
+        LeNet((8, 8, 1), 3, **wrong, rngs=nnx.Rngs(0))
+
+
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="all sizes must be positive"):
         LeNet((0, 8, 1), 3, rngs=nnx.Rngs(0))
