@@ -146,7 +146,8 @@ def _save(figure: Any, path: Path) -> Path:
 
 def _styles(rules: Sequence[Rule]) -> dict[Rule, dict[str, Any]]:
     """A colour for every rule; parameters of one rule get shades and markers of their own."""
-    colors = matplotlib.colormaps["tab20"]
+    maps = [matplotlib.colormaps[name] for name in ("tab20", "tab20b")]
+    colors = [colormap(index) for colormap in maps for index in range(20)]
     names = [name for name in NAMES if name != "unimodal"]
     markers = "osD^vPX<>hd"
     unique = list(dict.fromkeys(rules))
@@ -157,7 +158,7 @@ def _styles(rules: Sequence[Rule]) -> dict[Rule, dict[str, Any]]:
             style: dict[str, Any] = {"color": "0.5", "linestyle": "--"}
         else:
             family = [other for other in unique if other.name == rule.name]
-            style = {"color": colors(names.index(rule.name))}
+            style = {"color": colors[names.index(rule.name)]}
         marker = markers[family.index(rule) % len(markers)]
         styles[rule] = {**style, "marker": marker, "markersize": 4, "linewidth": 1.2}
     return styles

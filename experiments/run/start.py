@@ -141,9 +141,18 @@ def rules_of(config: Config, modalities: tuple[str, ...]) -> list[Rule]:
     Args:
       config: settings of the run.
       modalities: of its data set.
+
+    Returns:
+      The rules.
+
+    Raises:
+      InputError: a method needs more modalities.
     """
     values = {name: getattr(config, f"{name}s") for name in PARAMETERS}
-    return expand(config.methods, modalities, values)
+    try:
+        return expand(config.methods, modalities, values)
+    except ValueError as error:
+        raise InputError(f"--methods: {error}") from error
 
 
 def _num_step_rows(config: Config) -> int:

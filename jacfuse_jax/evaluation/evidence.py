@@ -21,6 +21,7 @@ class Evidence(NamedTuple):
       mean_squared_jacobian: (K, K), mean of J^2 over validation data, with J = diag(p) - p p^T at
         the statistical fusion p.
       detector: {modality: what its logits are compared with}.
+      error_rates: {modality: share of the validation rows whose label is not its likeliest class}.
     """
 
     grams: dict[str, GramSpectrum]
@@ -28,6 +29,7 @@ class Evidence(NamedTuple):
     temperatures: dict[str, jax.Array]
     mean_squared_jacobian: jax.Array
     detector: dict[str, detection.Reference]
+    error_rates: dict[str, jax.Array]
 
 
 class Observed(NamedTuple):
@@ -66,7 +68,14 @@ def fit_evidence(
         {name: calibration.fit_temperature(z, labels) for name, z in logits.items()},
         _mean_squared_jacobian(probs),
         jax.jit(detection.fit_detector)(logits, labels, class_prior),
+        {name: _error_rate(z, labels) for name, z in logits.items()},
     )
+
+
+def _error_rate(logits: Any, labels: Any) -> jax.Array:
+    """The share of rows that are classified wrongly, in the dtype of the logits."""
+    is_wrong = np.asarray(logits).argmax(axis=-1) != np.asarray(labels)
+    return jnp.asarray(is_wrong.mean(), jnp.asarray(logits).dtype)
 
 
 def _mean_squared_jacobian(probs: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax import detection, fusion
 from jacfuse_jax._precision import product
+from jacfuse_jax.evaluation.baselines import BASELINES, Calibrated, DempsterShafer, TrimmedMean
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.threat_models import DETECT
 from jacfuse_jax.fusion import FusionInputs, Rule
@@ -59,20 +60,6 @@ class EachAlone(Rule):
             jax.nn.log_softmax(jnp.asarray(inputs.logits[m])) for m in inputs.perturbed
         )
         return sum(others, start=first)
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Calibrated(Rule):
-    """Statistical fusion of z_m / T_m, with the temperatures of the evidence."""
-
-    kind = "temperature"
-
-    temperatures: Any = None
-
-    def apply(self, inputs: FusionInputs) -> jax.Array:
-        calibrated = {name: z / self.temperatures[name] for name, z in inputs.logits.items()}
-        return fusion.statistical_fusion(calibrated, inputs.class_prior)
 
 
 @register_dataclass
@@ -191,8 +178,9 @@ _MAKE_FNS: dict[str, Callable[..., Rule]] = {
     **{rule.kind: rule for rule in (*_SINGLE, *_SEARCHED)},
     **{name: partial(Head, name) for name in HEADS},
     **{name: partial(Trained, regime) for regime, name in Trained.names.items()},
+    **{rule.kind: rule for rule in BASELINES},
 }
-RULES = (*fusion.RULES, Unimodal, Calibrated, FixedRobust, Head, Trained)
+RULES = (*fusion.RULES, Unimodal, Calibrated, FixedRobust, Head, Trained, *BASELINES)
 """All classes of rules under test."""
 NAMES = ("unimodal", *_MAKE_FNS)
 """Of all rules under test; "unimodal" stands for one a modality."""
@@ -209,6 +197,12 @@ def expand(
       names: of `NAMES`.
       modalities: "unimodal" stands for one rule each.
       values: of every parameter.
+
+    Returns:
+      The rules.
+
+    Raises:
+      ValueError: a rule needs more modalities.
     """
     searched = {rule.kind: rule.searched for rule in _SEARCHED}
     rules: list[Rule] = []
@@ -216,6 +210,8 @@ def expand(
         if name == "unimodal":
             rules += [Unimodal(modality) for modality in modalities]
             continue
+        if name == TrimmedMean.kind:
+            TrimmedMean.check_modalities(tuple(modalities))
         grid = [values[parameter] for parameter in searched.get(name, ())]
         rules += [_MAKE_FNS[name](*combination) for combination in itertools.product(*grid)]
     return rules
@@ -286,6 +282,8 @@ def _bind(rule: Rule, evidence: Evidence) -> Rule:
     """The rule with what it takes from the evidence."""
     if isinstance(rule, Calibrated):
         return Calibrated(evidence.temperatures)
+    if isinstance(rule, DempsterShafer):
+        return DempsterShafer(evidence.temperatures, evidence.error_rates)
     if isinstance(rule, FixedRobust):
         return FixedRobust(rule.gamma, evidence.mean_squared_jacobian)
     return rule

@@ -10,7 +10,7 @@ from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, evaluate
 from jacfuse_jax.evaluation.names import LINF_ATTACKS
 from jacfuse_jax.evaluation.outcomes import predict_all, worst_of
 from jacfuse_jax.evaluation.plan import Contest, make_plan
-from jacfuse_jax.evaluation.rules import NAMES, expand, is_recalibrated
+from jacfuse_jax.evaluation.rules import expand, is_recalibrated
 from jacfuse_jax.evaluation.steps import run_steps
 from jacfuse_jax.evaluation.targets import OWN, Target, applies
 from jacfuse_jax.evaluation.threat_models import DETECT, THREAT_MODELS, make_scenarios
@@ -70,7 +70,7 @@ def make_contests(scenarios, rules, selected=frozenset()):
 
 
 SCENARIOS = make_scenarios(THREAT_MODELS, BOTH, BOTH)
-EVERY_RULE = expand(NAMES, BOTH, VALUES)
+EVERY_RULE = expand(tiny.NAMES, BOTH, VALUES)
 
 
 def targets_of(attacked, scenarios, contests):

@@ -9,7 +9,7 @@ from jacfuse_jax import attacks
 from jacfuse_jax.evaluation import corruptions
 from jacfuse_jax.evaluation.names import ATTACKS, L0_ATTACKS, L2_ATTACKS
 from jacfuse_jax.evaluation.perturb import make_perturb_fn
-from jacfuse_jax.evaluation.rules import HEADS, NAMES, Trained, Unimodal, predict, regime_of
+from jacfuse_jax.evaluation.rules import HEADS, Trained, Unimodal, predict, regime_of
 from jacfuse_jax.evaluation.targets import OWN, STRENGTHS, Step, Target, applies, branch_of
 from tests.evaluation import tiny
 
@@ -162,7 +162,7 @@ def test_attack_on_both_perturbs_both_each_within_its_own_budget(name, models, r
 
 def every_target():
     """All rules, under several beliefs, with their surrogates."""
-    targets = [OWN, *(Target(tiny.make_rule(name), ("image",)) for name in NAMES[1:])]
+    targets = [OWN, *(Target(tiny.make_rule(name), ("image",)) for name in tiny.NAMES[1:])]
     targets.append(Target(tiny.robust(), ("audio",)))
     targets.append(Target(tiny.robust(0.01), ("image",)))
     mixed = tiny.make_rule("contaminated_robust")

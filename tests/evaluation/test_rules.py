@@ -22,6 +22,7 @@ from jacfuse_jax.evaluation.rules import (
 from jacfuse_jax.evaluation.threat_models import DETECT
 from jacfuse_jax.linalg import spectrum_from_kernel
 from tests import reference
+from tests.evaluation import oracles
 
 VALUES = {
     "gamma": (0.5, 0.1),
@@ -54,6 +55,7 @@ EVIDENCE = Evidence(
     {name: jnp.asarray(1.0 + index) for index, name in enumerate(MODALITIES)},
     jnp.asarray(np.mean(SQUARED_JACOBIANS, axis=0)),
     detection.fit_detector(STANDARD, np.arange(5) % K, PRIOR),
+    {name: jnp.asarray(0.1 + 0.2 * index) for index, name in enumerate(MODALITIES)},
 )
 GRAMS = {name: kernel.T @ kernel for name, kernel in KERNELS.items()}
 
@@ -121,6 +123,7 @@ def expected_of(rule, believed):
 
     log_prior = np.log(PRIOR)
     log_probs = {name: log_normalise(z) for name, z in STANDARD.items()}
+    calibrated = {name: z / (1 + index) for index, (name, z) in enumerate(STANDARD.items())}
     if rule in HEADS:
         return OBSERVED.heads[rule]
     if rule in Trained.names.values():
@@ -132,9 +135,18 @@ def expected_of(rule, believed):
         "max": lambda: log_normalise(np.max(list(log_probs.values()), axis=0)),
         "product": lambda: log_normalise(sum(log_probs.values())),
         "statistical": lambda: statistical(STANDARD),
-        "temperature": lambda: statistical(
-            {name: z / (1 + index) for index, (name, z) in enumerate(STANDARD.items())}
+        "temperature": lambda: statistical(calibrated),
+        "prob_en": lambda: statistical(calibrated),
+        "drop_suspect": lambda: statistical(
+            {name: z for name, z in STANDARD.items() if name not in believed}
         ),
+        "dempster_shafer": lambda: oracles.dempster_shafer(
+            STANDARD, EVIDENCE.temperatures, EVIDENCE.error_rates
+        ),
+        "energy_weighted": lambda: oracles.energy_weighted(STANDARD),
+        "majority_vote": lambda: oracles.majority_vote(STANDARD),
+        "median": lambda: oracles.median(STANDARD),
+        "trimmed_mean": lambda: oracles.trimmed_mean(STANDARD),
         "scaled": lambda: log_normalise(
             log_prior
             + sum((0.2 if m in believed else 1) * (lp - log_prior) for m, lp in log_probs.items())
@@ -258,15 +270,16 @@ def test_rules_without_parameters_detect_nothing():
 
 class TestExpand:
     def test_every_combination_of_parameters_is_a_rule(self):
-        found = expand(NAMES, ("image", "audio"), VALUES)
+        found = expand(NAMES, MODALITIES, VALUES)
         counts = dict.fromkeys(NAMES, 1)
-        counts |= {"unimodal": 2, "scaled": 1, "fixed_robust": 2, "robust": 2}
+        counts |= {"unimodal": 3, "scaled": 1, "fixed_robust": 2, "robust": 2}
         counts |= {"contaminated": 4, "contaminated_robust": 4, "cascade": 2}
         assert len(set(found)) == len(found) == sum(counts.values())
         for name, count in counts.items():
             assert sum(rule.name.partition(":")[0] == name for rule in found) == count
         for rule in found:
-            assert all(value in VALUES[name] for name, value in rule.parameters.items())
+            values = {"confidence": (0.0,)} if rule.name == "drop_suspect" else VALUES
+            assert all(value in values[name] for name, value in rule.parameters.items())
         assert {name for rule in found for name in rule.parameters} == set(PARAMETERS)
 
     def test_labels_tell_rule_and_parameters_in_the_order_of_the_names(self):

@@ -51,6 +51,7 @@ def make_problem(seed=0):
         {},
         np.eye(K),  # pyright: ignore[reportArgumentType]
         detection.fit_detector(logits, labels, np.full(K, 1 / K)),
+        {},
     )
     return rows, evidence
 

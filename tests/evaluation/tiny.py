@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jacfuse_jax import detection, fusion, jacobians
+from jacfuse_jax.evaluation import rules
+from jacfuse_jax.evaluation.baselines import TrimmedMean
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.measure import Row
 from jacfuse_jax.evaluation.models import Classifier, Models
 from jacfuse_jax.evaluation.rows import Rows
-from jacfuse_jax.evaluation.rules import expand
 from jacfuse_jax.evaluation.targets import branch_of
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.linalg import spectrum_from_kernel
@@ -49,6 +50,7 @@ def make_models(modalities=MODALITIES, regimes=("standard",), head_names=()) -> 
         {m: jnp.asarray(1.5 + index) for index, m in enumerate(modalities)},
         jnp.asarray(np.mean([j @ j for j in jac], axis=0)),
         make_detector(classifiers["standard"], prior),
+        {m: jnp.asarray(0.1 + 0.2 * index) for index, m in enumerate(modalities)},
     )
     heads = {
         name: FusionHead(combine, {modality: kernel() for modality in modalities})
@@ -135,6 +137,7 @@ def scaled(scale: float = 0.2) -> Rule:
 
 
 STATISTICAL = fusion.Statistical()
+NAMES = tuple(name for name in rules.NAMES if name != TrimmedMean.kind)  # two modalities are few
 VALUES = {
     "gamma": (0.1,),
     "scale": (0.2,),
@@ -146,7 +149,7 @@ VALUES = {
 
 def make_rule(name: str) -> Rule:
     """The rule of this name, with `VALUES`; the first modality where it is of one alone."""
-    return expand([name], MODALITIES, VALUES)[0]
+    return rules.expand([name], MODALITIES, VALUES)[0]
 
 
 def make_row(rule: Rule = STATISTICAL, **changes: Any) -> Row:

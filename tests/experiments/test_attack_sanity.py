@@ -5,7 +5,7 @@ import pytest
 from experiments import attack_sanity
 from experiments.measuring import attack_sanity as measuring
 from jacfuse_jax.evaluation.gradient_sanity import check_gradients
-from jacfuse_jax.evaluation.rules import HEADS, NAMES, Trained, predict, regime_of
+from jacfuse_jax.evaluation.rules import HEADS, Trained, predict, regime_of
 from jacfuse_jax.evaluation.sanity import Subject, check_attacks
 from tests.evaluation import tiny
 from tests.experiments import runs
@@ -111,7 +111,7 @@ class TestPredictionUnderAttack:
     MODELS = tiny.make_models(regimes=("standard", *Trained.names), head_names=HEADS)
     ROWS = tiny.make_rows(MODELS, 7)
 
-    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("name", tiny.NAMES)
     def test_is_that_of_the_rule(self, name):
         rule = tiny.make_rule(name)  # of the image, where it is of one modality
         regime = regime_of(rule)

@@ -31,6 +31,10 @@ def error_of(*arguments):
             "--methods=robust,magic",
             "--methods=robust,magic: unknown 'magic'; choose from unimodal,",
         ),
+        (
+            "--methods=mean,trimmed_mean",
+            "--methods: trimmed_mean needs three modalities or more, got 2: upper, lower",
+        ),
         ("--perturbations=fog", "--perturbations=fog: unknown 'fog'; choose from clean,"),
         ("--gammas=0.5,0", "--gammas=0.5,0: '0' is not a number in (0, 1]"),
         ("--gammas=nan", "--gammas=nan: 'nan' is not a number in (0, 1]"),

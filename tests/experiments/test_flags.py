@@ -4,6 +4,7 @@ from absl.testing import flagsaver
 
 from experiments.run.config import Config
 from experiments.run.flags import config_from_flags
+from experiments.run.start import rules_of
 from experiments.run.suites import SUITES
 
 
@@ -22,6 +23,14 @@ def test_a_suite_gives_its_values_to_flags_that_are_not_given(name):
     for field in Config.__dataclass_fields__:
         expected = changed[field] if field in changed else getattr(plain, field)
         assert getattr(suite, field) == expected
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_has_methods_for_two_modalities(name):
+    rules = rules_of(config_of("--dataset=av_mnist", f"--suite={name}"), ("image", "audio"))
+    kinds = {rule.kind for rule in rules}
+    assert kinds >= {"statistical", "robust"}
+    assert ("dempster_shafer" in kinds) == (name == "full")
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -12,6 +12,7 @@ from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, flatten
 from jacfuse_jax.evaluation.selection import Score
 from jacfuse_jax.evaluation.summary import Comparison, summarise
 from jacfuse_jax.programs.files import write_atomically
+from tests.evaluation import tiny
 from tests.evaluation.tiny import STATISTICAL, make_row, robust, scaled
 
 MEAN = fusion.Mean()
@@ -263,6 +264,18 @@ class TestFigures:
             assert line.get_label() == "mean"
             np.testing.assert_allclose(line.get_xdata(), range(6))
             np.testing.assert_allclose(line.get_ydata(), 0.8 - 0.1 * np.arange(6))
+
+    def test_every_rule_has_a_colour_of_its_own(self, tmp_path, kept_figures):
+        rows = [
+            make_row(tiny.make_rule(name), perturbation=perturbation, severity=severity)
+            for name in tiny.NAMES[1:]
+            for perturbation, severity in (("clean", 0), ("missing", 1), ("bias", 1), ("pgd", 1))
+        ]
+        write_curves(rows, tmp_path)
+        (figure,) = kept_figures
+        for axis in figure.axes:
+            colours = [line.get_color() for line in axis.get_lines()]
+            assert len(set(colours)) == len(colours) == len(tiny.NAMES[1:])
 
     def test_trade_off_is_worst_case_against_clean_in_percent(self, tmp_path, kept_figures):
         summaries = summaries_of(FIGURE_ROWS, outcomes_of(FIGURE_ROWS))

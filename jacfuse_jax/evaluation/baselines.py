@@ -1,0 +1,280 @@
+"""Baselines from the literature on fusion, as rules under test."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import register_dataclass
+from jax.typing import ArrayLike
+
+from jacfuse_jax import fusion
+from jacfuse_jax._arrays import AnyArray, in_dtype_of, known_array
+from jacfuse_jax._checks import check_logits, in_full_precision
+from jacfuse_jax._simplex import mark_likeliest
+from jacfuse_jax.fusion import FusionInputs, Rule
+
+_ENERGY_SCALE = 0.1  # of the published weights
+_TIE_BREAK = 0.5  # of a vote: less than one, so that votes decide
+_ROUNDING = 1e-4  # of the logsumexp of what is normalised
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Calibrated(Rule):
+    """Statistical fusion of z_m / T_m, with the temperatures of the evidence."""
+
+    kind = "temperature"
+
+    temperatures: Any = None
+
+    def apply(self, inputs: FusionInputs) -> jax.Array:
+        calibrated = {name: z / self.temperatures[name] for name, z in inputs.logits.items()}
+        return fusion.statistical_fusion(calibrated, inputs.class_prior)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ProbEn(Calibrated):
+    """`Calibrated` by the name it is published under.
+
+    p(k) ~ prod_m softmax(z_m / T_m)_k / prior_k^(M - 1).
+
+    References:
+      Chen, Shi, Ye, Mertz, Ramanan, Kong, "Multimodal Object Detection via Probabilistic
+      Ensembling", 2022.
+    """
+
+    kind = "prob_en"
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DropSuspect(Rule):
+    """Statistical fusion of the trusted modalities alone: `fusion.Cascade` of confidence zero.
+
+    Statistical fusion of everything where no modality is trusted. The gradient in what is believed
+    perturbed is zero.
+
+    Attributes:
+      confidence: of the cascade. Searched over, as only such rules are told what to believe, though
+        among one value.
+    """
+
+    kind = "drop_suspect"
+    searched: ClassVar[Mapping[str, str]] = {"confidence": "c"}
+
+    confidence: ArrayLike = 0.0
+
+    def apply(self, inputs: FusionInputs) -> jax.Array:
+        return fusion.Cascade(self.confidence).apply(inputs)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DempsterShafer(Rule):
+    """Dempster's combination of discounted posteriors, as pignistic probabilities.
+
+    With p_m = softmax(z_m / T_m) and e_m the error rate of modality m on validation rows,
+
+        mass_m({k}) = (1 - e_m) p_m(k),    mass_m(all classes) = e_m,
+        mass = combination of all mass_m by Dempster's rule,
+        p(k) = mass({k}) + mass(all classes) / K.
+
+    Influence is bounded unless e_m = 0: an excluded class keeps what is left to all classes. The
+    prior, which every p_m holds, is counted M times, as in `fusion.Product`.
+
+    Plausibilities, mass({k}) + mass(all classes) ~ prod_m ((1 - e_m) p_m(k) + e_m), order classes
+    as p does. For a uniform prior they are, normalised, contaminated fusion of all modalities with
+    the contaminations K e_m / (1 + (K - 1) e_m) and the logits z_m / T_m.
+
+    Dempster's rule is 0 / 0 where modalities without errors exclude, together, all classes: there p
+    is uniform.
+
+    References:
+      Shafer, "A Mathematical Theory of Evidence", 1976 (the combination, and discounting). Smets,
+      Kennes, "The Transferable Belief Model", 1994 (pignistic probabilities).
+    """
+
+    kind = "dempster_shafer"
+
+    temperatures: Any = None
+    error_rates: Any = None
+
+    def apply(self, inputs: FusionInputs) -> jax.Array:
+        arrays = check_logits(inputs.logits)
+        first = next(iter(arrays.values()))
+        # Sums of products of masses, as differences of plausibilities would cancel.
+        log_mass = jnp.full_like(first, -jnp.inf)
+        log_frame = jnp.zeros((), first.dtype)
+        for name, z in arrays.items():
+            temperature = known_array(self.temperatures[name], z.dtype)
+            error_rate = known_array(self.error_rates[name], z.dtype)
+            log_own = jnp.log1p(-error_rate) + jax.nn.log_softmax(z / temperature)
+            log_error = jnp.log(error_rate)
+            log_mass = _log_add(log_mass + _log_add(log_own, log_error), log_frame + log_own)
+            log_frame = log_frame + log_error
+        log_probs = _log_add(log_mass, log_frame - math.log(first.shape[-1]))
+        is_undefined = (log_probs == -jnp.inf).all(axis=-1, keepdims=True)
+        return in_dtype_of(inputs.logits, jax.nn.log_softmax(jnp.where(is_undefined, 0, log_probs)))
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EnergyWeighted(Rule):
+    """p = softmax(sum_m w_m z_m), w_m = logsumexp(z_m) / 10: minus the energy of the logits.
+
+    The fusion of QMF, with its temperature of one, of classifiers that were not trained for it. A
+    modality of negative w_m speaks against what it says. Attacks differentiate through w_m. A class
+    that one modality excludes is excluded.
+
+    Adding a constant to logits changes w_m, so they must be what the classifier gives: of
+    log-probabilities w_m = 0. They are refused unless they are traced, which cannot be checked.
+
+    References:
+      Zhang, Wu, Zhang, Hu, Fu, Zhou, Peng, "Provable Dynamic Fusion for Low-Quality Multimodal
+      Data", 2023. Liu, Wang, Owens, Li, "Energy-based Out-of-distribution Detection", 2020.
+    """
+
+    kind = "energy_weighted"
+
+    def apply(self, inputs: FusionInputs) -> jax.Array:
+        arrays = check_logits(inputs.logits)
+        _check_unnormalised(inputs.logits)
+        fused = jnp.zeros_like(next(iter(arrays.values())))
+        for z in arrays.values():
+            weight = _ENERGY_SCALE * jax.nn.logsumexp(z, axis=-1, keepdims=True)
+            is_excluded = z == -jnp.inf
+            # The product would be NaN for w = 0, and infinite for w < 0.
+            term = weight * jnp.where(is_excluded, 0, z)
+            fused = fused + jnp.where(is_excluded, -jnp.inf, term)
+        return in_dtype_of(inputs.logits, jax.nn.log_softmax(fused))
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MajorityVote(Rule):
+    """The class that is likeliest to most modalities, p(k) ~ v_k + q_k / 2.
+
+    v_k modalities vote for class k. Those of most votes share q = 1 by prod_m softmax(z_m), which
+    breaks ties; of the others q is `fusion.Product`.
+
+    Attacks differentiate q, as votes have no gradient: what raises the probability of a class that
+    has no vote is what raises it in the product. A class without votes that a modality excludes is
+    excluded.
+
+    References:
+      Kittler, Hatef, Duin, Matas, "On Combining Classifiers", 1998.
+    """
+
+    kind = "majority_vote"
+
+    def apply(self, inputs: FusionInputs) -> jax.Array:
+        log_probs = _stack_log_probs(inputs.logits)
+        votes = mark_likeliest(log_probs).sum(axis=0)
+        total = log_probs.sum(axis=0)
+        is_leading = votes == votes.max(axis=-1, keepdims=True)
+        leading = jnp.where(is_leading, total, -jnp.inf)
+        # Leading classes may all be excluded by others.
+        is_excluded = (leading == -jnp.inf).all(axis=-1, keepdims=True)
+        leading = jnp.where(is_leading & is_excluded, 0, leading)
+        log_q = jnp.where(is_leading, jax.nn.log_softmax(leading), jax.nn.log_softmax(total))
+        log_votes = jnp.log(votes.astype(log_q.dtype))
+        fused = _log_add(log_votes, log_q + math.log(_TIE_BREAK))
+        return in_dtype_of(inputs.logits, jax.nn.log_softmax(fused))
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Median(Rule):
+    """log p = median_m log softmax(z_m), entry by entry, normalised.
+
+    The mean of the middle two of an even number: of two modalities, the mean of log-probabilities.
+    Before it is normalised, less than half of the modalities move no entry beyond what the others
+    say: they exclude no class, and save none.
+
+    References:
+      Kittler, Hatef, Duin, Matas, "On Combining Classifiers", 1998 (of probabilities).
+    """
+
+    kind = "median"
+
+    def apply(self, inputs: FusionInputs) -> jax.Array:
+        return _mean_of_middle(inputs.logits, (len(inputs.logits) - 1) // 2)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrimmedMean(Rule):
+    """log p = mean_m log softmax(z_m) without the largest and the smallest, normalised.
+
+    Entry by entry. Of three modalities it is the median.
+
+    Raises:
+      ValueError: there are fewer than three modalities.
+
+    References:
+      Tumer, Ghosh, "Robust Combining of Disparate Classifiers through Order Statistics", 2002.
+    """
+
+    kind = "trimmed_mean"
+
+    def apply(self, inputs: FusionInputs) -> jax.Array:
+        self.check_modalities(tuple(inputs.logits))
+        return _mean_of_middle(inputs.logits, 1)
+
+    @classmethod
+    def check_modalities(cls, modalities: tuple[str, ...]) -> None:
+        """Raises ValueError unless there are three modalities or more."""
+        if len(modalities) < 3:
+            raise ValueError(
+                f"{cls.kind} needs three modalities or more, got {len(modalities)}: "
+                f"{', '.join(modalities)}"
+            )
+
+
+BASELINES: tuple[type[Rule], ...] = (
+    *(ProbEn, DropSuspect, DempsterShafer, EnergyWeighted, MajorityVote, Median, TrimmedMean),
+)
+"""What is compared with under the names of the literature."""
+
+
+def _mean_of_middle(logits: Mapping[str, AnyArray], num_dropped: int) -> jax.Array:
+    """The mean without so many of the largest and of the smallest, entry by entry, normalised."""
+    log_probs = _stack_log_probs(logits)
+    kept = jnp.sort(log_probs, axis=0)[num_dropped : len(log_probs) - num_dropped]
+    # Sorted, NaN is the largest, and would be dropped.
+    is_nan = jnp.isnan(log_probs).any(axis=0)
+    return in_dtype_of(logits, jax.nn.log_softmax(jnp.where(is_nan, jnp.nan, kept.mean(axis=0))))
+
+
+def _stack_log_probs(logits: Mapping[str, AnyArray]) -> jax.Array:
+    """The log-probabilities of all modalities, (M, B, K)."""
+    return jnp.stack([jax.nn.log_softmax(z) for z in check_logits(logits).values()])
+
+
+def _log_add(x: jax.Array, y: jax.Array) -> jax.Array:
+    """log(exp(x) + exp(y)), with a gradient of zero where both are -inf."""
+    is_zero = (x == -jnp.inf) & (y == -jnp.inf)
+    return jnp.where(is_zero, -jnp.inf, jnp.logaddexp(jnp.where(is_zero, 0, x), y))
+
+
+def _check_unnormalised(logits: Mapping[str, AnyArray]) -> None:
+    """Raises ValueError where all rows of a modality are log-probabilities, and known."""
+    for name, array in logits.items():
+        z = known_array(array)
+        if isinstance(z, Tracer):
+            continue
+        with jax.ensure_compile_time_eval():
+            full = in_full_precision(f"logits[{name!r}]", z)
+            log_sums = np.asarray(jax.nn.logsumexp(full, axis=-1))
+        log_sums = log_sums[np.isfinite(log_sums)]
+        if log_sums.size and np.all(np.abs(log_sums) <= max(_ROUNDING, jnp.finfo(z.dtype).eps)):
+            raise ValueError(
+                f"{EnergyWeighted.kind} needs the logits that classifiers give, but logits"
+                f"[{name!r}] are log-probabilities, whose energy is zero"
+            )
