@@ -182,7 +182,7 @@ def measure_dataset(
     key = jax.random.key(prepared.seed)
 
     def logits_after(step: Step, rows: Rows) -> jax.Array:
-        observed = perturb_fn(step, (branch_of(step),), key, rows)
+        (observed,) = perturb_fn([step], (branch_of(step),), key, rows, [[]])
         return jnp.asarray(observed.logits["standard"][step.attacked[0]])
 
     found = logits_after(Step((perturbed,), _ATTACK, _ATTACK_SEVERITY, OWN), test)

@@ -24,7 +24,7 @@ class WorstCase(NamedTuple):
       rows: accuracy and more for every threat model, perturbed modality, perturbation, severity,
         attack target and rule; see `measure.flatten` for a table.
       outcomes: which rows each rule gets right in the worst case.
-      groups: (N,), of the rows.
+      groups: (N,) or (N, G), of the rows.
     """
 
     rows: list[Row]
@@ -60,8 +60,8 @@ def worst_case(
 
     Attacks go through classifiers and rules: for every perturbed modality its own classifier,
     statistical fusion, every rule under every belief, and surrogates of recalibrated rules are
-    attacked, and whatever any of these attacks finds is tried on every rule. A rule counts as right
-    where it withstands all of them.
+    attacked, and whatever any of these attacks finds is tried on every rule, with the budget it has
+    and with every larger one. A rule counts as right where it withstands all of them.
 
     Args:
       models: see `make_models`.
@@ -73,7 +73,8 @@ def worst_case(
       kinds: {modality: "image", "video" or "spectrogram"}, which have corruptions of their own.
       perturbed: modalities to perturb in turn; None: all.
       perturbations: of `names.PERTURBATIONS`; those that do not apply to a modality are left out.
-      groups: (N,), equal for rows that are not independent; None: all are.
+      groups: (N,), equal for rows that are not independent, or (N, G), G groupings, of which the
+        widest interval counts; None: all are.
       num_attack: attacks take the first so many rows; None: all.
       attack_steps: of iterated attacks; those without gradients take 25 queries a step.
       num_restarts: random starts of PGD and APGD.
@@ -96,7 +97,8 @@ def worst_case(
     if not isinstance(rules, Mapping):
         contest = Contest(list(rules), frozenset())
         rules = {scenario.believed: contest for scenario in scenarios}
-    plan = make_plan(scenarios, rules, perturbations, kinds or {})
+    num_classes = len(models.evidence.class_prior)
+    plan = make_plan(scenarios, rules, perturbations, kinds or {}, num_classes=num_classes)
     perturb_fn = make_perturb_fn(
         models,
         attack_steps=attack_steps,

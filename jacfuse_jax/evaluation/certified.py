@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jacfuse_jax import certificates, metrics
+from jacfuse_jax import certificates
 from jacfuse_jax.evaluation import selection
+from jacfuse_jax.evaluation.intervals import bootstrap_interval
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.fusion import Cascade, Contaminated, Statistical
 
 CertifiedRule = Statistical | Contaminated | Cascade
-_BOOTSTRAP_SEED = 0
 
 
 class Row(NamedTuple):
@@ -93,10 +93,7 @@ def measure(
     rows: list[Row] = []
     for rule in rules:
         outcome = measure_fn(rule, test)
-        clean, certified = (
-            metrics.bootstrap_interval(values, _BOOTSTRAP_SEED, groups=test.groups)
-            for values in outcome
-        )
+        clean, certified = (bootstrap_interval(values, test.groups) for values in outcome)
         rows.append(
             Row(
                 dataset,

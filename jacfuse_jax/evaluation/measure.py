@@ -1,7 +1,8 @@
 """Measures every threat model, perturbation, severity and rule on one split.
 
 Whatever an attack on one target finds is tried on every rule: a rule's "ensemble" row is its worst
-case, sample by sample, over the attacks on all targets.
+case, sample by sample, over the attacks on all targets. Budgets are nested: what was found with a
+smaller one counts for a larger one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,18 @@ from tqdm.auto import tqdm
 
 from jacfuse_jax import metrics
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
+from jacfuse_jax.evaluation.intervals import bootstrap_interval
 from jacfuse_jax.evaluation.names import ATTACKS, LINF_ATTACKS
-from jacfuse_jax.evaluation.outcomes import is_correct, predict_all, worst_of
+from jacfuse_jax.evaluation.outcomes import (
+    CERTIFIED,
+    certified_rows,
+    is_correct,
+    predict_all,
+    worst_of,
+)
 from jacfuse_jax.evaluation.plan import SEVERITIES, Contest, Plan, target_of
 from jacfuse_jax.evaluation.rows import Rows
-from jacfuse_jax.evaluation.rules import PARAMETERS
+from jacfuse_jax.evaluation.rules import PARAMETERS, EachAlone
 from jacfuse_jax.evaluation.steps import StepStore
 from jacfuse_jax.evaluation.targets import OWN, Step, Target
 from jacfuse_jax.evaluation.threat_models import Scenario
@@ -27,7 +35,6 @@ from jacfuse_jax.fusion import Rule
 
 ENSEMBLE = "ensemble"
 WORST_ATTACK = "worst_attack"
-_BOOTSTRAP_SEED = 0
 
 
 class Row(NamedTuple):
@@ -38,13 +45,15 @@ class Row(NamedTuple):
       perturbed: the perturbed modality or modalities.
       perturbation: of `PERTURBATIONS`, or "worst_attack", the worst case over the linf attacks.
       attack_target: "unimodal" where the attacker differentiated the perturbed modality's own
-        classifier (a transfer attack), the row's rule where it differentiated that, "ensemble" for
-        the worst case over all targets, sample by sample; None without an attack.
+        classifier (a transfer attack), the row's rule where it went on to differentiate that,
+        "ensemble" for the worst case over all targets, sample by sample; None without an attack.
       rule: what is measured.
       selected: whether validation data chose its parameters; None where nothing was chosen.
       ci_low: lower end of the accuracy's 95% interval, the wider of the bootstrap over groups of
         dependent rows and Wilson's.
       ci_high: upper end.
+      certified: share of the rows that are right whatever the perturbed modalities say, of ensemble
+        rows of rules with such a certificate: no attack can leave less.
     """
 
     dataset: str
@@ -63,6 +72,7 @@ class Row(NamedTuple):
     brier: float
     ece: float
     num_examples: int
+    certified: float | None
 
 
 Outcomes = dict[tuple[str, str, str, int, Rule], NDArray[np.bool_]]
@@ -94,6 +104,7 @@ class _Outcome(NamedTuple):
     rule: Rule
     attack_target: str | None
     log_probs: NDArray[Any]
+    certified: float | None = None
 
 
 def evaluate(
@@ -126,7 +137,14 @@ def evaluate(
     results: dict[Scenario, list[Row]] = {scenario: [] for scenario in plan.scenarios}
     outcomes: Outcomes = {}
     worst: dict[tuple[Scenario, int], list[_Outcome]] = {}
+    nested: dict[tuple[Scenario, str], list[_Outcome]] = {}
     attacked_rows = rows.first(num_attack)
+    certified = {
+        (scenario, rule): share
+        for scenario in plan.scenarios
+        for rule in plan.contests[scenario.believed].of(scenario)
+        for share in [_certified(rule, scenario, attacked_rows, evidence)]
+    }
 
     def record(
         scenario: Scenario, perturbation: str, severity: int, found: Sequence[_Outcome], used: Rows
@@ -164,6 +182,15 @@ def evaluate(
             ]
             if not found:
                 continue
+            if perturbation in ATTACKS:
+                found = _worse_of(nested.get((scenario, perturbation), []), found, used.labels)
+                nested[scenario, perturbation] = found
+                found = [
+                    o._replace(certified=certified[scenario, o.rule])
+                    if o.attack_target == ENSEMBLE
+                    else o
+                    for o in found
+                ]
             record(scenario, perturbation, severity, found, used)
             if perturbation in LINF_ATTACKS:
                 ensembles = [o for o in found if o.attack_target == ENSEMBLE]
@@ -189,15 +216,26 @@ def _outcomes(
     own = target_of(rule, believed)
     kinds: list[tuple[str | None, list[Target | None]]] = [(None, [None])]
     if targets[0] is not None:
-        kinds = [
-            (OWN.rule.name, [OWN]),
-            (rule.name, [own]),
-            (ENSEMBLE, list(targets)),
+        transferred: list[Target | None] = [
+            target for target in targets if target and isinstance(target.rule, EachAlone)
         ]
+        kinds = [(OWN.rule.name, transferred), (ENSEMBLE, list(targets))]
+        if own in targets:  # the attack on a rule leaves out what these have lost for it
+            kinds.insert(1, (rule.name, [*transferred, own]))
     for attack_target, kind in kinds:
         chosen = [index for index, target in enumerate(targets) if target in kind]
-        if chosen:
-            yield _Outcome(rule, attack_target, worst_of(log_probs[chosen], rows.labels))
+        yield _Outcome(rule, attack_target, worst_of(log_probs[chosen], rows.labels))
+
+
+def _certified(rule: Rule, scenario: Scenario, rows: Rows, evidence: Evidence) -> float | None:
+    """The share of rows that a rule gets right whatever a scenario's modalities say."""
+    if not isinstance(rule, CERTIFIED):
+        return None
+    certified = [
+        certified_rows(rule, scenario.believed, corrupted, rows, evidence)
+        for corrupted in scenario.alternatives
+    ]
+    return float(np.all(certified, axis=0).mean())
 
 
 def _worse_of(before: list[_Outcome], new: list[_Outcome], labels: NDArray[Any]) -> list[_Outcome]:
@@ -223,7 +261,7 @@ def _make_rows(
     correct: NDArray[np.bool_],
 ) -> Iterator[Row]:
     """Measures outcomes of one perturbation; `correct` is (N, len(found))."""
-    interval = metrics.bootstrap_interval(correct, _BOOTSTRAP_SEED, groups=rows.groups)
+    interval = bootstrap_interval(correct, rows.groups)
     for outcome, low, high in zip(found, interval.low, interval.high, strict=True):
         measured = metrics.finalise(_sums(jnp.asarray(outcome.log_probs), rows.labels))
         measured = measured._replace(
@@ -235,5 +273,6 @@ def _make_rows(
             attack_target=outcome.attack_target,
             rule=outcome.rule,
             selected=outcome.rule in contest.selected if has_choice else None,
+            certified=outcome.certified,
             **measured._asdict(),
         )

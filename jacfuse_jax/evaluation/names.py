@@ -1,7 +1,10 @@
 """Names of attacks and corruptions."""
 
+APGD_ENSEMBLE = "apgd_ensemble"
+"""APGD on the margin, then, of what withstands it, towards the likeliest classes; and the
+modalities' own classifiers are driven towards every class."""
 LINF_ATTACKS = (
-    *("fgm", "pgd", "apgd", "apgd_ce", "apgd_dlr", "apgd_targeted"),
+    *("fgm", "pgd", "apgd", "apgd_ce", "apgd_dlr", "apgd_targeted", APGD_ENSEMBLE),
     *("square", "random_search", "hop_skip_jump"),
 )
 """Attacks that share their budgets, so that the worst of them is one figure."""

@@ -7,12 +7,18 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from jacfuse_jax import fusion
+from jacfuse_jax.certificates import certify_modality
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.evaluation.rules import predict
+from jacfuse_jax.evaluation.threat_models import DETECT
 from jacfuse_jax.fusion import Rule
 
 _predict = jax.jit(predict, static_argnames="believed")
+CERTIFIED = (fusion.Statistical, fusion.Scaled, fusion.Contaminated, fusion.Cascade)
+"""Rules that have a certificate, if only of nothing."""
+_certify = jax.jit(certify_modality, static_argnames=("corrupted", "perturbed"))
 
 
 def predict_all(
@@ -46,6 +52,34 @@ def predict_all(
     stacked = jax.tree.map(lambda *arrays: np.concatenate(arrays), *whole)
     log_probs = _predict(rule, stacked, evidence=evidence, believed=believed)
     return np.asarray(log_probs).reshape(len(whole), len(rows.labels), -1)
+
+
+def certified_rows(
+    rule: Rule,
+    believed: tuple[str, ...],
+    corrupted: tuple[str, ...],
+    rows: Rows,
+    evidence: Evidence,
+) -> NDArray[np.bool_]:
+    """Which rows, (N,), a rule gets right whatever the corrupted modalities say.
+
+    Args:
+      rule: nothing is certified of one that `certificates.certify_modality` does not take.
+      believed: modalities that it believes perturbed.
+      corrupted: modalities.
+      rows: clean.
+      evidence: what fusion knows.
+    """
+    if not isinstance(rule, CERTIFIED) or not believed or believed == DETECT:
+        return np.zeros(len(rows.labels), bool)
+    certificate = _certify(
+        rule,
+        {modality: output.logits for modality, output in rows.outputs["standard"].items()},
+        evidence.class_prior,
+        corrupted=corrupted,
+        perturbed=believed,
+    )
+    return np.asarray(certificate.certified) & (np.asarray(certificate.label) == rows.labels)
 
 
 def worst_of(candidates: Any, labels: NDArray[Any]) -> NDArray[Any]:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jacfuse_jax import fusion
-from jacfuse_jax.evaluation.names import ATTACKS
+from jacfuse_jax.evaluation.names import APGD_ENSEMBLE, ATTACKS
 from jacfuse_jax.evaluation.rules import Unimodal, is_recalibrated
-from jacfuse_jax.evaluation.targets import OWN, Step, Target, applies
+from jacfuse_jax.evaluation.targets import MAX_TOWARDS, OWN, Step, Target, applies
 from jacfuse_jax.evaluation.threat_models import Scenario
 from jacfuse_jax.fusion import Rule
 
@@ -82,18 +82,22 @@ def make_plan(
     contests: Contests,
     perturbations: Sequence[str],
     kinds: Mapping[str, str],
+    *,
+    num_classes: int,
 ) -> Plan:
     """Plans an evaluation.
 
-    Attacked are the modalities' own classifiers; statistical fusion, which is robust fusion without
-    its recalibration; every fused rule under every belief; and of recalibrated rules the surrogates
-    "stop_gradient" and "iterated", where validation data chose parameters of those only.
+    Attacked are the modalities' own classifiers, by "apgd_ensemble" also towards every wrong class,
+    or the nine likeliest; statistical fusion, which is robust fusion without its recalibration;
+    every fused rule under every belief; and of recalibrated rules the surrogates "stop_gradient"
+    and "iterated", where validation data chose parameters of those only.
 
     Args:
       scenarios: threat models on modalities.
       contests: {believed modalities: rules} of all scenarios.
       perturbations: of `names.PERTURBATIONS`; those that do not apply are left out.
       kinds: of modalities, see `corruptions.applies`.
+      num_classes: K.
 
     Returns:
       The plan.
@@ -104,10 +108,13 @@ def make_plan(
         for perturbation in perturbations:
             if perturbation == "clean" or not applies(perturbation, attacked, kinds):
                 continue
+            aimed = [OWN._replace(towards=r) for r in range(1, min(num_classes, MAX_TOWARDS + 1))]
+            chosen: Sequence[Target | None] = targets if perturbation in ATTACKS else [None]
+            if perturbation == APGD_ENSEMBLE:
+                chosen = [OWN, *aimed, *targets[1:]]
             for severity in SEVERITIES:
                 found[attacked, perturbation, severity] = [
-                    Step(attacked, perturbation, severity, target)
-                    for target in (targets if perturbation in ATTACKS else [None])
+                    Step(attacked, perturbation, severity, target) for target in chosen
                 ]
     return Plan(scenarios, contests, perturbations, found)
 

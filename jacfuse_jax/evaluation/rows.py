@@ -1,6 +1,6 @@
 """Rows of data with what classifiers say of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,8 @@ class Rows(NamedTuple):
     Attributes:
       inputs: {modality: (N, H, W, C)}.
       labels: (N,).
-      groups: (N,), equal for rows that are not independent.
+      groups: (N,), equal for rows that are not independent; or (N, G), G groupings, of which the
+        widest interval counts.
       outputs: what all classifiers say.
       heads: {trained head: log-probabilities (N, K)}.
       grams: {modality: (N, K, K)}, of the Jacobians in the input; empty where nobody asked.
@@ -38,6 +39,17 @@ class Rows(NamedTuple):
     def first(self, count: int) -> "Rows":
         """The first rows."""
         return jax.tree.map(lambda array: array[:count], self)
+
+    def batches(self, batch_size: int) -> Iterator["Rows"]:
+        """The rows in batches of one size, the last one padded.
+
+        Args:
+          batch_size: rows of a batch.
+        """
+        leaves, structure = jax.tree.flatten(self)
+        arrays = {str(index): leaf for index, leaf in enumerate(leaves)}
+        for batch in iterate_batches(arrays, batch_size):
+            yield structure.unflatten([batch[name] for name in arrays])
 
     def observed(self) -> Observed:
         """What classifiers say of them, with nothing perturbed."""

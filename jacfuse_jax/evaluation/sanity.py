@@ -131,6 +131,12 @@ def check_attacks(
             _POINTS,
             f"rise of the worst case from one to the next of {_join(radii)}",
         ),
+        make_check(
+            "no attack is weaker with a larger epsilon",
+            max(np.diff(accuracy[name]).max() for name in ("apgd", f"pgd {num_steps}")),
+            _POINTS,
+            f"rise of accuracy under APGD or PGD-{num_steps} to the next of {_join(radii)}",
+        ),
         _check_end(subject, min(with_gradients[-1], without[-1]), batch_size),
         make_check(
             "gradients beat attacks without them",

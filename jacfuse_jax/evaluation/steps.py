@@ -1,4 +1,4 @@
-"""The steps of an evaluation, each kept: a run that was killed repeats none of them."""
+"""The steps of an evaluation, each kept: a run that was killed repeats no chain of them."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +11,10 @@ from jacfuse_jax.evaluation.evidence import Observed
 from jacfuse_jax.evaluation.names import ATTACKS
 from jacfuse_jax.evaluation.perturb import PerturbFn
 from jacfuse_jax.evaluation.rows import Rows
+from jacfuse_jax.evaluation.rules import EachAlone
 from jacfuse_jax.evaluation.targets import Branch, Step, branch_of
 
-# One step compiles, or waits for files, while another computes.
+# One chain compiles, or waits for files, while another computes.
 _NUM_WORKERS = 2
 
 
@@ -36,36 +37,72 @@ def run_steps(
 ) -> None:
     """Carries out steps and keeps what they gave, save those that are kept already.
 
+    Attacks that differ in nothing but their severity are one chain: what is found at one severity
+    is where the next one starts. The attacks on the modalities' own classifiers come first, and
+    what they find counts for the rules.
+
     Args:
-      steps: each once.
-      perturb_fn: see `perturbations.make_perturb_fn`; called from several threads.
+      steps: each once, by severity.
+      perturb_fn: see `perturb.make_perturb_fn`; called from several threads.
       rows: for corruptions.
       num_attack: attacks take the first so many rows.
       store: where they are kept; set from several threads.
       seed: of the perturbations.
     """
     programs: dict[Any, tuple[Branch, ...]] = {}
+    chains: dict[Any, list[Step]] = {}
     for step in steps:  # of all of them, so that a run that carries on compiles the same programs
-        before = programs.get((step.attacked, step.perturbation), ())
-        programs[step.attacked, step.perturbation] = (*before, branch_of(step))
+        program = _program(step)
+        programs[program] = (*programs.get(program, ()), branch_of(step))
+        of_chain = None if step.perturbation in ATTACKS else step.severity
+        chains.setdefault((program, step.target, of_chain), []).append(step)
     programs = {key: tuple(dict.fromkeys(branches)) for key, branches in programs.items()}
-    missing = [step for step in steps if step not in store]
+    missing = [chain for chain in chains.values() if not all(step in store for step in chain)]
     attacked_rows = rows.first(num_attack)
-    with tqdm(total=len(steps), initial=len(steps) - len(missing), disable=None) as progress:
+    num_missing = sum(map(len, missing))
+    with tqdm(total=len(steps), initial=len(steps) - num_missing, disable=None) as progress:
 
-        def run(step: Step) -> None:
-            chosen = attacked_rows if step.perturbation in ATTACKS else rows
-            branches = programs[step.attacked, step.perturbation]
-            store[step] = perturb_fn(step, branches, jax.random.key(seed), chosen)
-            progress.set_description(f"{'+'.join(step.attacked)}: {step.perturbation}")
-            progress.update()
+        def run(chain: Sequence[Step]) -> None:
+            first = chain[0]
+            found: list[list[Observed]] = [[] for _ in chain]
+            if first.perturbation in ATTACKS and not _is_transferred(first):
+                found = [
+                    [store[s] for s in steps if _is_transferred(s) and s[:3] == step[:3]]
+                    for step in chain
+                ]
+            observed = perturb_fn(
+                chain,
+                programs[_program(first)],
+                jax.random.key(seed),
+                attacked_rows if first.perturbation in ATTACKS else rows,
+                found,
+            )
+            for step, result in zip(chain, observed, strict=True):
+                store[step] = result
+            progress.set_description(f"{'+'.join(first.attacked)}: {first.perturbation}")
+            progress.update(len(chain))
 
         pool = ThreadPoolExecutor(_NUM_WORKERS)
         try:
-            # The first step of every program compiles it; two threads never compile the same.
-            first = {(step.attacked, step.perturbation): step for step in reversed(missing)}
-            for chosen in (first.values(), [s for s in missing if s not in first.values()]):
-                for result in [pool.submit(run, step) for step in chosen]:
-                    result.result()
+            # Attacks on own classifiers come first; then the first chain of every program compiles
+            # it, since two threads never compile the same.
+            own = [chain for chain in missing if _is_transferred(chain[0])]
+            others = [chain for chain in missing if not _is_transferred(chain[0])]
+            for wave in (own, others):
+                first = {_program(chain[0]): chain for chain in reversed(wave)}
+                later = [chain for chain in wave if chain not in first.values()]
+                for chosen in (first.values(), later):
+                    for result in [pool.submit(run, chain) for chain in chosen]:
+                        result.result()
         finally:  # after an error, not before all that is queued
             pool.shutdown(cancel_futures=True)
+
+
+def _program(step: Step) -> Any:
+    """What one compiled program serves."""
+    return step.attacked, step.perturbation, step.target is not None and step.target.towards > 0
+
+
+def _is_transferred(step: Step) -> bool:
+    """Whether a step attacks the modalities' own classifiers."""
+    return step.target is not None and isinstance(step.target.rule, EachAlone)

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from jacfuse_jax import fusion, metrics
+from jacfuse_jax.evaluation.intervals import bootstrap_interval, paired_bootstrap_interval
 from jacfuse_jax.evaluation.measure import WORST_ATTACK, Outcomes, Row
 from jacfuse_jax.evaluation.names import CORRUPTIONS, LINF_ATTACKS
 from jacfuse_jax.evaluation.plan import SEVERITIES
@@ -17,7 +18,6 @@ from jacfuse_jax.evaluation.targets import OWN, STRENGTHS
 from jacfuse_jax.fusion import Rule
 
 SCENARIO = ["threat_model", "perturbed"]  # columns that tell what is comparable
-_BOOTSTRAP_SEED = 0
 _ROUNDING = 1e-9  # of sums of accuracies
 _STATISTICAL = fusion.Statistical()
 _WITHOUT_REMEDY = ("unimodal", "mean", "max", "product", "statistical", "temperature")
@@ -36,6 +36,8 @@ class Summary(NamedTuple):
       worst: mean of the worst case over linf attacks and all targets, sample by sample.
       worst_low: lower end of its 95% bootstrap interval over groups of dependent rows.
       worst_high: upper end.
+      certified: share of attacked rows that are right whatever the perturbed modalities say; of
+        rules with such a certificate.
       curve_area: area under worst-case accuracy against epsilon, see
         `metrics.robustness_curve_area`; MultiBench's relative robustness but for the division.
       effective_area: that area beyond statistical fusion's, moved to equal clean accuracy, see
@@ -60,6 +62,7 @@ class Summary(NamedTuple):
     worst: float | None
     worst_low: float | None
     worst_high: float | None
+    certified: float | None
     curve_area: float | None
     effective_area: float | None
     relative_robustness: float | None
@@ -112,7 +115,7 @@ def summarise(rows: Sequence[Row], outcomes: Outcomes, groups: NDArray[np.int32]
     Args:
       rows: of one seed.
       outcomes: of `measure.evaluate`.
-      groups: (N,), of the test rows.
+      groups: (N,) or (N, G), of the test rows, see `intervals`.
     """
     summaries: list[Summary] = []
     frame = to_frame(rows, Row._fields)
@@ -139,7 +142,7 @@ def compare(
       seed: of the rows.
       rows: of one seed.
       outcomes: of `measure.evaluate`.
-      groups: (N,), of the test rows.
+      groups: (N,) or (N, G), of the test rows, see `intervals`.
 
     Returns:
       The lines; none where validation data did not choose parameters of scaled fusion.
@@ -168,9 +171,7 @@ def compare(
             )
             if perturbation != "clean":
                 a, b = (np.column_stack([x, x.mean(axis=1)]) for x in (a, b))
-            interval = metrics.paired_bootstrap_interval(
-                a, b, _BOOTSTRAP_SEED, groups=groups[: len(a)]
-            )
+            interval = paired_bootstrap_interval(a, b, groups[: len(a)])
             lines += [
                 Comparison(
                     *(seed, threat_model, perturbed, perturbation, severity),
@@ -214,6 +215,7 @@ def _means(rows: Frame) -> Frame:
         "adaptive": is_linf & (rows.attack_target == names),
     }
     accuracies = {name: rows.accuracy.where(chosen) for name, chosen in averaged.items()}
+    accuracies["certified"] = rows.certified.astype(float)
     return pd.DataFrame(accuracies).groupby(rows.rule, sort=False).mean()
 
 
@@ -227,9 +229,7 @@ def _worst_cases(
         correct = [outcomes[key] for key in keys if key in outcomes]
         if correct:
             values = np.mean(correct, axis=0)
-            intervals[rule] = metrics.bootstrap_interval(
-                values, _BOOTSTRAP_SEED, groups=groups[: len(values)]
-            )
+            intervals[rule] = bootstrap_interval(values, groups[: len(values)])
     return _figures(intervals, "worst", "worst_low", "worst_high")
 
 

@@ -35,11 +35,14 @@ class Target(NamedTuple):
       rule: under test, or `EachAlone()`: each perturbed modality's own classifier.
       believed: the modalities that the rule believes perturbed; empty for rules without belief.
       surrogate: see `rules.predict`.
+      towards: 0 drives a sample away from its label; r > 0 to the class that is the r-th likeliest
+        of the wrong ones for the clean sample.
     """
 
     rule: Rule
     believed: tuple[str, ...] = ()
     surrogate: Surrogate = ""
+    towards: int = 0
 
     @property
     def name(self) -> str:
@@ -50,10 +53,14 @@ class Target(NamedTuple):
             parts.append(f"believed_{'+'.join(self.believed)}")
         if self.surrogate:
             parts.append(self.surrogate)
+        if self.towards:
+            parts.append(f"towards_{self.towards}")
         return "_".join(parts).replace(":", "_")
 
 
 OWN = Target(EachAlone())
+MAX_TOWARDS = 9
+"""As many wrong classes as ten classes have; of more classes the likeliest."""
 
 
 class Step(NamedTuple):
@@ -95,7 +102,7 @@ def branch_of(step: Step) -> Branch:
     Args:
       step: an attack.
     """
-    rule, believed, surrogate = step.target or OWN
+    rule, believed, surrogate, _ = step.target or OWN
     if isinstance(rule, EachAlone):
         believed = step.attacked
     if isinstance(rule, Trained):

@@ -62,10 +62,10 @@ class PerturbFn:
     def __init__(self):
         self.steps = []
 
-    def __call__(self, step, branches, key, rows):
-        del branches, key
-        self.steps.append(step)
-        return Observed(perturbed_logits(step, rows), {}, {})
+    def __call__(self, chain, branches, key, rows, found):
+        del branches, key, found
+        self.steps.extend(chain)
+        return [Observed(perturbed_logits(step, rows), {}, {}) for step in chain]
 
 
 def perturbed_logits(step, rows):
@@ -114,7 +114,8 @@ def robust_accuracy(method, believed, steps):
     found = []
     for modality in BOTH if believed == DETECT else believed:
         for severity in (2, 3, 4, 5):
-            chosen = tuple(s for s in steps if (s.attacked, s.severity) == ((modality,), severity))
+            # What a smaller budget found counts for a larger one.
+            chosen = tuple(s for s in steps if s.attacked == (modality,) and s.severity <= severity)
             assert chosen
             found.append(accuracy(method, believed, chosen))
     return np.mean(found)
@@ -235,10 +236,11 @@ def test_a_prediction_that_is_not_a_number_is_never_right():
     rows, evidence = make_problem()
     rows = rows._replace(labels=np.zeros_like(rows.labels))  # argmax of NaN is class 0
 
-    def perturb_fn(step, branches, key, rows):
-        del branches, key
-        (modality,) = step.attacked
-        return Observed({"standard": {modality: np.full((len(rows.labels), K), np.nan)}}, {}, {})
+    def perturb_fn(chain, branches, key, rows, found):
+        del branches, key, found
+        (modality,) = chain[0].attacked
+        nothing = {modality: np.full((len(rows.labels), K), np.nan)}
+        return [Observed({"standard": nothing}, {}, {}) for _ in chain]
 
     _, scores = select(
         [("image",)],
@@ -268,11 +270,11 @@ def test_a_combination_at_the_bound_is_feasible():
     }
     _, evidence = make_problem()
 
-    def perturb_fn(step, branches, key, rows):
-        del step, branches, key
+    def perturb_fn(chain, branches, key, rows, found):
+        del branches, key, found
         driven = np.zeros((len(rows.labels), K))
         driven[:, 1] = 10
-        return Observed({"standard": {"image": driven}}, {}, {})
+        return [Observed({"standard": {"image": driven}}, {}, {}) for _ in chain]
 
     contests, scores = select(
         [("image",)],

@@ -30,10 +30,17 @@ def reading_its_neighbour(inputs):
     return jax.nn.log_softmax(linear(inputs) + 0.1 * linear(inputs)[::-1])
 
 
+def dead_far_away(inputs):
+    """Beyond 0.02 from the sample its units are dead: no gradient, and right."""
+    clean = inputs["clean"]
+    is_far = np.float32(0.02) < abs(inputs["image"] - clean).max(axis=-1, keepdims=True)
+    return jax.numpy.where(is_far, linear({"image": clean}), linear(inputs))
+
+
 def make_subject(log_prob_fn):
     x = np.random.default_rng(1).uniform(size=(300, NUM_FEATURES)).astype(np.float32)
     labels = np.asarray(linear({"image": x}).argmax(axis=1))
-    return Subject(log_prob_fn, {"image": x}, labels, "image", (0.0, 1.0), None)
+    return Subject(log_prob_fn, {"image": x, "clean": x}, labels, "image", (0.0, 1.0), None)
 
 
 def failed(checks, count):
@@ -52,7 +59,7 @@ def failed_of_attacks(log_prob_fn):
         batch_size=64,
         key=jax.random.key(0),
     )
-    return failed(checks, 7)
+    return failed(checks, 8)
 
 
 def failed_of_gradients(log_prob_fn):
@@ -74,6 +81,11 @@ def test_masked_gradients_are_found_out():
     }
 
 
+def test_units_that_die_where_the_attack_goes_are_found_out():
+    names = failed_of_attacks(dead_far_away)
+    assert "no attack is weaker with a larger epsilon" in names
+
+
 def test_saturation_is_found_out():
     assert "gradients do not vanish" in failed_of_gradients(saturated)
 
@@ -88,21 +100,21 @@ def test_a_run_writes_and_shows_a_row_for_every_check(tmp_path):
     flags = (*runs.SMALL, "--num_attack=16", "--perturbed=upper", "--methods=unimodal")
     stdout, _ = runs.run(tmp_path, *flags, binary=attack_sanity)
     rows = runs.read_rows(tmp_path, "attack_sanity.csv")
-    assert [row["target"] for row in rows] == ["unimodal:upper"] * 11
+    assert [row["target"] for row in rows] == ["unimodal:upper"] * 12
     for row in rows:
         assert row["passed"] == str(float(row["value"]) <= float(row["limit"]))
         assert row["detail"]
     passed = {row["check"] for row in rows if row["passed"] == "True"}
     assert {"budgets are kept", "gradients match finite differences"} <= passed
     ((headers, cells),) = runs.read_tables(stdout)
-    assert headers == ["perturbed", "target", *(f"({index})" for index in range(1, 12))]
+    assert headers == ["perturbed", "target", *(f"({index})" for index in range(1, 13))]
     marks = ["" if row["passed"] == "True" else " !" for row in rows]
     figures = [f"{float(row['value']):.3g}{m}" for row, m in zip(rows, marks, strict=True)]
     assert cells == ["upper", "unimodal:upper", *figures]
     for index, row in enumerate(rows, 1):
         limit = f"at most {float(row['limit']):.3g}"
         assert f"({index}) {row['check']}: {row['detail']}; {limit}" in stdout.splitlines()
-    assert f"{marks.count(' !')} of 11 checks failed, marked by !" in stdout
+    assert f"{marks.count(' !')} of 12 checks failed, marked by !" in stdout
 
 
 class TestPredictionUnderAttack:

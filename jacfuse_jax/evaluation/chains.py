@@ -1,0 +1,256 @@
+"""Attacks of increasing budgets as one chain: what is found at one is where the next one starts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from jacfuse_jax import attacks
+from jacfuse_jax.evaluation.evidence import Evidence, Observed
+from jacfuse_jax.evaluation.models import Models, input_grams
+from jacfuse_jax.evaluation.names import L0_ATTACKS, L2_ATTACKS
+from jacfuse_jax.evaluation.observing import ObserveFn
+from jacfuse_jax.evaluation.outcomes import certified_rows, predict_all
+from jacfuse_jax.evaluation.rows import Rows, observe
+from jacfuse_jax.evaluation.rules import EachAlone, predict, regime_of
+from jacfuse_jax.evaluation.stages import Stage, make_attack, stages_of
+from jacfuse_jax.evaluation.targets import STRENGTHS, Branch, Step, Target, branch_of
+
+AttackFn = Callable[
+    [Sequence[Step], tuple[Branch, ...], jax.Array, Rows, Sequence[Sequence[Observed]]],
+    list[Observed],
+]
+
+
+def make_attack_fn(
+    models: Models,
+    observe_fn: ObserveFn,
+    *,
+    attack_steps: int,
+    num_restarts: int,
+    batch_size: int,
+    with_grams: bool,
+) -> AttackFn:
+    """Makes the function that attacks rows with one budget after another.
+
+    PGD and APGD start from the clean input, or from what is best so far; further starts are random.
+    "apgd_ensemble" is APGD on the margin, with long steps from there, then with short ones from the
+    clean input, then, with short ones too, APGD towards the likeliest classes. Rows that a rule has
+    lost at a smaller budget, or to another attack, are not attacked again for it, and neither are
+    those that its certificate covers; what is left is attacked in padded batches. Attacks on the
+    modalities' own classifiers go on, since what convinces a classifier more may convince a rule.
+
+    Args:
+      models: attacked.
+      observe_fn: see `observing.make_observe_fn`.
+      attack_steps: of iterated attacks.
+      num_restarts: starts of PGD and APGD.
+      batch_size: rows at a time.
+      with_grams: fusion regularises the Jacobian in the input.
+
+    Returns:
+      attack_fn(chain, branches, key, rows, found), see `perturb.make_perturb_fn`.
+    """
+    head_parameters = {name: head.parameters for name, head in models.heads.items()}
+    standard = models.classifiers["standard"]
+    num_classes = len(models.evidence.class_prior)
+
+    def predict_branch(
+        branch: Branch, observed: Observed, numbers: tuple[jax.Array, ...]
+    ) -> jax.Array:
+        return predict(
+            jax.tree.unflatten(branch.structure, numbers[: branch.structure.num_leaves]),
+            observed,
+            evidence=models.evidence,
+            believed=branch.believed,
+            surrogate=branch.surrogate,
+        )
+
+    @partial(jax.jit, static_argnames=("attack", "branches"))
+    def attack_batch(
+        parameters: Mapping[str, Any],
+        heads: Mapping[str, Any],
+        numbers: tuple[float, ...],
+        index: int,
+        rows: Rows,
+        start: Mapping[str, jax.Array],
+        targets: jax.Array | None,
+        key: jax.Array,
+        strength: float,
+        relative_step_size: float,
+        *,
+        attack: str,
+        branches: tuple[Branch, ...],
+    ) -> dict[str, jax.Array]:
+        def log_prob_fn(inputs: Mapping[str, jax.Array]) -> jax.Array:
+            outputs = dict(rows.outputs["standard"])
+            grams: dict[str, Any] = dict(rows.grams)
+            for modality, x in inputs.items():
+                outputs[modality] = standard[modality].output_fn(parameters[modality], x)
+                if with_grams:
+                    grams[modality] = input_grams(standard[modality], parameters[modality], x)
+            observed = observe(models, heads, {"standard": outputs}, grams)
+            return jax.lax.switch(
+                index, [partial(predict_branch, branch) for branch in branches], observed, numbers
+            )
+
+        x = rows.inputs
+        if attack in L0_ATTACKS:
+            return attacks.adversarial_missing(
+                log_prob_fn,
+                x,
+                rows.labels,
+                key,
+                fraction=dict.fromkeys(x, strength),
+                fill_value={modality: models.fill_values[modality] for modality in x},
+                num_steps=attack_steps,
+            )
+        options: dict[str, Any] = {} if targets is None else {"targets": targets}
+        if attack.startswith(("pgd", "apgd")):
+            options["initial"] = start
+        if attack.startswith("apgd"):
+            options["relative_step_size"] = relative_step_size
+        return make_attack(attack, attack_steps, num_restarts)(
+            log_prob_fn,
+            x,
+            rows.labels,
+            *(() if attack == "fgm" else (key,)),
+            epsilon=dict.fromkeys(x, strength),
+            norm="l2" if attack in L2_ATTACKS else "linf",
+            valid_range={modality: models.valid_ranges[modality] for modality in x},
+            **options,
+        )
+
+    def attack_rows(
+        step: Step,
+        stage: Stage,
+        branches: tuple[Branch, ...],
+        key: jax.Array,
+        rows: Rows,
+        start: dict[str, NDArray[Any]],
+        targets: NDArray[Any] | None,
+    ) -> dict[str, NDArray[Any]]:
+        """What one attack makes of these rows."""
+        assert step.target is not None
+        rule = step.target.rule
+        regime, numbers = regime_of(rule), jax.tree.leaves(rule)
+        most = max(branch.structure.num_leaves for branch in branches)
+        with_start = rows._replace(
+            inputs={"clean": rows.inputs, "start": start},
+            outputs={"standard": rows.outputs[regime]},
+            heads={} if targets is None else {"targets": targets},
+        )
+        found: list[dict[str, jax.Array]] = []
+        for index, batch in enumerate(with_start.batches(batch_size)):
+            found.append(
+                attack_batch(
+                    {m: models.classifiers[regime][m].parameters for m in step.attacked},
+                    head_parameters,
+                    # As many for all of them, so that one program serves all rules.
+                    (*numbers, *(1.0,) * (most - len(numbers))),
+                    branches.index(branch_of(step)),
+                    batch._replace(inputs=batch.inputs["clean"], heads={}),
+                    batch.inputs["start"],
+                    batch.heads.get("targets"),
+                    jax.random.fold_in(key, index),
+                    STRENGTHS[step.perturbation][step.severity - 1],
+                    stage.relative_step_size,
+                    attack=stage.attack,
+                    branches=branches,
+                )
+            )
+        return {
+            m: np.concatenate([np.asarray(x[m]) for x in found])[: len(rows.labels)]
+            for m in step.attacked
+        }
+
+    def attack_chain(
+        chain: Sequence[Step],
+        branches: tuple[Branch, ...],
+        key: jax.Array,
+        rows: Rows,
+        found: Sequence[Sequence[Observed]],
+    ) -> list[Observed]:
+        target = chain[0].target
+        assert target is not None
+        clean = {m: np.asarray(rows.inputs[m][: len(rows.labels)]) for m in chain[0].attacked}
+        rows = rows._replace(inputs=clean)
+        best = {m: x.copy() for m, x in clean.items()}
+        targets = _targets_of(target, chain[0].attacked, rows, models.evidence)
+        goes_on = isinstance(target.rule, EachAlone)
+        believed = chain[0].attacked if goes_on else target.believed
+
+        def leads(observations: Sequence[Observed]) -> NDArray[Any]:
+            log_probs = predict_all(target.rule, believed, observations, rows, models.evidence)
+            return np.stack([_lead(each, rows.labels, targets) for each in log_probs])
+
+        lead = leads([rows.observed()])[0]
+        settled = np.zeros(len(rows.labels), bool)
+        if not goes_on:
+            settled = (lead > 0) | certified_rows(
+                target.rule, believed, chain[0].attacked, rows, models.evidence
+            )
+        results: list[Observed] = []
+        for step, before in zip(chain, found, strict=True):
+            if before and not goes_on:
+                settled |= (leads(before) > 0).any(axis=0)
+            for number, stage in enumerate(stages_of(step, num_classes=num_classes)):
+                left = np.flatnonzero(~settled)
+                if not len(left):
+                    break
+                start = clean if stage.from_clean else best
+                moved = attack_rows(
+                    step,
+                    stage,
+                    branches,
+                    jax.random.fold_in(jax.random.fold_in(key, step.severity), number),
+                    jax.tree.map(lambda array, left=left: array[left], rows),
+                    {m: x[left] for m, x in start.items()},
+                    None if targets is None else targets[left],
+                )
+                tried = {m: x.copy() for m, x in best.items()}
+                for m, x in moved.items():
+                    tried[m][left] = x
+                lead_there = leads([observe_fn(tried, rows)])[0]
+                better = lead_there > lead
+                lead = np.where(better, lead_there, lead)
+                for m, x in tried.items():
+                    best[m][better] = x[better]
+                if not goes_on:
+                    settled |= lead > 0
+            results.append(observe_fn(best, rows))
+        return results
+
+    return attack_chain
+
+
+def _targets_of(
+    target: Target, attacked: tuple[str, ...], rows: Rows, evidence: Evidence
+) -> NDArray[Any] | None:
+    """(N,), the classes that samples are driven to; None where it is away from the label."""
+    if not target.towards:
+        return None
+    log_probs = predict_all(target.rule, attacked, [rows.observed()], rows, evidence)[0]
+    of_label = np.arange(log_probs.shape[-1]) == rows.labels[:, None]
+    order = np.argsort(np.where(of_label, np.inf, -log_probs), axis=-1, kind="stable")
+    return order[:, target.towards - 1].astype(rows.labels.dtype)
+
+
+def _lead(
+    log_probs: NDArray[Any], labels: NDArray[Any], targets: NDArray[Any] | None
+) -> NDArray[Any]:
+    """(N,), by how much the target, or any class but the label, is ahead; positive for NaN.
+
+    A class that is level with the label and comes first counts as ahead, as argmax has it.
+    """
+    goal = np.arange(log_probs.shape[-1]) == (labels if targets is None else targets)[:, None]
+    if targets is None:
+        goal = ~goal
+    lead = np.where(goal, log_probs, -np.inf).max(axis=-1)
+    lead -= np.where(goal, -np.inf, log_probs).max(axis=-1)
+    reached = goal[np.arange(len(goal)), log_probs.argmax(axis=-1)]
+    smallest = np.finfo(lead.dtype).tiny
+    return np.where(np.isnan(log_probs).any(axis=-1) | reached & (lead <= 0), smallest, lead)

@@ -1,0 +1,81 @@
+"""The attacks that make up a step of a chain."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from jacfuse_jax import attacks
+from jacfuse_jax.evaluation.names import APGD_ENSEMBLE
+from jacfuse_jax.evaluation.rules import EachAlone
+from jacfuse_jax.evaluation.targets import Step
+
+# Attacks without gradients evaluate more often than the others take steps.
+_QUERIES_A_STEP = 25
+_MIN_CLASSES_OF_DLR = 4
+
+
+class Stage(NamedTuple):
+    """One attack of those that make up a step.
+
+    Attributes:
+      attack: of `names.ATTACKS`.
+      from_clean: starts at the clean input; or else at what is best so far.
+      relative_step_size: of APGD's first step, as a share of the budget.
+    """
+
+    attack: str
+    from_clean: bool = False
+    relative_step_size: float = 2.0
+
+
+# Long steps leave where a classifier that was trained against small perturbations has gradients,
+# and do not come back: its units are dead there. Short ones from the clean input stay.
+_SHORT = Stage("apgd", from_clean=True, relative_step_size=0.1)
+_SHORT_TARGETED = _SHORT._replace(attack="apgd_targeted")
+
+
+def stages_of(step: Step, *, num_classes: int) -> list[Stage]:
+    """The attacks that make up a step, each on what the ones before it did not overcome.
+
+    Args:
+      step: an attack.
+      num_classes: K.
+    """
+    assert step.target is not None
+    if step.perturbation != APGD_ENSEMBLE:
+        return [Stage(step.perturbation)]
+    if step.target.towards:
+        return [Stage("apgd")]
+    stages = [Stage("apgd"), _SHORT]
+    has_ratio = num_classes >= _MIN_CLASSES_OF_DLR
+    if has_ratio and not isinstance(step.target.rule, EachAlone):
+        stages.append(_SHORT_TARGETED)
+    return stages
+
+
+def make_attack(name: str, num_steps: int, num_restarts: int) -> Callable[..., dict[str, Any]]:
+    """The attack of that name, to be given the prediction, inputs, labels, key and budget.
+
+    Args:
+      name: of `names.ATTACKS`.
+      num_steps: of iterated attacks; those without gradients take 25 queries a step.
+      num_restarts: starts of PGD and APGD.
+    """
+    iterated = {"num_steps": num_steps, "num_restarts": num_restarts}
+    losses = {
+        "apgd_ce": "cross_entropy",
+        "apgd_dlr": "dlr",
+        "apgd_targeted": "targeted_dlr",
+    }
+    queries = {"num_queries": _QUERIES_A_STEP * num_steps}
+    if name == "fgm":
+        return attacks.fgm
+    if name.startswith("pgd"):
+        return partial(attacks.pgd, **iterated)
+    if name.startswith("apgd"):
+        return partial(attacks.apgd, loss=losses.get(name, "margin"), **iterated)
+    if name == "hop_skip_jump":
+        return partial(attacks.hop_skip_jump, num_iterations=num_steps)
+    return partial(
+        {"square": attacks.square, "random_search": attacks.random_search}[name], **queries
+    )
