@@ -40,6 +40,16 @@ def base_name(name: str) -> str:
     return name.partition("/")[0]
 
 
+def full_name(name: str) -> str:
+    """Returns a name with the config that it chooses: "av_mnist/noisy" of "av_mnist".
+
+    Args:
+      name: one of `NAMES`.
+    """
+    config = config_name(name)
+    return base_name(name) if config is None else f"{base_name(name)}/{config}"
+
+
 def config_name(name: str) -> str | None:
     """Returns the config that a name chooses: "clean" of "av_mnist/clean", else the default.
 

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from data_pipelines.catalogue import MODALITIES, NUM_FOLDS
+from data_pipelines.catalogue import MODALITIES, NAMES, NUM_FOLDS, base_name, full_name
 from experiments.run.config import Config
 from experiments.run.suites import SUITES
 from jacfuse_jax.evaluation.names import ATTACKS, PERTURBATIONS
-from jacfuse_jax.evaluation.rules import NAMES
+from jacfuse_jax.evaluation.rules import NAMES as METHODS
 from jacfuse_jax.evaluation.threat_models import THREAT_MODELS
 from jacfuse_jax.programs import InputError
 from jacfuse_jax.programs.command_line import by_modality, choices, define
 from jacfuse_jax.programs.parsers import ExpandedPath, ListOf, Number, OfModality, OneOf
 
-DEFAULT_NUM_EPOCHS = {"digits": 30, "av_mnist": 4, "ravdess": 40, "vggsound": 15}
+DEFAULT_NUM_EPOCHS = {"digits": 30, "av_mnist": 12, "ravdess": 40, "vggsound": 15}
 # Smaller ones are zero to the classifiers.
 _GAMMA = Number(float(np.finfo(np.float32).tiny), "(0, 1]")
 
@@ -26,7 +26,7 @@ flags.DEFINE_enum(
     sorted(SUITES),
     "Values for all flags that are not given, see suites.py; numbers of rows for av_mnist alone.",
 )
-flags.DEFINE_enum("dataset", "digits", sorted(MODALITIES), "Data set.")
+flags.DEFINE_enum("dataset", "digits", sorted(NAMES), "Data set.")
 define(
     ExpandedPath(),
     "manual_dir",
@@ -64,10 +64,10 @@ define(
     f"Of {','.join(PERTURBATIONS)}; those that do not apply to a modality are left out.",
 )
 define(
-    ListOf(OneOf(NAMES)),
+    ListOf(OneOf(METHODS)),
     "methods",
     ("unimodal", "mean", "statistical", "scaled", "robust"),
-    f"Of {','.join(NAMES)}.",
+    f"Of {','.join(METHODS)}.",
 )
 define(
     ListOf(OneOf(THREAT_MODELS)),
@@ -113,7 +113,9 @@ flags.DEFINE_integer("num_attack", 2000, "Test rows to attack.", lower_bound=1)
 flags.DEFINE_integer(
     "attack_steps", 20, "Of iterated attacks; 25 queries each without gradients.", lower_bound=1
 )
-flags.DEFINE_integer("num_restarts", 1, "Random starts of PGD and APGD.", lower_bound=1)
+flags.DEFINE_integer(
+    "num_restarts", 1, "Starts of PGD and APGD, all but the first random.", lower_bound=1
+)
 flags.DEFINE_integer(
     "num_epochs",
     None,
@@ -135,22 +137,24 @@ flags.DEFINE_integer(
 def config_from_flags() -> Config:
     """Collects the flags; raises InputError where some do not fit together."""
     given = flags.FLAGS
+    dataset = base_name(given.dataset)
     for name, value in SUITES.get(given.suite or "", {}).items():
         # Other data sets may have fewer rows.
-        fits = given.dataset == "av_mnist" or name not in ("num_train", "num_eval")
+        fits = dataset == "av_mnist" or name not in ("num_train", "num_eval")
         if fits and not given[name].present:
             given[name].value = value
     values: dict[str, Any] = {
         field.name: given[field.name].value for field in dataclasses.fields(Config)
     }
-    modalities = MODALITIES[given.dataset]
+    values["dataset"] = full_name(given.dataset)
+    modalities = MODALITIES[dataset]
     chosen = modalities if given.perturbed is None else given.perturbed
     values["perturbed"] = choices("perturbed", chosen, modalities)
     if given.num_epochs is None:
-        values["num_epochs"] = DEFAULT_NUM_EPOCHS[given.dataset]
+        values["num_epochs"] = DEFAULT_NUM_EPOCHS[dataset]
     values["weights"] = weights = by_modality("weights", given.weights)
     for modality, path in weights.items():
-        if given.dataset != "vggsound":
+        if dataset != "vggsound":
             raise InputError(
                 f"--weights={modality}={path}: only classifiers of vggsound take weights"
             )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.catalogue import MODALITIES
+from data_pipelines.catalogue import MODALITIES, base_name
 from experiments.run.config import Config
 from jacfuse_jax.evaluation.rules import HEADS, Trained
 from jacfuse_jax.programs.resources import check
@@ -35,7 +35,7 @@ class _Data(NamedTuple):
 
 _DATA = {
     "digits": _Data((1097, 200, 500), 10, 256, 15e3, 23e3),
-    "av_mnist": _Data((55_000, 5000, 10_000), 10, 53_312, 0.3e6, 0.3e6),
+    "av_mnist": _Data((55_000, 5000, 10_000), 10, 53_312, 0.3e6, 0.5e6),
     "ravdess": _Data((960, 240, 240), 8, 0, 7e6, 0.4e6),
     "vggsound": _Data((174_000, 9500, 15_500), 309, 0, 34e6, 23e6),
 }
@@ -47,7 +47,16 @@ def num_test_rows(dataset: str) -> int:
     Args:
       dataset: its name.
     """
-    return _DATA[dataset].num_rows[2]
+    return _DATA[base_name(dataset)].num_rows[2]
+
+
+def num_classes(dataset: str) -> int:
+    """Classes of a data set, as far as they are known beforehand.
+
+    Args:
+      dataset: its name.
+    """
+    return _DATA[base_name(dataset)].num_classes
 
 
 def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> None:
@@ -63,10 +72,10 @@ def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> 
     Raises:
       InputError: more than is free.
     """
-    data = _DATA[config.dataset]
+    data = _DATA[base_name(config.dataset)]
     num_train, num_validation, num_test = data.num_rows
     num_train, num_test = config.num_train or num_train, config.num_eval or num_test
-    num_modalities = len(MODALITIES[config.dataset])
+    num_modalities = len(MODALITIES[base_name(config.dataset)])
     grams = data.num_classes**2 if config.jacobian == "input" else 0
     memory = (
         PROCESS_BYTES
@@ -88,8 +97,9 @@ def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> 
 
 def _data_bytes(config: Config) -> float:
     """What the preparation of a data set takes."""
-    if config.dataset == "vggsound":
+    dataset = base_name(config.dataset)
+    if dataset == "vggsound":
         folder = (config.manual_dir or Path()) / "clips"
         return _CLIP_BYTES * (sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0)
-    published = 13e9 if config.dataset == "ravdess" and not config.manual_dir else 0
-    return {"digits": 0, "av_mnist": 0.6e9, "ravdess": 0.4e9}[config.dataset] + published
+    published = 13e9 if dataset == "ravdess" and not config.manual_dir else 0
+    return {"digits": 0, "av_mnist": 0.95e9, "ravdess": 0.4e9}[dataset] + published

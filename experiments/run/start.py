@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from data_pipelines import datasets
+from data_pipelines.catalogue import base_name
 from experiments.run import needs
 from experiments.run.config import Config
 from experiments.run.prepared import check_grams, train_models
@@ -75,9 +76,12 @@ def load(config: Config, *, classifiers_only: bool = False) -> datasets.Multimod
             f"--num_train={config.num_train} leaves class {counts.argmin()} without a training "
             "row; raise it"
         )
+    for split in dataset.splits.values():
+        if "noise_group" in split:  # what shares a recording depends, and what shares its noise
+            split["group"] = np.stack([split["group"], split.pop("noise_group")], axis=1)
     groups = dataset.splits["test"]["group"]
     for flag, count in (("num_eval", len(groups)), ("num_attack", config.num_attack)):
-        if len(set(groups[:count].tolist())) < 2:
+        if (groups[:count] == groups[0]).all(axis=0).any():
             raise InputError(f"--{flag}={count}: intervals need test rows of two groups; raise it")
     data = _digest(dataset)
     check_workdir(config, data, classifiers_only=classifiers_only)
@@ -157,20 +161,21 @@ def rules_of(config: Config, modalities: tuple[str, ...]) -> list[Rule]:
 
 def _num_step_rows(config: Config) -> int:
     """Rows of single modalities in the files of a seed; the first parameters stand for the best."""
-    kinds = datasets.KINDS[config.dataset]
+    kinds = datasets.KINDS[base_name(config.dataset)]
     modalities = tuple(kinds)
     rules = rules_of(config, modalities)
     first = {rule.name: rule for rule in reversed(rules) if rule.searched}
     contest = Contest(rules, frozenset(first.values() if config.num_select else ()))
     scenarios = make_scenarios(config.threat_models, config.perturbed, modalities)
     contests = {scenario.believed: contest for scenario in scenarios}
-    steps = make_plan(scenarios, contests, config.perturbations, kinds).steps
+    num_classes = needs.num_classes(config.dataset)
+    plan = make_plan(scenarios, contests, config.perturbations, kinds, num_classes=num_classes)
     num_test = config.num_eval or needs.num_test_rows(config.dataset)
     num_attack = min(config.num_attack, num_test)
     num_selection_steps = len(SEVERITIES) * len(modalities) * (2 + len(rules))
     return config.num_select * num_selection_steps + sum(
         len(step.attacked) * (num_attack if step.perturbation in ATTACKS else num_test)
-        for step in steps
+        for step in plan.steps
     )
 
 

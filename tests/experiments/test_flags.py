@@ -62,7 +62,7 @@ def test_a_suite_does_not_outlive_its_run():
 def test_modalities_and_epochs_are_those_of_the_data_set():
     digits, av_mnist = config_of(), config_of("--dataset=av_mnist")
     assert (digits.perturbed, av_mnist.perturbed) == (("upper", "lower"), ("image", "audio"))
-    assert (digits.num_epochs, av_mnist.num_epochs) == (30, 4)
+    assert (digits.num_epochs, av_mnist.num_epochs) == (30, 12)
     assert config_of("--dataset=av_mnist", "--perturbed=audio,audio").perturbed == ("audio",)
 
 
