@@ -102,6 +102,7 @@ def _shares(lines: Frame, rows: Frame) -> Frame:
     if WORST_ATTACK in means:
         columns |= {"transfer": lines.transfer, "adaptive": lines.adaptive}
         columns["worst case"] = lines.worst
+        columns["certified"] = lines.certified
         worst = rows[rows.perturbation == WORST_ATTACK].pivot_table("accuracy", _METHOD, "severity")
         for severity, epsilon in enumerate(STRENGTHS["pgd"], start=1):
             columns[f"ε = {epsilon:g}"] = worst.reindex(lines.index, columns=[severity])[severity]

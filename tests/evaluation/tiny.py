@@ -171,5 +171,6 @@ def make_row(rule: Rule = STATISTICAL, **changes: Any) -> Row:
         "brier": 0.25,
         "ece": 0.0,
         "num_examples": 8,
+        "certified": None,
     }
     return Row(**{**values, **changes})

@@ -64,15 +64,21 @@ class TestTables:
         header, _, of_mean, of_robust = cells_of(text)
         epsilons = [f"ε = {e}" for e in ("0.01", "0.03", "0.1", "0.2", "0.4")]
         assert header == [
-            *("method", "clean", "missing", "transfer", "adaptive", "worst case", *epsilons)
+            *("method", "clean", "missing", "transfer", "adaptive", "worst case"),
+            *("certified", *epsilons),
         ]
         assert of_mean[:5] == ["mean", "75.0", "37.5", "55.0", "50.0"]
         (line,) = (x for x in summaries_of(ROWS) if x.rule == MEAN)
         assert line.worst_low is not None
         assert line.worst_high is not None
         assert of_mean[5] == f"15.0 [{100 * line.worst_low:.1f}, {100 * line.worst_high:.1f}]"
-        assert of_mean[6:] == ["50.0", "25.0", "0.0", "0.0", "0.0"]
-        assert of_robust == ["robust γ=1e-06", "100.0", *[""] * 9]
+        assert of_mean[6:] == ["", "50.0", "25.0", "0.0", "0.0", "0.0"]
+        assert of_robust == ["robust γ=1e-06", "100.0", *[""] * 10]
+
+    def test_the_certificate_stands_beside_the_worst_case(self):
+        certified = [row._replace(certified=0.125) if row.attack_target else row for row in ROWS]
+        header, _, of_mean, _ = cells_of(make_tables(certified, summaries_of(certified)))
+        assert dict(zip(header, of_mean, strict=True))["certified"] == "12.5"
 
     def test_many_corruptions_share_a_column(self):
         names = ("missing", "gaussian_noise", "bias", "occlusion")
