@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from data_pipelines.catalogue import MODALITIES, base_name
 from experiments.run.config import Config
+from jacfuse_jax.evaluation.chains import BATCHES_A_BLOCK
 from jacfuse_jax.evaluation.rules import HEADS, Trained
 from jacfuse_jax.programs.resources import check
 
@@ -20,7 +21,8 @@ class _Data(NamedTuple):
     Attributes:
       num_rows: of training, validation and test.
       num_classes: K.
-      row_bytes: of a row that is held in memory, all modalities; 0 where rows stay on disk.
+      row_bytes: of a row, all modalities.
+      in_memory: whether rows are held in memory, or stay on disk.
       sample_bytes: what a training step holds for each sample of a batch, as XLA counts it on CPUs,
         for the modality that takes most.
       num_parameters: of the classifiers of all modalities.
@@ -28,16 +30,17 @@ class _Data(NamedTuple):
 
     num_rows: tuple[int, int, int]
     num_classes: int
-    row_bytes: int
+    row_bytes: float
+    in_memory: bool
     sample_bytes: float
     num_parameters: float
 
 
 _DATA = {
-    "digits": _Data((1097, 200, 500), 10, 256, 15e3, 23e3),
-    "av_mnist": _Data((55_000, 5000, 10_000), 10, 53_312, 0.3e6, 0.5e6),
-    "ravdess": _Data((960, 240, 240), 8, 0, 7e6, 0.4e6),
-    "vggsound": _Data((174_000, 9500, 15_500), 309, 0, 34e6, 23e6),
+    "digits": _Data((1097, 200, 500), 10, 256, True, 15e3, 23e3),
+    "av_mnist": _Data((55_000, 5000, 10_000), 10, 53_312, True, 0.3e6, 0.5e6),
+    "ravdess": _Data((960, 240, 240), 8, 0.6e6, False, 7e6, 0.4e6),
+    "vggsound": _Data((174_000, 9500, 15_500), 309, 0.9e6, False, 34e6, 23e6),
 }
 
 
@@ -75,11 +78,13 @@ def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> 
     data = _DATA[base_name(config.dataset)]
     num_train, num_validation, num_test = data.num_rows
     num_train, num_test = config.num_train or num_train, config.num_eval or num_test
+    num_attacked = min(config.num_attack, num_test, BATCHES_A_BLOCK * config.batch_size)
     num_modalities = len(MODALITIES[base_name(config.dataset)])
     grams = data.num_classes**2 if config.jacobian == "input" else 0
     memory = (
         PROCESS_BYTES
-        + data.row_bytes * (num_train + num_validation + num_test)
+        + data.row_bytes * data.in_memory * (num_train + num_validation + num_test)
+        + 2 * 4 * data.row_bytes * num_attacked  # two chains, each with several of all inputs
         + computes_on_host * 2 * config.batch_size * data.sample_bytes  # two programs run at once
         + 4 * grams * num_modalities * num_test
     )

@@ -12,12 +12,15 @@ from jacfuse_jax import attacks
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.models import Models, input_grams
 from jacfuse_jax.evaluation.names import L0_ATTACKS, L2_ATTACKS
-from jacfuse_jax.evaluation.observing import ObserveFn
+from jacfuse_jax.evaluation.observing import ObserveFn, concatenate
 from jacfuse_jax.evaluation.outcomes import certified_rows, predict_all
 from jacfuse_jax.evaluation.rows import Rows, observe
 from jacfuse_jax.evaluation.rules import EachAlone, predict, regime_of
 from jacfuse_jax.evaluation.stages import Stage, make_attack, stages_of
 from jacfuse_jax.evaluation.targets import STRENGTHS, Branch, Step, Target, branch_of
+
+# Rows that a chain has in memory at a time; what is left of them shares batches.
+BATCHES_A_BLOCK = 4
 
 AttackFn = Callable[
     [Sequence[Step], tuple[Branch, ...], jax.Array, Rows, Sequence[Sequence[Observed]]],
@@ -167,7 +170,7 @@ def make_attack_fn(
             for m in step.attacked
         }
 
-    def attack_chain(
+    def attack_block(
         chain: Sequence[Step],
         branches: tuple[Branch, ...],
         key: jax.Array,
@@ -223,6 +226,23 @@ def make_attack_fn(
                     settled |= lead > 0
             results.append(observe_fn(best, rows))
         return results
+
+    def attack_chain(
+        chain: Sequence[Step],
+        branches: tuple[Branch, ...],
+        key: jax.Array,
+        rows: Rows,
+        found: Sequence[Sequence[Observed]],
+    ) -> list[Observed]:
+        size, num_rows = BATCHES_A_BLOCK * batch_size, len(rows.labels)
+        blocks: list[list[Observed]] = []
+        for index, start in enumerate(range(0, num_rows, size)):
+            of_block, found_there = jax.tree.map(
+                lambda array, start=start: array[start : start + size], (rows, list(found))
+            )
+            block_key = jax.random.fold_in(key, index)
+            blocks.append(attack_block(chain, branches, block_key, of_block, found_there))
+        return [concatenate(parts, num_rows) for parts in zip(*blocks, strict=True)]
 
     return attack_chain
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jacfuse_jax import evaluation, fusion
+from jacfuse_jax.evaluation import chains
 from jacfuse_jax.evaluation.measure import ENSEMBLE
 from jacfuse_jax.evaluation.names import APGD_ENSEMBLE
 from jacfuse_jax.evaluation.outcomes import certified_rows, predict_all
@@ -160,6 +161,14 @@ def test_few_classes_are_attacked_without_the_ratio(num_classes):
     accuracies = [r.accuracy for r in found.rows if r.attack_target == ENSEMBLE]
     assert accuracies
     assert min(accuracies) < max(accuracies)
+
+
+def test_blocks_of_rows_are_as_good_as_all_at_once(models, rows, monkeypatch):
+    chain = chain_of(SCALED, "fgm")
+    whole = attack(models, rows, chain)
+    monkeypatch.setattr(chains, "BATCHES_A_BLOCK", 1)
+    for expected, found in zip(whole, attack(models, rows, chain), strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), found, expected)
 
 
 @pytest.mark.slow

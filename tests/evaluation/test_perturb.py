@@ -54,7 +54,9 @@ def attack_directly(name, log_prob_fn, models, rows, attacked, severity=SEVERITY
 
 
 def attack_key(severity):
-    return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(KEY, severity), 0), 0)
+    """Of the first block's first stage's first batch."""
+    key = jax.random.fold_in(jax.random.fold_in(KEY, 0), severity)
+    return jax.random.fold_in(jax.random.fold_in(key, 0), 0)
 
 
 def what_is_kept(models, rows, target, found) -> Any:
