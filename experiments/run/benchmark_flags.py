@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from jacfuse_jax.programs.command_line import choices, define
-from jacfuse_jax.programs.parsers import ExpandedPath, ListOf, OneOf
+from jacfuse_jax.programs.parsers import ListOf, OneOf
 
 METHODS: dict[str, tuple[str, ...]] = {
     "schur": ("schur", "jax_schur", "scipy_loop", "eigh", "eig"),
@@ -90,7 +90,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         (size, "yardstick_size", 2048, "n of the first yardstick, a product of n x n matrices."),
         (size, "yardstick_bytes", 2**28, "Of the second yardstick, the copy of an array."),
         (flags.IntegerParser(0, 2**32 - 1), "seed", 0, "Of the inputs."),
-        (ExpandedPath(), "workdir", "runs/benchmark", "Folder of results."),
+        (flags.ArgumentParser(), "workdir", "runs/benchmark", "Folder of results."),
     ):
         define(parser, name, default, text, flag_values)
 
@@ -103,6 +103,7 @@ def config_from_flags(flag_values: flags.FlagValues) -> BenchmarkConfig:
     )
     fields = dataclasses.fields(BenchmarkConfig)
     values: dict[str, Any] = {field.name: flag_values[field.name].value for field in fields}
+    values["workdir"] = Path(flag_values.workdir).expanduser()
     values["cases"] = flag_values.cases or tuple(
         Case(K, batch_size, dtype) for dtype, K, batch_size in combined
     )

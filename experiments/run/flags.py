@@ -1,6 +1,7 @@
 """The flags of `experiments.robust_fusion`; importing this module defines them."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from jacfuse_jax.evaluation.rules import NAMES as METHODS
 from jacfuse_jax.evaluation.threat_models import THREAT_MODELS
 from jacfuse_jax.programs import InputError
 from jacfuse_jax.programs.command_line import by_modality, choices, define
-from jacfuse_jax.programs.parsers import ExpandedPath, ListOf, Number, OfModality, OneOf
+from jacfuse_jax.programs.parsers import ListOf, Number, OfModality, OneOf
 
 DEFAULT_NUM_EPOCHS = {"digits": 30, "av_mnist": 12, "ravdess": 40, "vggsound": 15}
 # Smaller ones are zero to the classifiers.
@@ -27,13 +28,10 @@ flags.DEFINE_enum(
     "Values for all flags that are not given, see suites.py; numbers of rows for av_mnist alone.",
 )
 flags.DEFINE_enum("dataset", "digits", sorted(NAMES), "Data set.")
-define(
-    ExpandedPath(),
-    "manual_dir",
-    None,
-    "Folder with the raw files; they are downloaded where it is not given.",
+flags.DEFINE_string(
+    "manual_dir", None, "Folder with the raw files; they are downloaded where it is not given."
 )
-define(ExpandedPath(), "data_dir", "~/.cache/jacfuse_jax", "Folder of prepared data.")
+flags.DEFINE_string("data_dir", "~/.cache/jacfuse_jax", "Folder of prepared data.")
 flags.DEFINE_integer(
     "num_workers", None, "Processes that decode media; default one a core.", lower_bound=1
 )
@@ -55,7 +53,7 @@ flags.DEFINE_multi(
     "<modality>=<file>.safetensors, repeatable: weights of torchvision's ResNet-18 to start from, "
     "of vggsound. The last layer is new, unless --num_epochs=0.",
 )
-define(ExpandedPath(), "workdir", "runs/robust_fusion", "Folder of results.")
+flags.DEFINE_string("workdir", "runs/robust_fusion", "Folder of results.")
 flags.DEFINE_list("perturbed", None, "Modalities to perturb in turn; default all.")
 define(
     ListOf(OneOf(PERTURBATIONS)),
@@ -146,6 +144,8 @@ def config_from_flags() -> Config:
     values: dict[str, Any] = {
         field.name: given[field.name].value for field in dataclasses.fields(Config)
     }
+    for name in ("workdir", "data_dir", "manual_dir"):
+        values[name] = values[name] and Path(values[name]).expanduser()
     values["dataset"] = full_name(given.dataset)
     modalities = MODALITIES[dataset]
     chosen = modalities if given.perturbed is None else given.perturbed

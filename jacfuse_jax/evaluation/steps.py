@@ -78,7 +78,8 @@ def run_steps(
                 found,
             )
             for step, result in zip(chain, observed, strict=True):
-                store[step] = result
+                if step not in store:
+                    store[step] = result
             progress.set_description(f"{'+'.join(first.attacked)}: {first.perturbation}")
             progress.update(len(chain))
 

@@ -14,6 +14,7 @@ class Number(flags.ArgumentParser[float]):
         """Takes the smallest number; the largest is 1, and `interval` is what messages say."""
         super().__init__()
         self._low, self._interval = low, interval
+        self.syntactic_help = f"a number in the range {interval}"
 
     def parse(self, argument: str | float) -> float:
         """See base class."""
@@ -63,14 +64,6 @@ class ListOf(flags.ListParser):
         if not texts:
             raise ValueError("give at least one")
         return tuple(dict.fromkeys(self._item.parse(text) for text in texts))
-
-
-class ExpandedPath(flags.ArgumentParser[Path]):
-    """A path, `~` being the user's home."""
-
-    def parse(self, argument: str | Path) -> Path:
-        """See base class."""
-        return Path(argument).expanduser()
 
 
 class OfModality(flags.ArgumentParser[tuple[str, Path]]):
