@@ -97,8 +97,7 @@ def make_models(
     ranges = {name: (float(x.min()), float(x.max())) for name, x in inputs.items()}
     means = {name: x.mean(axis=0) for name, x in inputs.items()}
     spreads = {
-        name: x.std(axis=tuple(range(x.ndim - 1)), dtype=np.float64).astype(x.dtype)
-        for name, x in inputs.items()
+        name: x.std(axis=tuple(range(x.ndim - 1)), dtype=np.float64) for name, x in inputs.items()
     }
     return Models(
         {"standard": dict(classifiers)},
