@@ -25,7 +25,8 @@ class MultimodalDataset(NamedTuple):
     Attributes:
       name: of the data set, as it was asked for.
       modalities: their names, in the order of `MODALITIES`.
-      kinds: {modality: "image", "video" or "spectrogram"}, see `catalogue.KINDS`.
+      kinds: {modality: "image", "video", "spectrogram", "series" or "vector"}, what its rows are,
+        see `catalogue.KINDS`.
       num_classes: labels are 0 .. num_classes - 1.
       splits: {"train" | "validation" | "test": {modality: (N, ...) float32, "label": (N,) int32,
         "group": (N,) int32}}. A row of a modality is a picture (H, W, 1) or frames (T, H, W, 3);

@@ -6,7 +6,7 @@ import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, cast, overload
+from typing import Any, NamedTuple, TypeAlias, cast, overload
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -182,19 +182,45 @@ Column: TypeAlias = NDArray[Any] | StoredColumn
 """Rows in memory or on disk."""
 
 
-def summarise(column: Column) -> tuple[float, float, NDArray[np.float32]]:
-    """Returns what attacks and corruptions need to know of a modality's values.
+class Summary(NamedTuple):
+    """What attacks and corruptions need to know of a modality's values.
+
+    Attributes:
+      low: the lowest value.
+      high: the highest.
+      mean: (...), over rows.
+      stddev: (C,), of every channel, the last axis, over rows and all other axes.
+    """
+
+    low: float
+    high: float
+    mean: NDArray[np.float32]
+    stddev: NDArray[np.float32]
+
+
+def summarise(column: Column) -> Summary:
+    """Summarises the values of a modality in one pass.
+
+    Sums are float64, those of squares of the distance from the mean of the channel in the first
+    chunk: a channel far from zero does not lose its spread to rounding.
 
     Args:
-      column: (N, ...), N >= 1; read in chunks.
-
-    Returns:
-      The lowest value, the highest, and the mean over rows (...), summed in float64.
+      column: (N, ..., C), N >= 1; read in chunks.
     """
     low, high = np.inf, -np.inf
     total = np.zeros(column.shape[1:], np.float64)
+    squares, origin = np.zeros((2, column.shape[-1]), np.float64)
     for start in range(0, len(column), _CHUNK_ROWS):
         chunk = np.asarray(column[start : start + _CHUNK_ROWS])
         low, high = min(low, float(chunk.min())), max(high, float(chunk.max()))
         total += chunk.sum(axis=0, dtype=np.float64)
-    return low, high, (total / len(column)).astype(np.float32)
+        if start == 0:
+            origin = chunk.mean(axis=tuple(range(chunk.ndim - 1)), dtype=np.float64)
+        for row in chunk:  # the whole chunk in float64 would take twice the memory
+            squares += np.square(row - origin).sum(axis=tuple(range(row.ndim - 1)))
+    mean = total / len(column)
+    of_channel = mean.mean(axis=tuple(range(mean.ndim - 1)))
+    num_values = len(column) * mean.size // len(of_channel)
+    variance = squares / num_values - np.square(of_channel - origin)
+    stddev = np.sqrt(np.maximum(variance, 0))
+    return Summary(low, high, mean.astype(np.float32), stddev.astype(np.float32))

@@ -50,6 +50,7 @@ def make_data(seed, batch_size=5):
         audio=normal(batch_size, 12),
         share=float(rng.uniform(0.2, 0.8)),
         shares=rng.uniform(0.2, 0.8, size=(2, 3)),
+        series=normal(batch_size, 7, 3),
     )
     data.detector = detector(data)
     return data
@@ -177,6 +178,11 @@ CALLS = {
         ),
         "clipping": lambda d: corruptions.clipping(d.audio, fraction=d.share),
         "contrast": lambda d: corruptions.contrast(d.images, factor=d.share),
+        "dead_axis": lambda d: corruptions.dead_axis(d.key, d.series, fraction=d.share),
+        "drift": lambda d: corruptions.drift(
+            d.key, d.series, offset=d.share, stddev=d.shares[0], valid_range=_RANGE
+        ),
+        "dropouts": lambda d: corruptions.dropouts(d.key, d.series, fraction=d.share),
         "frequency_mask": lambda d: corruptions.frequency_mask(d.key, d.images, fraction=d.share),
         "gain": lambda d: corruptions.gain(d.audio, gain_db=d.share),
         "gaussian_blur": lambda d: corruptions.gaussian_blur(d.images, stddev=d.share, radius=2),
@@ -191,9 +197,14 @@ CALLS = {
         ),
         "occlusion": lambda d: corruptions.occlusion(d.key, d.images, fraction=d.share),
         "pink_noise": lambda d: corruptions.pink_noise(d.key, d.audio, snr_db=d.share),
+        "rotation": lambda d: corruptions.rotation(d.key, d.series, angle_degrees=99 * d.share),
+        "saturation": lambda d: corruptions.saturation(
+            d.series, limit=d.share, mean=d.shares[0], stddev=d.shares[1]
+        ),
         "shot_noise": lambda d: corruptions.shot_noise(
             d.key, d.images, photons=9 * d.share, valid_range=_RANGE
         ),
+        "stuck_value": lambda d: corruptions.stuck_value(d.key, d.series, fraction=d.share),
         "time_mask": lambda d: corruptions.time_mask(d.key, d.audio, fraction=d.share),
         "white_noise": lambda d: corruptions.white_noise(d.key, d.audio, snr_db=d.share),
     },

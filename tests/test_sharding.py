@@ -15,7 +15,8 @@ from jacfuse_jax import bounds, fusion, jacobians, linalg
 from tests.public_calls import CALLS, make_data
 
 BATCHED = (
-    "logits", "inputs", "labels", "targets", "matrices", "jacobian", "log_probs", "images", "audio"
+    "logits", "inputs", "labels", "targets", "matrices", "jacobian", "log_probs", "images", "audio",
+    "series",
 )  # fmt: skip
 STATIC = ("seed", "share", "shares")
 # What is about a whole batch, or about none.
@@ -28,9 +29,10 @@ COLLECTIVE = re.compile(
 )
 # Every device draws what is random for its own samples, under `jax.shard_map`.
 DRAWS = {
-    "adversarial_missing", "apgd", "bias", "frequency_mask", "gaussian_noise", "hop_skip_jump",
-    "impulse_noise", "missing", "missing_modality", "occlusion", "pgd", "pink_noise",
-    "random_search", "shot_noise", "square", "time_mask", "white_noise",
+    "adversarial_missing", "apgd", "bias", "dead_axis", "drift", "dropouts", "frequency_mask",
+    "gaussian_noise", "hop_skip_jump", "impulse_noise", "missing", "missing_modality", "occlusion",
+    "pgd", "pink_noise", "random_search", "rotation", "shot_noise", "square", "stuck_value",
+    "time_mask", "white_noise",
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def train_models(
     """
     train = dataset.splits["train"]
     summaries = {modality: summarise(train[modality]) for modality in dataset.modalities}
-    valid_ranges = {modality: (low, high) for modality, (low, high, _) in summaries.items()}
+    valid_ranges = {modality: (found.low, found.high) for modality, found in summaries.items()}
     regime_of = {name: regime for regime, name in Trained.names.items()}
     regimes = ["standard", *(regime_of[m] for m in methods if m in regime_of)]
     classifiers = {
@@ -80,7 +80,8 @@ def train_models(
         heads,
         _fit_evidence(dataset, classifiers["standard"], batch_size),
         valid_ranges,
-        {modality: mean for modality, (_, _, mean) in summaries.items()},
+        {modality: found.mean for modality, found in summaries.items()},
+        {modality: found.stddev for modality, found in summaries.items()},
     )
 
 

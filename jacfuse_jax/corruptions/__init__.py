@@ -28,6 +28,14 @@ from jacfuse_jax.corruptions._image import (
     occlusion,
     shot_noise,
 )
+from jacfuse_jax.corruptions._series import (
+    dead_axis,
+    drift,
+    dropouts,
+    rotation,
+    saturation,
+    stuck_value,
+)
 from jacfuse_jax.corruptions._severities import (
     GAUSSIAN_NOISE_STDDEV,
     MISSING_FRACTION,
@@ -44,6 +52,9 @@ __all__ = [
     "brightness",
     "clipping",
     "contrast",
+    "dead_axis",
+    "drift",
+    "dropouts",
     "frequency_mask",
     "gain",
     "gaussian_blur",
@@ -54,7 +65,10 @@ __all__ = [
     "missing_modality",
     "occlusion",
     "pink_noise",
+    "rotation",
+    "saturation",
     "shot_noise",
+    "stuck_value",
     "time_mask",
     "white_noise",
 ]

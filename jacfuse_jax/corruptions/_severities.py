@@ -11,7 +11,8 @@ class Grading(NamedTuple):
       parameter: name of the keyword that carries the severity.
       unit: of the parameter.
       values: at severities 1 to 5, each strictly harsher than the one before: larger, or smaller
-        where the parameter says what is left of the signal (photons, contrast, SNR, gain, peak).
+        where the parameter says what is left of the signal (photons, contrast, SNR, gain, peak,
+        limit).
     """
 
     parameter: str
@@ -22,6 +23,8 @@ class Grading(NamedTuple):
 _INPUT = "units of the input"  # the values are meant for inputs whose range is about one
 _SAMPLES = "share of samples"
 _ENTRIES = "share of entries"
+_STEPS = "share of time steps"
+_STDDEVS = "training standard deviations"
 
 SEVERITIES: Mapping[str, Grading] = {
     # Any input.
@@ -41,10 +44,17 @@ SEVERITIES: Mapping[str, Grading] = {
     # Audio.
     "white_noise": Grading("snr_db", "dB", (20.0, 10.0, 5.0, 0.0, -5.0)),
     "pink_noise": Grading("snr_db", "dB", (20.0, 10.0, 5.0, 0.0, -5.0)),
-    "time_mask": Grading("fraction", "share of time steps", (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "time_mask": Grading("fraction", _STEPS, (0.1, 0.2, 0.3, 0.4, 0.5)),
     "frequency_mask": Grading("fraction", "share of frequencies", (0.1, 0.2, 0.3, 0.4, 0.5)),
     "gain": Grading("gain_db", "dB", (-3.0, -6.0, -12.0, -18.0, -24.0)),
     "clipping": Grading("fraction", "share of the peak", (0.5, 0.3, 0.2, 0.1, 0.05)),
+    # Series.
+    "rotation": Grading("angle_degrees", "degrees", (15.0, 30.0, 60.0, 90.0, 180.0)),
+    "dead_axis": Grading("fraction", "share of channels", (0.1, 0.3, 0.5, 0.7, 0.9)),
+    "stuck_value": Grading("fraction", _STEPS, (0.1, 0.3, 0.5, 0.7, 0.9)),
+    "saturation": Grading("limit", _STDDEVS, (2.0, 1.5, 1.0, 0.5, 0.25)),
+    "drift": Grading("offset", _STDDEVS, (0.25, 0.5, 1.0, 2.0, 3.0)),
+    "dropouts": Grading("fraction", _STEPS, (0.1, 0.3, 0.5, 0.7, 0.9)),
 }
 
 GAUSSIAN_NOISE_STDDEV = SEVERITIES["gaussian_noise"].values

@@ -70,7 +70,8 @@ def worst_case(
       rules: of `jacfuse_jax.fusion` and `rules`; or {believed modalities: contest}, where they are
         not the same for all beliefs.
       threat_models: of `threat_models.THREAT_MODELS`, see `threat_models.make_scenarios`.
-      kinds: {modality: "image", "video" or "spectrogram"}, which have corruptions of their own.
+      kinds: {modality: "image", "video", "spectrogram" or "series"}, which have corruptions of
+        their own; "vector", or none: those of any input.
       perturbed: modalities to perturb in turn; None: all.
       perturbations: of `names.PERTURBATIONS`; those that do not apply to a modality are left out.
       groups: (N,), equal for rows that are not independent, or (N, G), G groupings, of which the

@@ -6,21 +6,32 @@ import jax
 from numpy.typing import NDArray
 
 from jacfuse_jax import corruptions
-from jacfuse_jax.evaluation.names import ANY_CORRUPTIONS, AUDIO_CORRUPTIONS, IMAGE_CORRUPTIONS
+from jacfuse_jax.evaluation.names import (
+    ANY_CORRUPTIONS,
+    AUDIO_CORRUPTIONS,
+    IMAGE_CORRUPTIONS,
+    SERIES_CORRUPTIONS,
+)
 
 _OF_KIND = {
     "image": IMAGE_CORRUPTIONS,
     "video": IMAGE_CORRUPTIONS,
     "spectrogram": AUDIO_CORRUPTIONS,
+    "series": SERIES_CORRUPTIONS,
 }
 # Spectrograms are (B, frequency, time, 1).
 _AXES = {"pink_noise": 2, "time_mask": 2, "frequency_mask": 1}
-_WITHOUT_KEY = ("gaussian_blur", "contrast", "brightness")
+_WITHOUT_KEY = ("gaussian_blur", "contrast", "brightness", "saturation")
 _WITH_RANGE = (
     *("gaussian_noise", "bias", "shot_noise", "impulse_noise", "brightness"),
-    *("white_noise", "pink_noise"),
+    *("white_noise", "pink_noise", "rotation", "drift"),
 )
-_WITH_FILL_VALUE = ("missing", "missing_modality", "occlusion", "time_mask", "frequency_mask")
+_WITH_FILL_VALUE = (
+    *("missing", "missing_modality", "occlusion", "time_mask", "frequency_mask"),
+    *("dead_axis", "dropouts"),
+)
+_WITH_MEAN = ("saturation",)
+_WITH_STDDEV = ("saturation", "drift")
 
 
 def applies(name: str, kind: str | None) -> bool:
@@ -28,7 +39,8 @@ def applies(name: str, kind: str | None) -> bool:
 
     Args:
       name: of `names.CORRUPTIONS`.
-      kind: "image", "video" or "spectrogram"; of any other only those that suit all apply.
+      kind: "image", "video", "spectrogram" or "series"; of any other, such as "vector", only those
+        that suit all apply.
     """
     return name in ANY_CORRUPTIONS or name in _OF_KIND.get(kind or "", ())
 
@@ -41,19 +53,24 @@ def corrupt(
     *,
     valid_range: tuple[float, float],
     fill_value: NDArray[Any],
+    stddev: NDArray[Any] | None = None,
 ) -> jax.Array:
     """Applies a corruption.
 
     Args:
       name: of `names.CORRUPTIONS`; static.
       key: of the random ones.
-      x: (B, H, W, C).
+      x: (B, H, W, C); (B, T, C) for those of series.
       strength: value of the parameter that grades it, traced or not.
       valid_range: of the entries.
-      fill_value: what a missing entry reads, (H, W, C).
+      fill_value: the mean input, (H, W, C), which missing entries read.
+      stddev: (C,), of the channels of training inputs; some corruptions of series need it.
 
     Returns:
-      (B, H, W, C).
+      The corrupted inputs, in the shape of `x`.
+
+    Raises:
+      ValueError: the standard deviations are needed and not known, or what the corruption raises.
     """
     kwargs: dict[str, Any] = {corruptions.SEVERITIES[name].parameter: strength}
     if name in _AXES:
@@ -62,5 +79,11 @@ def corrupt(
         kwargs["valid_range"] = valid_range
     if name in _WITH_FILL_VALUE:
         kwargs["fill_value"] = fill_value
+    if name in _WITH_MEAN:
+        kwargs["mean"] = fill_value.mean(axis=tuple(range(fill_value.ndim - 1)))
+    if name in _WITH_STDDEV:
+        if stddev is None:
+            raise ValueError(f"{name} needs `Models.stddevs`, of the channels of training inputs")
+        kwargs["stddev"] = stddev
     keys = () if name in _WITHOUT_KEY else (key,)
     return getattr(corruptions, name)(*keys, x, **kwargs)

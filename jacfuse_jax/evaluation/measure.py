@@ -52,6 +52,7 @@ class Row(NamedTuple):
       ci_low: lower end of the accuracy's 95% interval, the wider of the bootstrap over groups of
         dependent rows and Wilson's.
       ci_high: upper end.
+      macro_accuracy: mean of the accuracies within classes.
       certified: share of the rows that are right whatever the perturbed modalities say, of ensemble
         rows of rules with such a certificate: no attack can leave less.
     """
@@ -71,6 +72,7 @@ class Row(NamedTuple):
     nll: float
     brier: float
     ece: float
+    macro_accuracy: float
     num_examples: int
     certified: float | None
 

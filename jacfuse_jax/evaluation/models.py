@@ -1,6 +1,7 @@
 """Trained classifiers, as functions of their parameters, and what fusion knows of them."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +45,8 @@ class Models(NamedTuple):
       evidence: of the standard classifiers.
       valid_ranges: {modality: (low, high)} of the training inputs, which bounds perturbed ones.
       fill_values: {modality: (H, W, C)}, the mean training input, which missing entries read.
+      stddevs: {modality: (C,)}, standard deviations of the channels of training inputs; needed of
+        the kind "series" alone, whose corruptions are measured in them.
     """
 
     classifiers: dict[str, dict[str, Classifier]]
@@ -51,6 +54,7 @@ class Models(NamedTuple):
     evidence: Evidence
     valid_ranges: dict[str, tuple[float, float]]
     fill_values: dict[str, NDArray[Any]]
+    stddevs: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
 
 def make_models(
@@ -61,6 +65,7 @@ def make_models(
     class_prior: Any = None,
     valid_ranges: Mapping[str, tuple[float, float]] | None = None,
     fill_values: Mapping[str, NDArray[Any]] | None = None,
+    stddevs: Mapping[str, NDArray[Any]] | None = None,
     batch_size: int = 128,
 ) -> Models:
     """Makes of trained classifiers what an evaluation takes, with rows to learn about them from.
@@ -72,6 +77,7 @@ def make_models(
       class_prior: (K,), class frequencies of the training labels; None: uniform.
       valid_ranges: {modality: (low, high)} that perturbed entries stay within; None: of the rows.
       fill_values: {modality: (...)} that missing entries read; None: mean of the rows.
+      stddevs: {modality: (C,)}, of every channel, the last axis; None: of the rows.
       batch_size: rows at a time.
 
     Returns:
@@ -90,12 +96,16 @@ def make_models(
     inputs = {name: np.asarray(arrays[name]) for name in classifiers}
     ranges = {name: (float(x.min()), float(x.max())) for name, x in inputs.items()}
     means = {name: x.mean(axis=0) for name, x in inputs.items()}
+    spreads = {
+        name: x.std(axis=tuple(range(x.ndim - 1)), dtype=np.float64) for name, x in inputs.items()
+    }
     return Models(
         {"standard": dict(classifiers)},
         {},
         evidence,
         ranges | dict(valid_ranges or {}),
         means | dict(fill_values or {}),
+        spreads | dict(stddevs or {}),
     )
 
 

@@ -17,5 +17,6 @@ IMAGE_CORRUPTIONS = (
 )
 # Not gain and clipping: entries of the spectrograms are levels, of which gain is a bias.
 AUDIO_CORRUPTIONS = ("white_noise", "pink_noise", "time_mask", "frequency_mask")
-CORRUPTIONS = (*ANY_CORRUPTIONS, *IMAGE_CORRUPTIONS, *AUDIO_CORRUPTIONS)
+SERIES_CORRUPTIONS = (*("rotation", "dead_axis", "stuck_value", "saturation", "drift", "dropouts"),)
+CORRUPTIONS = (*ANY_CORRUPTIONS, *IMAGE_CORRUPTIONS, *AUDIO_CORRUPTIONS, *SERIES_CORRUPTIONS)
 PERTURBATIONS = ("clean", *CORRUPTIONS, *ATTACKS)

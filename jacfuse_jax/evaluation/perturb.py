@@ -65,6 +65,7 @@ def make_perturb_fn(
                 strength,
                 valid_range=models.valid_ranges[modality],
                 fill_value=models.fill_values[modality],
+                stddev=models.stddevs.get(modality),
             )
             for index, (modality, array) in enumerate(x.items())
         }

@@ -25,6 +25,8 @@ class ClassificationSums(NamedTuple):
       bin_count: (15,), samples per bin of confidence.
       bin_correct: (15,), correct samples per bin.
       bin_confidence: (15,), summed confidence per bin.
+      class_count: (K,), samples per label.
+      class_correct: (K,), correct samples per label.
     """
 
     num_examples: jax.Array
@@ -34,6 +36,8 @@ class ClassificationSums(NamedTuple):
     bin_count: jax.Array
     bin_correct: jax.Array
     bin_confidence: jax.Array
+    class_count: jax.Array
+    class_correct: jax.Array
 
 
 class ClassificationMetrics(NamedTuple):
@@ -46,6 +50,8 @@ class ClassificationMetrics(NamedTuple):
       nll: mean negative log-likelihood, in nats.
       brier: Brier score, from 0 (certain and correct) to 2 (certain and wrong).
       ece: expected calibration error over 15 bins of equal width.
+      macro_accuracy: mean over the classes that occur of the share of their samples classified
+        correctly, whatever the sizes of the classes; also called balanced accuracy.
       num_examples: number of samples.
     """
 
@@ -55,13 +61,14 @@ class ClassificationMetrics(NamedTuple):
     nll: float
     brier: float
     ece: float
+    macro_accuracy: float
     num_examples: int
 
 
 def classification_sums(
     log_probs: ArrayLike, labels: ArrayLike, mask: ArrayLike | None = None
 ) -> ClassificationSums:
-    """Sums accuracy, negative log-likelihood, Brier score and calibration bins over a batch.
+    """Sums accuracy, also by class, negative log-likelihood, Brier score and calibration bins.
 
     The Brier score of a sample with label y is sum_k (p_k - 1[k = y])^2.
 
@@ -108,6 +115,10 @@ def classification_sums(
     def per_bin(values: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(values, bins, NUM_BINS)
 
+    def per_class(values: jax.Array) -> jax.Array:
+        # A label that is no class counts as the last one, which its NaN reaches.
+        return jax.ops.segment_sum(values, jnp.minimum(labels, num_classes - 1), num_classes)
+
     return ClassificationSums(
         num_examples=weights.sum(),
         correct=correct.sum(),
@@ -116,6 +127,8 @@ def classification_sums(
         bin_count=per_bin(weights),
         bin_correct=per_bin(correct),
         bin_confidence=per_bin(weights * confidence),
+        class_count=per_class(weights),
+        class_correct=per_class(correct),
     )
 
 
@@ -123,7 +136,8 @@ def finalise(sums: ClassificationSums) -> ClassificationMetrics:
     """Turns sums over all batches into metrics.
 
     Accuracy correct / count; its 95% Wilson interval; nll / count; brier / count; ECE = sum over
-    bins of |bin_correct - bin_confidence| / count.
+    bins of |bin_correct - bin_confidence| / count; macro accuracy = mean over classes k of positive
+    count of class_correct_k / class_count_k.
 
     Args:
       sums: of one or more batches, added up.
@@ -136,12 +150,17 @@ def finalise(sums: ClassificationSums) -> ClassificationMetrics:
 
     References:
       Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927.
+      Brodersen, Ong, Stephan, Buhmann, "The Balanced Accuracy and Its Posterior Distribution",
+      2010.
     """
     count = float(sums.num_examples)
     if count == 0:
         raise ValueError("no samples were counted: every mask is zero")
     accuracy = float(sums.correct) / count
     ci_low, ci_high = wilson_interval(float(sums.correct), count)
+    class_count = np.asarray(sums.class_count, np.float64)
+    occurs = class_count > 0
+    recalls = np.asarray(sums.class_correct, np.float64)[occurs] / class_count[occurs]
     gaps = np.abs(np.asarray(sums.bin_correct) - np.asarray(sums.bin_confidence))
     return ClassificationMetrics(
         accuracy=accuracy,
@@ -150,6 +169,7 @@ def finalise(sums: ClassificationSums) -> ClassificationMetrics:
         nll=float(sums.nll) / count,
         brier=float(sums.brier) / count,
         ece=float(gaps.sum()) / count,
+        macro_accuracy=float(recalls.mean()),
         num_examples=round(count),
     )
 

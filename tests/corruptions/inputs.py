@@ -12,6 +12,7 @@ from jacfuse_jax import corruptions
 KEY = jax.random.key(0)
 SHAPE = (40, 25, 25, 2)  # of images, and of spectrograms, enough for statistics
 SMALL = (40, 12, 11, 2)  # where nothing is counted: without optimisation draws take their time
+SERIES = (40, 12, 6)
 TRACES = collections.Counter()
 
 

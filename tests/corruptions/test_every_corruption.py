@@ -6,10 +6,17 @@ import pytest
 
 from jacfuse_jax import corruptions
 from jacfuse_jax.corruptions import SEVERITIES
-from tests.corruptions.inputs import KEY, SMALL, TRACES, corrupt, takes
+from tests.corruptions.inputs import KEY, SERIES, SMALL, TRACES, corrupt, takes
 
 UNIT = {"valid_range": (0.0, 1.0)}
-ARGUMENTS = {"shot_noise": UNIT, "impulse_noise": UNIT, "brightness": UNIT}
+STDDEV = np.full(SERIES[-1], 0.2)
+ARGUMENTS = {
+    "shot_noise": UNIT,
+    "impulse_noise": UNIT,
+    "brightness": UNIT,
+    "saturation": {"mean": np.full(SERIES[-1], 0.5), "stddev": STDDEV},
+    "drift": {"stddev": STDDEV},
+}
 every_corruption = pytest.mark.parametrize("name", SEVERITIES)
 
 
@@ -30,13 +37,18 @@ def eager(name, *args, **kwargs):
     return getattr(corruptions, name)(*args, **kwargs)
 
 
-def random_input(dtype="float32"):
-    return np.random.default_rng(0).uniform(size=SMALL).astype(dtype)
+def random_input(name, dtype="float32"):
+    shape = SERIES if is_of(name, "series") else SMALL
+    return np.random.default_rng(0).uniform(size=shape).astype(dtype)
+
+
+def is_of(name, kind):
+    return getattr(corruptions, name).__module__.endswith(kind)
 
 
 @every_corruption
 def test_severities_move_ever_further(name, dtype):
-    x = random_input(dtype)
+    x = random_input(name, dtype)
     corrupted = [compiled(name, x, value) for value in SEVERITIES[name].values]
     assert all(y.dtype == dtype and y.shape == x.shape for y in corrupted)
     distances = [((y - x) ** 2).mean(dtype=np.float64) for y in corrupted]
@@ -46,7 +58,7 @@ def test_severities_move_ever_further(name, dtype):
 
 @every_corruption
 def test_one_compilation_serves_all_severities_and_changes_nothing(name):
-    x = random_input()
+    x = random_input(name)
     compiled(name, x, SEVERITIES[name].values[0])
     num_traces = TRACES[name]
     for value in SEVERITIES[name].values:
@@ -61,7 +73,7 @@ def test_one_compilation_serves_all_severities_and_changes_nothing(name):
 
 @pytest.mark.parametrize("name", [name for name in SEVERITIES if takes(name, "key")])
 def test_the_key_decides(name):
-    x, value = random_input(), SEVERITIES[name].values[2]
+    x, value = random_input(name), SEVERITIES[name].values[2]
     y = compiled(name, x, value)
     np.testing.assert_array_equal(compiled(name, x, value), y)
     assert not np.allclose(compiled(name, x, value, key=jax.random.key(1)), y)
@@ -69,13 +81,14 @@ def test_the_key_decides(name):
 
 @pytest.mark.parametrize("name", [name for name in SEVERITIES if name != "mismatched_pair"])
 def test_a_sample_depends_on_itself_alone(name):
-    x = random_input()
+    x = random_input(name)
     others = np.arange(len(x)) != 3
     for value in SEVERITIES[name].values[::4]:
         expected = compiled(name, x, value)
         assert np.isfinite(expected).all()
         for entry in (np.nan, np.inf, 0.0):
-            other = np.where(others[:, None, None, None], x, np.float32(entry))
+            other = x.copy()
+            other[3] = entry
             actual = compiled(name, other, value)
             np.testing.assert_array_equal(actual[others], expected[others])
             if np.isnan(entry) and name != "missing_modality":
@@ -84,7 +97,7 @@ def test_a_sample_depends_on_itself_alone(name):
 
 @pytest.mark.parametrize("name", [name for name in SEVERITIES if takes(name, "valid_range")])
 def test_valid_ranges_are_respected(name, dtype):
-    x = 0.25 + 0.5 * random_input(dtype)
+    x = 0.25 + 0.5 * random_input(name, dtype)
     low = np.full(x.shape[1:], 0.25, dtype)
     for value in (SEVERITIES[name].values[0], SEVERITIES[name].values[-1]):
         y = compiled(name, x, value, valid_range=(low, 0.75))
@@ -96,7 +109,7 @@ def test_valid_ranges_are_respected(name, dtype):
 
 @every_corruption
 def test_misuse(name):
-    x, (parameter, _, values) = random_input(), SEVERITIES[name]
+    x, (parameter, _, values) = random_input(name), SEVERITIES[name]
     with pytest.raises(TypeError, match="x must be float32 or float64, got uint8; cast it first"):
         eager(name, x.astype(np.uint8), values[0])
     with pytest.raises(ValueError, match=f"{parameter} must (lie in|be finite).*got nan"):
@@ -115,7 +128,10 @@ def test_misuse(name):
     if takes(name, "fill_value"):
         with pytest.raises(ValueError, match=r"fill_value must broadcast against x, .* \(7,\) and"):
             eager(name, x, values[0], fill_value=np.zeros(7))
-    if getattr(corruptions, name).__module__.endswith("image"):
+    if is_of(name, "series"):
+        with pytest.raises(ValueError, match=r"x must have shape \(B, T, C\) .*, got \(40, 12\)"):
+            eager(name, x[..., 0], values[0])
+    if is_of(name, "image"):
         with pytest.raises(
             ValueError, match=r"x must have shape \(B, H, W, C\) or .*, got \(40, 12"
         ):

@@ -22,7 +22,7 @@ def test_every_corruption_is_graded_by_one_of_its_parameters():
 @pytest.mark.parametrize("name", SEVERITIES)
 def test_severities_are_graded(name):
     values = SEVERITIES[name].values
-    falls = SEVERITIES[name].parameter in ("photons", "factor", "snr_db", "gain_db")
+    falls = SEVERITIES[name].parameter in ("photons", "factor", "snr_db", "gain_db", "limit")
     falls |= name == "clipping"
     assert len(values) == 5
     assert list(values) == sorted(set(values), reverse=falls)

@@ -133,11 +133,23 @@ def test_a_summary_is_that_of_the_array(
 ) -> None:
     monkeypatch.setattr(stored, "_CHUNK_ROWS", chunk_rows)
     for rows in (column, _EAGER):
-        low, high, mean = summarise(rows)
+        low, high, mean, stddev = summarise(rows)
         assert (low, high) == (_EAGER.min(), _EAGER.max())
         assert mean.dtype == np.float32
         # Sums in float64, so that both round to the same float32 but for ties.
         np.testing.assert_allclose(mean, _EAGER.mean(axis=0, dtype=np.float64), rtol=1e-7)
+        np.testing.assert_allclose(stddev, [_EAGER.std(dtype=np.float64)], rtol=1e-7)
+
+
+def test_spreads_of_channels_far_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "_CHUNK_ROWS", 4)
+    rows = np.random.default_rng(0).normal(size=(11, 5, 3)) * [1e-3, 1.0, 0.0] + [1e4, -2.0, 0.1]
+    stddev = summarise(rows.astype(np.float32)).stddev
+    assert stddev.dtype == np.float32
+    expected = rows.astype(np.float32).std(axis=(0, 1), dtype=np.float64)
+    np.testing.assert_allclose(stddev, expected, rtol=1e-6, atol=1e-12)
+    of_vectors = summarise(rows[:, 0]).stddev
+    np.testing.assert_allclose(of_vectors, rows[:, 0].std(axis=0), rtol=1e-6, atol=1e-12)
 
 
 def test_what_cannot_be_a_column_is_refused(column: StoredColumn, split: StoredSplit) -> None:

@@ -285,6 +285,9 @@ def test_clean_and_corrupted_rows_are_those_of_a_plain_computation(evaluated):
         accuracy = (log_probs.argmax(axis=1) == rows.labels).mean()
         row = clean[*key, "clean", 0, method]
         assert row.accuracy == pytest.approx(accuracy)
+        predicted = log_probs.argmax(axis=1)
+        recalls = [(predicted[rows.labels == k] == k).mean() for k in set(rows.labels)]
+        assert row.macro_accuracy == pytest.approx(np.mean(recalls))
         assert row.nll == pytest.approx(-log_probs[np.arange(20), rows.labels].mean(), rel=1e-5)
         assert row.attack_target is None
         steps = [

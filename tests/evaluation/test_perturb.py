@@ -301,6 +301,24 @@ def test_a_corruption_is_that_of_the_library(attacked, models, rows):
     assert set(observed.logits["standard"]) == set(attacked)
 
 
+def test_a_corruption_of_series_knows_their_spread(models, rows):
+    def series(x):
+        return np.reshape(x, (-1, 2, 3))  # two steps of three channels
+
+    known = models._replace(
+        fill_values={"image": np.full((2, 3), 0.3)}, stddevs={"image": np.array([0.01, 0.1, 0.2])}
+    )
+    clean = series(rows.inputs["image"])
+    step = Step(("image",), "drift", 1, None)
+    (observed,) = perturb(known, rows._replace(inputs={"image": clean}), [step])
+    actual = series(tiny.inputs_of(models, "image", observed.logits["standard"]["image"]))
+    inside = (actual > 1e-6) & (actual < 1 - 1e-6)
+    reach = np.array([[0.5], [1.0]]) * STRENGTHS["drift"][0] * known.stddevs["image"]
+    expected = np.broadcast_to(reach, clean.shape)
+    assert inside.mean() > 0.8
+    np.testing.assert_allclose(abs(actual - clean)[inside], expected[inside], atol=1e-8)
+
+
 def test_mismatched_pairs_trade_inputs_within_all_rows_and_not_with_padding(models, rows):
     (observed,) = perturb(models, rows, [Step(("image",), "mismatched_pair", 5, None)], 3)
     inputs = tiny.inputs_of(models, "image", observed.logits["standard"]["image"])
@@ -334,6 +352,7 @@ def test_restarts_are_those_of_the_library(models, rows):
         ("occlusion", ("image", "audio"), False),
         ("time_mask", ("image", "audio"), False),
         ("missing", ("image", "audio"), True),
+        ("drift", ("image",), False),
     ],
 )
 def test_which_perturbations_apply(name, attacked, expected):

@@ -102,4 +102,6 @@ def test_defaults_are_those_of_the_rows():
     for modality, x in arrays.items():
         assert models.valid_ranges[modality] == (x.min(), x.max())
         np.testing.assert_array_equal(models.fill_values[modality], x.mean(axis=0))
+        spread = x.reshape(-1, x.shape[-1]).std(axis=0)
+        np.testing.assert_allclose(models.stddevs[modality], spread, rtol=1e-5)
     np.testing.assert_allclose(models.evidence.class_prior, [0.5, 0.5])

@@ -11,7 +11,9 @@ from jacfuse_jax.programs import InputError
 from tests.evaluation import tiny
 
 
-def test_evidence_holds_the_mean_of_the_squared_jacobians(tmp_path):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small data set, and models that saw it once."""
     dataset = datasets.load("digits", data_dir=Path("unused"), num_train=100, num_eval=50)
     models = prepared.train_models(
         dataset,
@@ -20,8 +22,22 @@ def test_evidence_holds_the_mean_of_the_squared_jacobians(tmp_path):
         batch_size=8,
         weights={},
         seed=0,
-        folder=tmp_path,
+        folder=tmp_path_factory.mktemp("trained"),
     )
+    return dataset, models
+
+
+def test_models_know_what_training_inputs_are_like(trained):
+    dataset, models = trained
+    for modality in dataset.modalities:
+        x = np.asarray(dataset.splits["train"][modality], np.float64)
+        assert models.valid_ranges[modality] == (x.min(), x.max())
+        np.testing.assert_allclose(models.fill_values[modality], x.mean(axis=0), atol=1e-7)
+        np.testing.assert_allclose(models.stddevs[modality], [x.std()], rtol=1e-6)
+
+
+def test_evidence_holds_the_mean_of_the_squared_jacobians(trained):
+    dataset, models = trained
     validation = dataset.splits["validation"]
     rows = make_rows(models, validation, batch_size=8, with_grams=False)
     outputs = rows.outputs["standard"]

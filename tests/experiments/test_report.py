@@ -309,6 +309,9 @@ def test_csv_leaves_what_does_not_apply_empty(tmp_path):
     assert second["gamma"] == "1e-06"
     assert (first["nll"], first["accuracy"], first["ece"]) == ("0.333333", "0.750000", "0.000000")
     assert first["num_examples"] == "8"
+    names = list(first)
+    assert names[names.index("ece") + 1] == "macro_accuracy"
+    assert first["macro_accuracy"] == "0.625000"
 
 
 def test_all_files_of_several_seeds_are_written_and_named(tmp_path, capsys):

@@ -95,6 +95,7 @@ def test_numbers_are_consistent(finished):
         assert round(accuracy * count) == pytest.approx(accuracy * count, abs=1e-3)
         assert float(row["nll"]) >= 0
         assert 0 <= float(row["ece"]) <= 1
+        assert 0 <= float(row["macro_accuracy"]) <= 1
     # One attack alone: its worst case is that of all.
     ensembles, worst = (
         {

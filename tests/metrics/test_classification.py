@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, brier_score_loss, log_loss
 
 from jacfuse_jax import metrics
 
@@ -26,6 +26,38 @@ def test_accuracy_and_likelihood_match_scikit_learn(dtype):
     expected = log_loss(labels, probs / probs.sum(axis=1, keepdims=True))
     assert result.nll == pytest.approx(expected, rel=float(100 * np.finfo(dtype).eps))
     assert result.num_examples == 300
+
+
+@pytest.mark.parametrize("num_classes", [2, 309])
+# It says so of predictions of a class without samples, which are no trouble.
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_macro_accuracy_matches_scikit_learn(num_classes, dtype):
+    rng = np.random.default_rng(1)
+    frequency = 1 / np.arange(1, num_classes + 1) ** 1.5  # rare classes have no sample
+    labels = rng.choice(num_classes, size=2000, p=frequency / frequency.sum())
+    logits = rng.normal(size=(2000, num_classes)) + frequency
+    logits[np.arange(2000), labels] += 1.0
+    log_probs = scipy.special.log_softmax(logits, axis=-1).astype(dtype)
+    if num_classes > 2:
+        assert 0 < len(np.unique(labels)) < num_classes
+    expected = balanced_accuracy_score(labels, log_probs.argmax(axis=1))
+    result = metrics.finalise(classification_sums(log_probs, labels))
+    assert result.macro_accuracy == pytest.approx(expected, rel=1e-12)
+    assert abs(result.macro_accuracy - result.accuracy) > 0.02
+    # Batches add up, and padding counts for nothing, whatever its label.
+    batches = [
+        classification_sums(log_probs, labels, np.arange(2000) % 3 == part) for part in range(3)
+    ]
+    total = jax.tree.map(lambda *sums: np.sum(sums, axis=0), *batches)
+    assert metrics.finalise(total).macro_accuracy == pytest.approx(expected, rel=1e-12)
+
+
+def test_macro_accuracy_counts_classes_alike():
+    labels = np.array([0] * 98 + [2] * 2)
+    log_probs = np.log(np.full((100, 4), 0.1))
+    log_probs[:, 0] = np.log(0.7)  # the majority's
+    result = metrics.finalise(classification_sums(log_probs, labels))
+    assert (result.accuracy, result.macro_accuracy) == (0.98, 0.5)
 
 
 def test_brier_score_of_two_classes_is_twice_scikit_learns(dtype):
@@ -90,6 +122,7 @@ def test_trouble_shows_instead_of_improving_a_figure():
     log_probs[2, 1] = np.nan
     result = metrics.finalise(classification_sums(log_probs, np.zeros(3, int)))
     assert result.accuracy == pytest.approx(1 / 3)
+    assert result.macro_accuracy == pytest.approx(1 / 3)
     assert np.isnan(result.nll)
     assert np.isnan(result.brier)
     masked = classification_sums(log_probs, np.zeros(3, int), np.array([0, 1, 0]))
@@ -103,6 +136,7 @@ def test_traced_label_that_is_no_class_shows_but_in_padding(label):
     labels = np.array([0, label])
     result = metrics.finalise(classification_sums(log_probs, labels))
     assert np.isnan([result.accuracy, result.ci_low, result.nll, result.brier]).all()
+    assert np.isnan(result.macro_accuracy)
     result = metrics.finalise(classification_sums(log_probs, labels, np.array([1.0, 0.0])))
     assert result.accuracy == 1
     assert np.isfinite(result).all()
