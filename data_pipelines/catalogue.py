@@ -8,22 +8,28 @@ KINDS: dict[str, dict[str, str]] = {
     "ravdess": {"video": "video", "audio": "spectrogram"},
     "vggsound": {"video": "video", "audio": "spectrogram"},
 }
-"""Of every data set {modality: what its rows are}, whatever the modality is called:
+"""Of every data set but `ARRAYS` {modality: what its rows are}, whatever the modality is called:
 
 "image", (height, width, 1); "video", (frames, height, width, 3); "spectrogram", (frequencies from
 low to high, times, 1); "series", (times, channels); or "vector", (features,).
 """
 
 MODALITIES: dict[str, tuple[str, ...]] = {name: tuple(kinds) for name, kinds in KINDS.items()}
-"""Names of the modalities of every data set."""
+"""Names of the modalities of these data sets."""
 
 CONFIGS: dict[str, tuple[str, ...]] = {"av_mnist": ("noisy", "balanced", "clean")}
 """Of data sets that there are several of {data set: names of its configs, the default first}."""
 
-NAMES: tuple[str, ...] = tuple(
-    full_name
-    for name in KINDS
-    for full_name in (name, *(f"{name}/{config}" for config in CONFIGS.get(name, ())))
+ARRAYS = "arrays"
+"""Arrays of one's own: their modalities and kinds are those of `arrays.peek`."""
+
+NAMES: tuple[str, ...] = (
+    *(
+        full_name
+        for name in KINDS
+        for full_name in (name, *(f"{name}/{config}" for config in CONFIGS.get(name, ())))
+    ),
+    ARRAYS,
 )
 """All that `datasets.load` takes: "av_mnist", "av_mnist/balanced", ..."""
 
@@ -32,7 +38,7 @@ NUM_FOLDS = 6
 
 
 def base_name(name: str) -> str:
-    """Returns the key of `KINDS` and `MODALITIES` that a name has: "av_mnist" of "av_mnist/clean".
+    """Returns a key of `KINDS`, or `ARRAYS`, that a name has: "av_mnist" of "av_mnist/clean".
 
     Args:
       name: one of `NAMES`.
@@ -63,8 +69,9 @@ def config_name(name: str) -> str | None:
       DataError: no such data set or config.
     """
     base, slash, config = name.partition("/")
-    if base not in KINDS:
-        raise DataError(f"name={name!r}: unknown; choose from {', '.join(KINDS)}")
+    if base not in NAMES:
+        known = ", ".join((*KINDS, ARRAYS))
+        raise DataError(f"name={name!r}: unknown; choose from {known}")
     configs = CONFIGS.get(base)
     if configs is None:
         if slash:

@@ -1,14 +1,16 @@
 """One way to load every data set."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from absl import logging
 from numpy.typing import NDArray
 
-from data_pipelines import av_mnist, digits, ravdess, vggsound
+from data_pipelines import arrays, av_mnist, digits, ravdess, vggsound
 from data_pipelines.av_mnist import AvMnistConfig
-from data_pipelines.catalogue import KINDS, MODALITIES, base_name, config_name
+from data_pipelines.catalogue import ARRAYS, KINDS, MODALITIES, base_name, config_name
 from data_pipelines.errors import DataError
 from data_pipelines.preparing import is_prepared, make_builder
 from data_pipelines.ravdess import RavdessConfig
@@ -24,12 +26,13 @@ class MultimodalDataset(NamedTuple):
 
     Attributes:
       name: of the data set, as it was asked for.
-      modalities: their names, in the order of `MODALITIES`.
-      kinds: {modality: "image", "video", "spectrogram", "series" or "vector"}, what its rows are,
-        see `catalogue.KINDS`.
+      modalities: their names, in the order of `MODALITIES`; of "arrays", sorted.
+      kinds: {modality: "image", "video", "spectrogram", "series" or "vector"}, see
+        `catalogue.KINDS`.
       num_classes: labels are 0 .. num_classes - 1.
       splits: {"train" | "validation" | "test": {modality: (N, ...) float32, "label": (N,) int32,
-        "group": (N,) int32}}. A row of a modality is a picture (H, W, 1) or frames (T, H, W, 3);
+        "group": (N,) int32}}. A row of a modality is a picture (H, W, 1), frames (T, H, W, 3), or
+        whatever rows of "arrays" are;
         those of "ravdess" and "vggsound" are a `StoredColumn`, all else is in memory. Rows of one
         group, which has the number of its first row, are not independent of each other: they share
         a recording, an actor or a video. Splits of "av_mnist" with noise also have "noise_group",
@@ -52,6 +55,7 @@ def load(
     num_eval: int | None = None,
     fold: int = 0,
     max_missing: float = 1.0,
+    kinds: Mapping[str, str] | None = None,
     num_workers: int | None = None,
     progress: bool = True,
     av_mnist_config: AvMnistConfig | None = None,
@@ -65,11 +69,13 @@ def load(
         config, "av_mnist/noisy".
       data_dir: where prepared data sets are kept; "digits" needs none.
       manual_dir: folder with the raw files; None downloads them, all but those of "vggsound".
-        "digits" needs none.
+        "digits" needs none. Of "arrays", the folder or .npz file of the arrays.
       num_train: the first so many training rows; None is all.
       num_eval: the first so many test rows; None is all. Validation rows are always all.
-      fold: of "ravdess", 0 to 5: which actors are in which split.
+      fold: of "ravdess", 0 to 5: which actors are in which split; of "arrays" with folds, the one
+        that is tested on.
       max_missing: share of the clips of "vggsound" that may be missing or damaged, 0 to 1.
+      kinds: of "arrays", {modality: kind} where the shape does not tell it, see README.md.
       num_workers: processes that decode clips of "ravdess" and "vggsound"; None is one for each CPU
         that this process may use.
       progress: shows progress bars where standard error is a terminal.
@@ -87,6 +93,8 @@ def load(
     """
     config = config_name(name)
     base = base_name(name)
+    if base == ARRAYS:
+        return _load_arrays(manual_dir, kinds, fold, num_train, num_eval)
     actors = ravdess.split_actors(fold)  # refuses a fold that there is not
     data_dir = Path(data_dir)
     if base == "digits":
@@ -127,16 +135,37 @@ def _dataset(name: str, num_classes: int, splits: Splits) -> MultimodalDataset:
     return MultimodalDataset(name, MODALITIES[base], dict(KINDS[base]), num_classes, splits)
 
 
+def _load_arrays(
+    manual_dir: Path | None,
+    kinds: Mapping[str, str] | None,
+    fold: int,
+    num_train: int | None,
+    num_eval: int | None,
+) -> MultimodalDataset:
+    """Loads arrays of one's own, and says which split was drawn for them."""
+    outline = arrays.peek(manual_dir, kinds=kinds, fold=fold)
+    _check_counts(num_train, outline.num_rows["train"], num_eval, outline.num_rows["test"])
+    if outline.labelled.note:
+        logging.warning("%s", outline.labelled.note)
+    return MultimodalDataset(
+        ARRAYS,
+        tuple(outline.kinds),
+        outline.kinds,
+        outline.num_classes,
+        arrays.read(outline, num_train=num_train, num_eval=num_eval),
+    )
+
+
 def _load_digits(num_train: int | None, num_eval: int | None) -> Splits:
     """Loads the first rows of the digits."""
     splits = digits.read_splits()
     _check_counts(num_train, len(splits["train"]["label"]), num_eval, len(splits["test"]["label"]))
     counts = {"train": num_train, "validation": None, "test": num_eval}
-    for arrays in splits.values():
-        arrays["group"] = np.arange(len(arrays["label"]), dtype=np.int32)
+    for columns in splits.values():
+        columns["group"] = np.arange(len(columns["label"]), dtype=np.int32)
     return {
-        split: {key: array[: counts[split]] for key, array in arrays.items()}
-        for split, arrays in splits.items()
+        split: {key: column[: counts[split]] for key, column in columns.items()}
+        for split, columns in splits.items()
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from data_pipelines.catalogue import NAMES, base_name, config_name
+from data_pipelines.catalogue import ARRAYS, NAMES, base_name, config_name
 from data_pipelines.errors import DataError, with_flag
 
 
@@ -37,12 +37,15 @@ def prepare(
       max_missing: as for `datasets.load`.
 
     Returns:
-      One line that tells where it lies, and how many rows each of its splits has.
+      One line that tells where it lies, and how many rows each of its splits has; or that nothing
+      is to be prepared.
 
     Raises:
       DataError: unknown data set or config; raw files or folders cannot be used.
     """
     config, base = config_name(dataset), base_name(dataset)
+    if base == ARRAYS:
+        return "arrays need no preparation: experiments read --manual_dir as it is"
     # Imported here, and one of them alone, since --help shall not wait for seconds.
     if base == "digits":
         from data_pipelines.digits.digits import SPLIT_SIZES
@@ -95,7 +98,9 @@ def _define_flags() -> None:
     """Declares the flags, which the experiments have as well."""
     flags.DEFINE_enum("dataset", "digits", sorted(NAMES), "Data set.")
     flags.DEFINE_string(
-        "manual_dir", None, "Folder with the raw files; they are downloaded where it is not given."
+        "manual_dir",
+        None,
+        "Folder with the raw files, downloaded where it is not given; or of the arrays.",
     )
     flags.DEFINE_string("data_dir", "~/.cache/jacfuse_jax", "Folder of prepared data.")
     flags.DEFINE_integer(

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from tqdm.auto import tqdm
 
-from data_pipelines.catalogue import base_name
+from data_pipelines.catalogue import ARRAYS, base_name
 from data_pipelines.datasets import MultimodalDataset
 from data_pipelines.stored import Column
 from jacfuse_jax import training
@@ -17,8 +18,10 @@ from jacfuse_jax.evaluation.models import Classifier
 from jacfuse_jax.models import (
     IMAGENET_MEAN,
     IMAGENET_STDDEV,
+    MLP,
     LeNet,
     ResNet,
+    SeriesResNet,
     UnimodalOutput,
     load_torchvision,
     resnet18,
@@ -26,7 +29,10 @@ from jacfuse_jax.models import (
 )
 from jacfuse_jax.programs import InputError
 
+Network: TypeAlias = LeNet | ResNet | MLP | SeriesResNet
+
 _LEARNING_RATE = 1e-3
+_CHUNK_ROWS = 256
 # Keyword arguments of LeNet, for all configs of a data set.
 _LENETS: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "upper"): {"channels": (16, 32), "kernel_size": 3, "hidden_sizes": (64, 32)},
@@ -80,7 +86,7 @@ def train_classifiers(
     folder = workdir / ("checkpoints" if regime == "standard" else f"checkpoints_{regime}")
     num_steps = num_epochs * training.num_batches(len(dataset.splits["train"]["label"]), batch_size)
     optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, max(num_steps, 1)))
-    models: dict[str, LeNet | ResNet] = {}
+    models: dict[str, Network] = {}
     for index, modality in enumerate(dataset.modalities):
         key = jax.random.fold_in(jax.random.key(seed), index)
         models[modality] = _make_model(dataset, modality, nnx.Rngs(key))
@@ -134,20 +140,44 @@ def _make_batches(
     return make_batches
 
 
-def _make_model(dataset: MultimodalDataset, modality: str, rngs: nnx.Rngs) -> LeNet | ResNet:
+def _make_model(dataset: MultimodalDataset, modality: str, rngs: nnx.Rngs) -> Network:
     """The untrained classifier of a modality."""
     shape = dataset.splits["train"][modality].shape[1:]
     name = base_name(dataset.name)
     if (name, modality) in _LENETS:
         architecture = _LENETS[name, modality]
         return LeNet(shape, dataset.num_classes, **architecture, rngs=rngs)
+    if name == ARRAYS:
+        return _make_for_arrays(dataset, modality, rngs)
     make_fn = resnet18 if name == "vggsound" else small_resnet
     # Levels of sound lie in [0, 1] like pixels; frames are seen as ImageNet's weights expect them.
     mean, stddev = (IMAGENET_MEAN, IMAGENET_STDDEV) if shape[-1] == 3 else (0.5, 0.25)
     return make_fn(shape[-1], dataset.num_classes, mean=mean, stddev=stddev, rngs=rngs)
 
 
-def _load_weights(model: LeNet | ResNet, modality: str, path: Path, *, load_head: bool) -> None:
+def _make_for_arrays(dataset: MultimodalDataset, modality: str, rngs: nnx.Rngs) -> Network:
+    """The untrained classifier of a kind; nobody knows the range of its inputs beforehand."""
+    column = dataset.splits["train"][modality]
+    mean, stddev = _standardisation(column)
+    kind = dataset.kinds[modality]
+    make_fn = {"vector": MLP, "series": SeriesResNet}.get(kind, small_resnet)
+    return make_fn(column.shape[-1], dataset.num_classes, mean=mean, stddev=stddev, rngs=rngs)
+
+
+def _standardisation(column: Column) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of every channel, or feature: of those that never change, 1."""
+    axes = tuple(range(len(column.shape) - 1))
+    chunks = [slice(i, i + _CHUNK_ROWS) for i in range(0, len(column), _CHUNK_ROWS)]
+    count = np.prod(column.shape[:-1])
+    mean = np.sum([np.sum(column[c], axis=axes, dtype=float) for c in chunks], axis=0) / count
+    squares = [np.sum((column[c] - mean) ** 2, axis=axes) for c in chunks]
+    stddev = np.sqrt(np.sum(squares, axis=0) / count)
+    # Entries in float32 know their differences to about this.
+    is_constant = stddev <= 1e-6 * np.abs(mean)
+    return mean.tolist(), np.where(is_constant, 1.0, stddev).tolist()
+
+
+def _load_weights(model: Network, modality: str, path: Path, *, load_head: bool) -> None:
     """Loads torchvision's weights of a flag."""
     assert isinstance(model, ResNet)
     try:
@@ -156,7 +186,7 @@ def _load_weights(model: LeNet | ResNet, modality: str, path: Path, *, load_head
         raise InputError(f"--weights={modality}={error}") from None
 
 
-def _freeze(model: LeNet | ResNet) -> Classifier:
+def _freeze(model: Network) -> Classifier:
     """Separates the trained model into a pure function and its parameters."""
     graph, parameters = nnx.split(model)
 
@@ -164,13 +194,13 @@ def _freeze(model: LeNet | ResNet) -> Classifier:
         return nnx.merge(graph, parameters)(inputs)
 
     def lipschitz_fn(parameters: Any, key: jax.Array) -> jax.Array:
-        lenet = nnx.merge(graph, parameters)
-        assert isinstance(lenet, LeNet)
-        return lenet.lipschitz_bound(key)
+        bounded = nnx.merge(graph, parameters)
+        assert isinstance(bounded, LeNet | MLP)
+        return bounded.lipschitz_bound(key)
 
     return Classifier(
         output_fn,
         parameters,
         model.head.kernel[...],
-        lipschitz_fn if isinstance(model, LeNet) else None,
+        lipschitz_fn if isinstance(model, LeNet | MLP) else None,
     )

@@ -15,6 +15,7 @@ class Config:
     num_workers: int | None
     max_missing: float
     fold: int
+    kinds: dict[str, str]
     weights: dict[str, Path]
     perturbed: tuple[str, ...]
     perturbations: tuple[str, ...]

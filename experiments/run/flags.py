@@ -1,13 +1,16 @@
 """The flags of `experiments.robust_fusion`; importing this module defines them."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from data_pipelines.catalogue import MODALITIES, NAMES, NUM_FOLDS, base_name, full_name
+from data_pipelines import arrays
+from data_pipelines.catalogue import ARRAYS, MODALITIES, NAMES, NUM_FOLDS, base_name, full_name
+from data_pipelines.errors import DataError, with_flag
 from experiments.run.config import Config
 from experiments.run.suites import SUITES
 from jacfuse_jax.evaluation.names import ATTACKS, PERTURBATIONS
@@ -15,9 +18,15 @@ from jacfuse_jax.evaluation.rules import NAMES as METHODS
 from jacfuse_jax.evaluation.threat_models import THREAT_MODELS
 from jacfuse_jax.programs import InputError
 from jacfuse_jax.programs.command_line import by_modality, choices, define
-from jacfuse_jax.programs.parsers import ListOf, Number, OfModality, OneOf
+from jacfuse_jax.programs.parsers import (
+    ListOf,
+    Number,
+    OfModality,
+    OneOf,
+    OneOfModality,
+)
 
-DEFAULT_NUM_EPOCHS = {"digits": 30, "av_mnist": 12, "ravdess": 40, "vggsound": 15}
+DEFAULT_NUM_EPOCHS = {"digits": 30, "av_mnist": 12, "ravdess": 40, "vggsound": 15, "arrays": 30}
 # Smaller ones are zero to the classifiers.
 _GAMMA = Number(float(np.finfo(np.float32).tiny), "(0, 1]")
 
@@ -29,7 +38,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_enum("dataset", "digits", sorted(NAMES), "Data set.")
 flags.DEFINE_string(
-    "manual_dir", None, "Folder with the raw files; they are downloaded where it is not given."
+    "manual_dir",
+    None,
+    "Folder with the raw files, downloaded where it is not given; or of the arrays.",
 )
 flags.DEFINE_string("data_dir", "~/.cache/jacfuse_jax", "Folder of prepared data.")
 flags.DEFINE_integer(
@@ -41,9 +52,16 @@ define(
 flags.DEFINE_integer(
     "fold",
     0,
-    "Of RAVDESS: whose actors are tested on; no actor is in two splits.",
+    f"Of RAVDESS, below {NUM_FOLDS}: whose actors are tested on; no actor is in two splits. Of "
+    "arrays with folds: which is tested on.",
     lower_bound=0,
-    upper_bound=NUM_FOLDS - 1,
+)
+define(
+    ListOf(OneOfModality(arrays.KIND_NAMES)),
+    "kinds",
+    None,
+    "<modality>:<kind>,... of arrays whose shape does not tell; kinds are "
+    f"{','.join(arrays.KIND_NAMES)}.",
 )
 flags.DEFINE_multi(
     OfModality(),
@@ -147,7 +165,13 @@ def config_from_flags() -> Config:
     for name in ("workdir", "data_dir", "manual_dir"):
         values[name] = values[name] and Path(values[name]).expanduser()
     values["dataset"] = full_name(given.dataset)
-    modalities = MODALITIES[dataset]
+    values["kinds"] = kinds = _kinds(given.kinds or (), dataset)
+    if dataset == ARRAYS:
+        modalities = _modalities_of_arrays(values["manual_dir"], kinds, given.fold)
+    else:
+        modalities = MODALITIES[dataset]
+        if given.fold >= NUM_FOLDS:
+            raise InputError(f"--fold={given.fold}: choose from 0 to {NUM_FOLDS - 1}")
     chosen = modalities if given.perturbed is None else given.perturbed
     values["perturbed"] = choices("perturbed", chosen, modalities)
     if given.num_epochs is None:
@@ -170,3 +194,25 @@ def config_from_flags() -> Config:
             f"--seed={given.seed} --num_seeds={given.num_seeds}: seeds must stay below {2**32}"
         )
     return Config(**values)
+
+
+def _kinds(pairs: Sequence[tuple[str, str]], dataset: str) -> dict[str, str]:
+    """The kinds of --kinds."""
+    if pairs and dataset != ARRAYS:
+        raise InputError(f"--kinds={':'.join(pairs[0])}: only modalities of arrays take kinds")
+    kinds: dict[str, str] = {}
+    for modality, kind in pairs:
+        if modality in kinds:
+            raise InputError(f"--kinds={modality}:{kind}: {modality} is given twice")
+        kinds[modality] = kind
+    return kinds
+
+
+def _modalities_of_arrays(
+    manual_dir: Path | None, kinds: Mapping[str, str], fold: int
+) -> tuple[str, ...]:
+    """The modalities that a folder of arrays has."""
+    try:
+        return tuple(arrays.peek(manual_dir, kinds=kinds, fold=fold).kinds)
+    except DataError as error:
+        raise InputError(with_flag(error)) from None

@@ -1,9 +1,11 @@
 """What a run takes of memory and of disks: estimated from shapes, said and checked beforehand."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.catalogue import MODALITIES, base_name
+from data_pipelines import arrays
+from data_pipelines.catalogue import ARRAYS, KINDS, base_name
 from experiments.run.config import Config
 from jacfuse_jax.evaluation.chains import BATCHES_A_BLOCK
 from jacfuse_jax.evaluation.rules import HEADS, Trained
@@ -15,10 +17,11 @@ _REPORT_BYTES = 10e6  # tables and figures
 _CLIP_BYTES = 0.41e6  # of VGGSound: decoded, and in the data set
 
 
-class _Data(NamedTuple):
+class Figures(NamedTuple):
     """Figures of a data set and of the classifiers that are trained on it.
 
     Attributes:
+      kinds: {modality: kind}, see `catalogue.KINDS`.
       num_rows: of training, validation and test.
       num_classes: K.
       row_bytes: of a row, all modalities.
@@ -28,6 +31,7 @@ class _Data(NamedTuple):
       num_parameters: of the classifiers of all modalities.
     """
 
+    kinds: dict[str, str]
     num_rows: tuple[int, int, int]
     num_classes: int
     row_bytes: float
@@ -36,30 +40,44 @@ class _Data(NamedTuple):
     num_parameters: float
 
 
-_DATA = {
-    "digits": _Data((1097, 200, 500), 10, 256, True, 15e3, 23e3),
-    "av_mnist": _Data((55_000, 5000, 10_000), 10, 53_312, True, 0.3e6, 0.5e6),
-    "ravdess": _Data((960, 240, 240), 8, 0.6e6, False, 7e6, 0.4e6),
-    "vggsound": _Data((174_000, 9500, 15_500), 309, 0.9e6, False, 34e6, 23e6),
+_FIGURES = {
+    name: Figures(KINDS[name], *figures)
+    for name, figures in {
+        "digits": ((1097, 200, 500), 10, 256, True, 15e3, 23e3),
+        "av_mnist": ((55_000, 5000, 10_000), 10, 53_312, True, 0.3e6, 0.5e6),
+        "ravdess": ((960, 240, 240), 8, 0.6e6, False, 7e6, 0.4e6),
+        "vggsound": ((174_000, 9500, 15_500), 309, 0.9e6, False, 34e6, 23e6),
+    }.items()
 }
 
 
-def num_test_rows(dataset: str) -> int:
-    """Test rows of a data set, as far as they are known beforehand.
+def figures_of(config: Config) -> Figures:
+    """Figures of the data set of a run, as far as they are known beforehand.
 
     Args:
-      dataset: its name.
+      config: settings of the run.
+
+    Raises:
+      DataError: it is of arrays that cannot be used.
     """
-    return _DATA[base_name(dataset)].num_rows[2]
-
-
-def num_classes(dataset: str) -> int:
-    """Classes of a data set, as far as they are known beforehand.
-
-    Args:
-      dataset: its name.
-    """
-    return _DATA[base_name(dataset)].num_classes
+    name = base_name(config.dataset)
+    if name != ARRAYS:
+        return _FIGURES[name]
+    outline = arrays.peek(config.manual_dir, kinds=config.kinds, fold=config.fold)
+    rows, shapes = outline.num_rows, outline.shapes
+    num_features = sum(
+        math.prod(shapes[m]) for m, kind in outline.kinds.items() if kind == "vector"
+    )
+    return Figures(
+        outline.kinds,
+        (rows["train"], rows["validation"], rows["test"]),
+        outline.num_classes,
+        4 * sum(math.prod(shape) for shape in shapes.values()),
+        True,
+        max(_sample_bytes(kind, shapes[modality]) for modality, kind in outline.kinds.items()),
+        # Of a first hidden layer; of all the others of any network; of a head.
+        128 * num_features + len(shapes) * (0.17e6 + 64 * outline.num_classes),
+    )
 
 
 def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> None:
@@ -75,11 +93,11 @@ def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> 
     Raises:
       InputError: more than is free.
     """
-    data = _DATA[base_name(config.dataset)]
+    data = figures_of(config)
     num_train, num_validation, num_test = data.num_rows
     num_train, num_test = config.num_train or num_train, config.num_eval or num_test
     num_attacked = min(config.num_attack, num_test, BATCHES_A_BLOCK * config.batch_size)
-    num_modalities = len(MODALITIES[base_name(config.dataset)])
+    num_modalities = len(data.kinds)
     grams = data.num_classes**2 if config.jacobian == "input" else 0
     memory = (
         PROCESS_BYTES
@@ -100,6 +118,13 @@ def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> 
     check(memory, folders, remedy="lower --batch_size, --num_train or --num_eval")
 
 
+def _sample_bytes(kind: str, shape: tuple[int, ...]) -> float:
+    """What a training step holds for a sample of arrays: by pixel or time, as XLA counts it."""
+    if kind == "vector":
+        return 8 * shape[0] + 4e3
+    return 800 * shape[0] if kind == "series" else 200 * math.prod(shape[:-1])
+
+
 def _data_bytes(config: Config) -> float:
     """What the preparation of a data set takes."""
     dataset = base_name(config.dataset)
@@ -107,4 +132,4 @@ def _data_bytes(config: Config) -> float:
         folder = (config.manual_dir or Path()) / "clips"
         return _CLIP_BYTES * (sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0)
     published = 13e9 if dataset == "ravdess" and not config.manual_dir else 0
-    return {"digits": 0, "av_mnist": 0.95e9, "ravdess": 0.4e9}[dataset] + published
+    return {"digits": 0, ARRAYS: 0, "av_mnist": 0.95e9, "ravdess": 0.4e9}[dataset] + published

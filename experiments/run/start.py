@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from data_pipelines import datasets
-from data_pipelines.catalogue import base_name
+from data_pipelines.catalogue import ARRAYS
 from experiments.run import needs
 from experiments.run.config import Config
 from experiments.run.prepared import check_grams, train_models
@@ -68,6 +68,7 @@ def load(config: Config, *, classifiers_only: bool = False) -> datasets.Multimod
         num_eval=config.num_eval,
         fold=config.fold,
         max_missing=config.max_missing,
+        kinds=config.kinds,
         num_workers=config.num_workers,
     )
     counts = np.bincount(dataset.splits["train"]["label"], minlength=dataset.num_classes)
@@ -161,16 +162,18 @@ def rules_of(config: Config, modalities: tuple[str, ...]) -> list[Rule]:
 
 def _num_step_rows(config: Config) -> int:
     """Rows of single modalities in the files of a seed; the first parameters stand for the best."""
-    kinds = datasets.KINDS[base_name(config.dataset)]
+    figures = needs.figures_of(config)
+    kinds = figures.kinds
     modalities = tuple(kinds)
     rules = rules_of(config, modalities)
     first = {rule.name: rule for rule in reversed(rules) if rule.searched}
     contest = Contest(rules, frozenset(first.values() if config.num_select else ()))
     scenarios = make_scenarios(config.threat_models, config.perturbed, modalities)
     contests = {scenario.believed: contest for scenario in scenarios}
-    num_classes = needs.num_classes(config.dataset)
-    plan = make_plan(scenarios, contests, config.perturbations, kinds, num_classes=num_classes)
-    num_test = config.num_eval or needs.num_test_rows(config.dataset)
+    plan = make_plan(
+        scenarios, contests, config.perturbations, kinds, num_classes=figures.num_classes
+    )
+    num_test = config.num_eval or figures.num_rows[2]
     num_attack = min(config.num_attack, num_test)
     num_selection_steps = len(SEVERITIES) * len(modalities) * (2 + len(rules))
     return config.num_select * num_selection_steps + sum(
@@ -184,10 +187,14 @@ def _device() -> str:
 
 
 def _digest(dataset: datasets.MultimodalDataset) -> str:
-    """SHA-256 of labels and groups: those of other rows differ."""
+    """SHA-256 of labels and groups: those of other rows differ. Of one's own arrays, of all."""
     digest = hashlib.sha256()
     for split, arrays in dataset.splits.items():
         for name in ("label", "group"):
             digest.update(f"{split} {name} {len(arrays[name])}\n".encode())
             digest.update(np.asarray(arrays[name], np.int32).tobytes())
+        if dataset.name == ARRAYS:  # which may be saved anew, with the same labels
+            for modality in dataset.modalities:
+                digest.update(f"{modality} {arrays[modality].shape}\n".encode())
+                digest.update(arrays[modality])
     return digest.hexdigest()

@@ -21,7 +21,17 @@ _LOCK = ".lock"
 _MEANS = ("workdir", "data_dir", "manual_dir", "num_workers", "max_missing")
 # Flags that decide on the classifiers, and on the rows that a run's data are the digest of.
 _OF_CLASSIFIERS = (
-    *("dataset", "fold", "weights", "num_train", "num_eval", "num_epochs", "batch_size", "seed"),
+    *(
+        "dataset",
+        "fold",
+        "kinds",
+        "weights",
+        "num_train",
+        "num_eval",
+        "num_epochs",
+        "batch_size",
+        "seed",
+    ),
 )
 
 # Whose versions config.json tells.

@@ -2,6 +2,7 @@
 
 from jacfuse_jax._unimodal import UnimodalOutput
 from jacfuse_jax.models._lenet import LeNet
+from jacfuse_jax.models._mlp import MLP
 from jacfuse_jax.models._resnet import (
     IMAGENET_MEAN,
     IMAGENET_STDDEV,
@@ -9,13 +10,16 @@ from jacfuse_jax.models._resnet import (
     resnet18,
     small_resnet,
 )
+from jacfuse_jax.models._series import SeriesResNet
 from jacfuse_jax.models._torchvision import load_torchvision
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STDDEV",
+    "MLP",
     "LeNet",
     "ResNet",
+    "SeriesResNet",
     "UnimodalOutput",
     "load_torchvision",
     "resnet18",

@@ -1,6 +1,7 @@
 """Parsers of flags that absl does not have: what does not fit is said as it is parsed."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,24 @@ class ListOf(flags.ListParser):
         if not texts:
             raise ValueError("give at least one")
         return tuple(dict.fromkeys(self._item.parse(text) for text in texts))
+
+
+class OneOfModality(flags.ArgumentParser[tuple[str, str]]):
+    """<modality>:<name>, the name out of several."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Takes the names to choose from."""
+        super().__init__()
+        self._name = OneOf(names)
+
+    def parse(self, argument: str | tuple[str, str]) -> tuple[str, str]:
+        """See base class."""
+        if isinstance(argument, tuple):
+            return argument
+        modality, _, name = argument.rpartition(":")
+        if not modality or not name:
+            raise ValueError(f"{argument!r} is not <modality>:<name>")
+        return modality, self._name.parse(name)
 
 
 class OfModality(flags.ArgumentParser[tuple[str, Path]]):

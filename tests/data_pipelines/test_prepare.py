@@ -72,10 +72,10 @@ def test_digits_need_no_preparation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset=cifar"], "--dataset=cifar: value should be one of <av_mnist|"),
+        (["--dataset=cifar"], "--dataset=cifar: value should be one of <arrays|av_mnist|"),
         (
             ["--dataset=av_mnist/loud"],
-            "--dataset=av_mnist/loud: value should be one of <av_mnist|av_mnist/balanced|",
+            "--dataset=av_mnist/loud: value should be one of <arrays|av_mnist|av_mnist/balanced|",
         ),
         (["--num_workers=0"], "--num_workers=0: 0 is not a positive integer"),
         (["--max_missing=2"], "--max_missing=2: 2.0 is not a number in the range [0, 1]"),

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from data_pipelines import datasets
+from data_pipelines.catalogue import NAMES, base_name
 from experiments.measuring.operations import OPERATIONS
 from experiments.run import benchmark_flags
 from experiments.run.flags import DEFAULT_NUM_EPOCHS
@@ -51,7 +51,7 @@ def test_help_lists_flags_without_loading_what_takes_seconds(binary, flag):
 def test_names_that_flags_take_are_those_of_what_they_name():
     assert {op: tuple(o.methods) for op, o in OPERATIONS.items()} == benchmark_flags.METHODS
     assert ("clean", *STRENGTHS) == names.PERTURBATIONS
-    assert DEFAULT_NUM_EPOCHS.keys() == datasets.MODALITIES.keys()
+    assert DEFAULT_NUM_EPOCHS.keys() == {base_name(name) for name in NAMES}
 
 
 _HOLD = """
