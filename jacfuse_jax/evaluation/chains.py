@@ -13,7 +13,7 @@ from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.models import Models, input_grams
 from jacfuse_jax.evaluation.names import L0_ATTACKS, L2_ATTACKS
 from jacfuse_jax.evaluation.observing import ObserveFn, concatenate
-from jacfuse_jax.evaluation.outcomes import certified_rows, predict_all
+from jacfuse_jax.evaluation.outcomes import certified_rows, lead_of, predict_all
 from jacfuse_jax.evaluation.rows import Rows, observe
 from jacfuse_jax.evaluation.rules import EachAlone, predict, regime_of
 from jacfuse_jax.evaluation.stages import Stage, make_attack, stages_of
@@ -22,7 +22,7 @@ from jacfuse_jax.evaluation.targets import STRENGTHS, Branch, Step, Target, bran
 # Rows that a chain has in memory at a time; what is left of them shares batches.
 BATCHES_A_BLOCK = 4
 
-AttackFn = Callable[
+PerturbFn = Callable[
     [Sequence[Step], tuple[Branch, ...], jax.Array, Rows, Sequence[Sequence[Observed]]],
     list[Observed],
 ]
@@ -36,7 +36,7 @@ def make_attack_fn(
     num_restarts: int,
     batch_size: int,
     with_grams: bool,
-) -> AttackFn:
+) -> PerturbFn:
     """Makes the function that attacks rows with one budget after another.
 
     PGD and APGD start from the clean input, or from what is best so far; further starts are random.
@@ -181,14 +181,16 @@ def make_attack_fn(
         assert target is not None
         clean = {m: np.asarray(rows.inputs[m][: len(rows.labels)]) for m in chain[0].attacked}
         rows = rows._replace(inputs=clean)
-        best = {m: x.copy() for m, x in clean.items()}
+        best = clean
         targets = _targets_of(target, chain[0].attacked, rows, models.evidence)
+        goal = np.arange(num_classes) == (rows.labels if targets is None else targets)[:, None]
+        goal = ~goal if targets is None else goal
         goes_on = isinstance(target.rule, EachAlone)
         believed = chain[0].attacked if goes_on else target.believed
 
         def leads(observations: Sequence[Observed]) -> NDArray[Any]:
             log_probs = predict_all(target.rule, believed, observations, rows, models.evidence)
-            return np.stack([_lead(each, rows.labels, targets) for each in log_probs])
+            return lead_of(log_probs, goal)
 
         lead = leads([rows.observed()])[0]
         settled = np.zeros(len(rows.labels), bool)
@@ -196,6 +198,7 @@ def make_attack_fn(
             settled = (lead > 0) | certified_rows(
                 target.rule, believed, chain[0].attacked, rows, models.evidence
             )
+        observed = observe_fn(best, rows)
         results: list[Observed] = []
         for step, before in zip(chain, found, strict=True):
             if before and not goes_on:
@@ -217,14 +220,19 @@ def make_attack_fn(
                 tried = {m: x.copy() for m, x in best.items()}
                 for m, x in moved.items():
                     tried[m][left] = x
-                lead_there = leads([observe_fn(tried, rows)])[0]
+                observed_there = observe_fn(tried, rows)
+                lead_there = leads([observed_there])[0]
                 better = lead_there > lead
-                lead = np.where(better, lead_there, lead)
-                for m, x in tried.items():
-                    best[m][better] = x[better]
+                lead, best, observed = jax.tree.map(
+                    lambda there, here, better=better: np.where(
+                        better.reshape(-1, *(1,) * (here.ndim - 1)), there, here
+                    ),
+                    (lead_there, tried, observed_there),
+                    (lead, best, observed),
+                )
                 if not goes_on:
                     settled |= lead > 0
-            results.append(observe_fn(best, rows))
+            results.append(observed)
         return results
 
     def attack_chain(
@@ -257,20 +265,3 @@ def _targets_of(
     of_label = np.arange(log_probs.shape[-1]) == rows.labels[:, None]
     order = np.argsort(np.where(of_label, np.inf, -log_probs), axis=-1, kind="stable")
     return order[:, target.towards - 1].astype(rows.labels.dtype)
-
-
-def _lead(
-    log_probs: NDArray[Any], labels: NDArray[Any], targets: NDArray[Any] | None
-) -> NDArray[Any]:
-    """(N,), by how much the target, or any class but the label, is ahead; positive for NaN.
-
-    A class that is level with the label and comes first counts as ahead, as argmax has it.
-    """
-    goal = np.arange(log_probs.shape[-1]) == (labels if targets is None else targets)[:, None]
-    if targets is None:
-        goal = ~goal
-    lead = np.where(goal, log_probs, -np.inf).max(axis=-1)
-    lead -= np.where(goal, -np.inf, log_probs).max(axis=-1)
-    reached = goal[np.arange(len(goal)), log_probs.argmax(axis=-1)]
-    smallest = np.finfo(lead.dtype).tiny
-    return np.where(np.isnan(log_probs).any(axis=-1) | reached & (lead <= 0), smallest, lead)

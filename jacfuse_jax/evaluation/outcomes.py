@@ -95,12 +95,25 @@ def worst_of(candidates: Any, labels: NDArray[Any]) -> NDArray[Any]:
       (N, K).
     """
     stacked = np.asarray(candidates)
-    of_label = np.arange(stacked.shape[-1]) == labels[:, None]
-    margins = np.where(of_label, -np.inf, stacked).max(axis=-1) - stacked[:, of_label]
-    wrong = ~np.stack([is_correct(log_probs, labels) for log_probs in stacked])
-    badness = np.where(wrong, 1 + np.maximum(margins, 0), np.minimum(margins, 0))
-    badness = np.where(np.isnan(stacked).any(axis=-1), np.inf, badness)
-    return stacked[badness.argmax(axis=0), np.arange(len(labels))]
+    is_label = np.arange(stacked.shape[-1]) == labels[:, None]
+    return stacked[lead_of(stacked, ~is_label).argmax(axis=0), np.arange(len(labels))]
+
+
+def lead_of(log_probs: NDArray[Any], goal: NDArray[np.bool_]) -> NDArray[Any]:
+    """By how much the classes of an attacker's goal are ahead of all others, (..., N).
+
+    Positive where the most likely class is one of them: where two are level, argmax decides.
+    Infinite for NaN.
+
+    Args:
+      log_probs: (..., N, K).
+      goal: (N, K), some classes of each row, not all.
+    """
+    lead = np.where(goal, log_probs, -np.inf).max(axis=-1)
+    lead -= np.where(goal, -np.inf, log_probs).max(axis=-1)
+    reached = goal[np.arange(len(goal)), log_probs.argmax(axis=-1)]
+    lead = np.where(reached & (lead <= 0), np.finfo(lead.dtype).tiny, lead)
+    return np.where(np.isnan(log_probs).any(axis=-1), np.inf, lead)
 
 
 def is_correct(log_probs: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.bool_]:

@@ -1,6 +1,6 @@
 """Perturbed inputs of one or several modalities, as fusion sees them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,17 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jacfuse_jax.evaluation import corruptions
-from jacfuse_jax.evaluation.chains import make_attack_fn
+from jacfuse_jax.evaluation.chains import PerturbFn, make_attack_fn
 from jacfuse_jax.evaluation.evidence import Observed
 from jacfuse_jax.evaluation.models import Models
 from jacfuse_jax.evaluation.observing import concatenate, make_observe_fn
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.evaluation.targets import STRENGTHS, Branch, Step
-
-PerturbFn = Callable[
-    [Sequence[Step], tuple[Branch, ...], jax.Array, Rows, Sequence[Sequence[Observed]]],
-    list[Observed],
-]
 
 
 def make_perturb_fn(

@@ -6,9 +6,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from jacfuse_jax import fusion, metrics
+from jacfuse_jax.evaluation.chains import PerturbFn
 from jacfuse_jax.evaluation.evidence import Evidence
 from jacfuse_jax.evaluation.outcomes import is_correct, predict_all, worst_of
-from jacfuse_jax.evaluation.perturb import PerturbFn
 from jacfuse_jax.evaluation.plan import Contest, target_of
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.evaluation.steps import StepStore, run_steps

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import jax
 from tqdm.auto import tqdm
 
+from jacfuse_jax.evaluation.chains import PerturbFn
 from jacfuse_jax.evaluation.evidence import Observed
 from jacfuse_jax.evaluation.names import ATTACKS
-from jacfuse_jax.evaluation.perturb import PerturbFn
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.evaluation.rules import EachAlone
 from jacfuse_jax.evaluation.targets import Branch, Step, branch_of
