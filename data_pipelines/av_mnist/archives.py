@@ -7,9 +7,25 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+import soundfile
+
 from data_pipelines.errors import DataError
 
 REMEDY = "fetch the archive again from its public home"
+
+
+def check_mono(file: soundfile.SoundFile, where: str, sample_rate_hz: int) -> None:
+    """Raises DataError unless a sound file has one channel and that sample rate.
+
+    Args:
+      file: open.
+      where: how messages name it.
+      sample_rate_hz: expected.
+    """
+    if file.samplerate != sample_rate_hz:
+        raise DataError(f"{where} has {file.samplerate} Hz, expected {sample_rate_hz}; {REMEDY}")
+    if file.channels != 1:
+        raise DataError(f"{where} has {file.channels} channels, expected 1; {REMEDY}")
 
 
 def read_members(

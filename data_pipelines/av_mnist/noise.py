@@ -10,7 +10,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from data_pipelines.av_mnist.archives import REMEDY, read_members
+from data_pipelines.av_mnist.archives import REMEDY, check_mono, read_members
 from data_pipelines.av_mnist.recordings import SAMPLE_RATE_HZ
 from data_pipelines.errors import DataError
 
@@ -74,12 +74,7 @@ def _noise_clip(path: Path, name: str, content: bytes) -> NoiseClip:
             if (file.format, file.subtype) != ("OGG", "VORBIS"):
                 found = f"{file.format} of {file.subtype}"
                 raise DataError(f"{where} is {found}, expected Ogg Vorbis; {REMEDY}")
-            if file.samplerate != _PUBLISHED_RATE_HZ:
-                raise DataError(
-                    f"{where} has {file.samplerate} Hz, expected {_PUBLISHED_RATE_HZ}; {REMEDY}"
-                )
-            if file.channels != 1:
-                raise DataError(f"{where} has {file.channels} channels, expected 1; {REMEDY}")
+            check_mono(file, where, _PUBLISHED_RATE_HZ)
             published = np.asarray(file.read(dtype="float64"), np.float64)
     except soundfile.LibsndfileError:
         raise DataError(f"{where} is not an Ogg Vorbis file; {REMEDY}") from None

@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from data_pipelines.av_mnist.archives import REMEDY, read_members
+from data_pipelines.av_mnist.archives import REMEDY, check_mono, read_members
 from data_pipelines.errors import DataError
 
 SAMPLE_RATE_HZ = 8000
@@ -63,12 +63,7 @@ def _recording(path: Path, name: str, content: bytes) -> Recording:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             if file.format not in ("WAV", "WAVEX"):
                 raise DataError(f"{where} is {file.format}, expected WAV; {REMEDY}")
-            if file.samplerate != SAMPLE_RATE_HZ:
-                raise DataError(
-                    f"{where} has {file.samplerate} Hz, expected {SAMPLE_RATE_HZ}; {REMEDY}"
-                )
-            if file.channels != 1:
-                raise DataError(f"{where} has {file.channels} channels, expected 1; {REMEDY}")
+            check_mono(file, where, SAMPLE_RATE_HZ)
             waveform = np.asarray(file.read(dtype="float64"), np.float64)
     except soundfile.LibsndfileError:
         raise DataError(f"{where} is not a WAV file; {REMEDY}") from None

@@ -200,12 +200,7 @@ def _kinds(pairs: Sequence[tuple[str, str]], dataset: str) -> dict[str, str]:
     """The kinds of --kinds."""
     if pairs and dataset != ARRAYS:
         raise InputError(f"--kinds={':'.join(pairs[0])}: only modalities of arrays take kinds")
-    kinds: dict[str, str] = {}
-    for modality, kind in pairs:
-        if modality in kinds:
-            raise InputError(f"--kinds={modality}:{kind}: {modality} is given twice")
-        kinds[modality] = kind
-    return kinds
+    return by_modality("kinds", pairs, ":")
 
 
 def _modalities_of_arrays(

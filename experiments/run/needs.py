@@ -80,20 +80,20 @@ def figures_of(config: Config) -> Figures:
     )
 
 
-def check_run(config: Config, num_step_rows: int, *, computes_on_host: bool) -> None:
+def check_run(config: Config, data: Figures, num_step_rows: int, *, computes_on_host: bool) -> None:
     """Says what a run of `experiments.robust_fusion` takes, and refuses what does not fit.
 
     Upper figures for whole data sets: fewer clips take less, and so does a run that carries on.
 
     Args:
       config: its settings.
+      data: see `figures_of`.
       num_step_rows: rows of single modalities in the files of one seed.
       computes_on_host: the memory of batches is that of the host, not of an accelerator.
 
     Raises:
       InputError: more than is free.
     """
-    data = figures_of(config)
     num_train, num_validation, num_test = data.num_rows
     num_train, num_test = config.num_train or num_train, config.num_eval or num_test
     num_attacked = min(config.num_attack, num_test, BATCHES_A_BLOCK * config.batch_size)

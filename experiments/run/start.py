@@ -55,9 +55,11 @@ def load(config: Config, *, classifiers_only: bool = False) -> datasets.Multimod
       InputError: the working directory belongs to another run, or a flag does not fit the data.
     """
     check_workdir(config, classifiers_only=classifiers_only)
+    figures = needs.figures_of(config)
     needs.check_run(
         config,
-        0 if classifiers_only else _num_step_rows(config),
+        figures,
+        0 if classifiers_only else _num_step_rows(config, figures),
         computes_on_host=jax.default_backend() == "cpu",
     )
     dataset = datasets.load(
@@ -160,9 +162,8 @@ def rules_of(config: Config, modalities: tuple[str, ...]) -> list[Rule]:
         raise InputError(f"--methods: {error}") from error
 
 
-def _num_step_rows(config: Config) -> int:
+def _num_step_rows(config: Config, figures: needs.Figures) -> int:
     """Rows of single modalities in the files of a seed; the first parameters stand for the best."""
-    figures = needs.figures_of(config)
     kinds = figures.kinds
     modalities = tuple(kinds)
     rules = rules_of(config, modalities)

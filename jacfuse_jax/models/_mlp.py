@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jacfuse_jax._checks import check_floating
 from jacfuse_jax._unimodal import UnimodalOutput
+from jacfuse_jax.models._standardise import check_standardisation
 
 
 class MLP(nnx.Module):
@@ -45,18 +45,8 @@ class MLP(nnx.Module):
         sizes = (in_features, num_classes, *hidden_sizes)
         if min(sizes) < 1 or not hidden_sizes:
             raise ValueError(f"all sizes must be positive, got {sizes}")
-        for name, numbers in (("mean", mean), ("stddev", stddev)):
-            if np.shape(numbers) not in ((), (in_features,)) or not np.isfinite(numbers).all():
-                raise ValueError(
-                    f"{name} must be one finite number, or one for each of {in_features} features"
-                )
-        if np.min(stddev) <= 0:
-            raise ValueError(f"stddev must be positive, got {np.min(stddev)}")
         self.in_features = in_features
-        self.mean, self.stddev = (
-            tuple(np.broadcast_to(np.asarray(numbers, float), (in_features,)).tolist())
-            for numbers in (mean, stddev)
-        )
+        self.mean, self.stddev = check_standardisation(mean, stddev, in_features, of="features")
         self.hidden = nnx.List([])
         for size in hidden_sizes:
             self.hidden.append(nnx.Linear(in_features, size, rngs=rngs))

@@ -9,12 +9,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jacfuse_jax._checks import check_choice, check_floating
 from jacfuse_jax._unimodal import UnimodalOutput
 from jacfuse_jax.models._convolution import convolve
+from jacfuse_jax.models._standardise import check_standardisation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STDDEV = (0.229, 0.224, 0.225)
@@ -92,10 +92,7 @@ class ResNet(nnx.Module):
             )
         self.in_channels = in_channels
         self.normalization = normalization
-        self.mean = _per_channel("mean", mean, in_channels)
-        self.stddev = _per_channel("stddev", stddev, in_channels)
-        if min(self.stddev) <= 0:
-            raise ValueError(f"stddev must be positive, got {stddev}")
+        self.mean, self.stddev = check_standardisation(mean, stddev, in_channels, of="channels")
         self.pools = stem == "imagenet"
         size = 7 if stem == "imagenet" else 3
         self.stem = NormalizedConvolution(in_channels, channels[0], size, 2, normalization, rngs)
@@ -311,19 +308,6 @@ def small_resnet(
         stddev=stddev,
         rngs=rngs,
     )
-
-
-def _per_channel(
-    name: str, numbers: float | Sequence[float], in_channels: int
-) -> tuple[float, ...]:
-    """One finite number a channel."""
-    array = np.asarray(numbers, float)
-    if array.shape not in ((), (in_channels,)) or not np.isfinite(array).all():
-        raise ValueError(
-            f"{name} must be one finite number, or one for each of {in_channels} channels, got "
-            f"{numbers}"
-        )
-    return tuple(np.broadcast_to(array, (in_channels,)).tolist())
 
 
 def _max_pool(x: jax.Array) -> jax.Array:

@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags, logging
 
 from jacfuse_jax.programs.errors import InputError
 from jacfuse_jax.programs.parsers import ListOf, OneOf
 
+T = TypeVar("T")
 flags.disclaim_key_flags()  # what `define` declares is its caller's
 
 
@@ -79,22 +79,23 @@ def define(
     flags.DEFINE(parser, name, default, text, flag_values, serializer)
 
 
-def by_modality(flag: str, pairs: Sequence[tuple[str, Path]]) -> dict[str, Path]:
-    """The files of a flag that is given once a modality.
+def by_modality(flag: str, pairs: Sequence[tuple[str, T]], separator: str = "=") -> dict[str, T]:
+    """What a flag says once a modality.
 
     Args:
       flag: its name.
-      pairs: as `parsers.OfModality` reads them.
+      pairs: as `parsers.OfModality` or `OneOfModality` reads them.
+      separator: that it is written with.
 
     Raises:
       InputError: a modality has two.
     """
-    files: dict[str, Path] = {}
-    for modality, path in pairs:
-        if modality in files:
-            raise InputError(f"--{flag}={modality}={path}: {modality} is given twice")
-        files[modality] = path
-    return files
+    values: dict[str, T] = {}
+    for modality, value in pairs:
+        if modality in values:
+            raise InputError(f"--{flag}={modality}{separator}{value}: {modality} is given twice")
+        values[modality] = value
+    return values
 
 
 def choices(flag: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
