@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,7 +19,11 @@ from data_pipelines.stored import StoredColumn, StoredSplit
 from data_pipelines.vggsound import VggSound, VggSoundConfig
 
 Splits: TypeAlias = dict[str, dict[str, Any]]
+Subspaces: TypeAlias = Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 Parts: TypeAlias = dict[str, tuple[StoredSplit, NDArray[np.intp]]]
+
+# More than a subspace of images has dimensions.
+_ROWS_OF_SPAN = 1000
 
 
 class MultimodalDataset(NamedTuple):
@@ -37,6 +42,9 @@ class MultimodalDataset(NamedTuple):
         group, which has the number of its first row, are not independent of each other: they share
         a recording, an actor or a video. Splits of "av_mnist" with noise also have "noise_group",
         (N,) int32: rows of one share the clip that their noise is cut out of.
+      subspaces: {modality: (a point (D,), an orthonormal basis (D, r))} of those whose rows are to
+        be projected onto an affine subspace before they are classified, D entries in all; see
+        `load`.
     """
 
     name: str
@@ -44,6 +52,7 @@ class MultimodalDataset(NamedTuple):
     kinds: dict[str, str]
     num_classes: int
     splits: Splits
+    subspaces: Subspaces = MappingProxyType({})
 
 
 def load(
@@ -56,6 +65,7 @@ def load(
     fold: int = 0,
     max_missing: float = 1.0,
     kinds: Mapping[str, str] | None = None,
+    raw_images: bool = False,
     num_workers: int | None = None,
     progress: bool = True,
     av_mnist_config: AvMnistConfig | None = None,
@@ -76,6 +86,8 @@ def load(
         that is tested on.
       max_missing: share of the clips of "vggsound" that may be missing or damaged, 0 to 1.
       kinds: of "arrays", {modality: kind} where the shape does not tell it, see README.md.
+      raw_images: of "av_mnist": images as they are, not reduced to 25% of their energy: classifiers
+        are to reduce them, by `MultimodalDataset.subspaces`.
       num_workers: processes that decode clips of "ravdess" and "vggsound"; None is one for each CPU
         that this process may use.
       progress: shows progress bars where standard error is a terminal.
@@ -100,15 +112,16 @@ def load(
     if base == "digits":
         return _dataset(name, 10, _load_digits(num_train, num_eval))
     if config is not None:
-        splits = _load_av_mnist(
+        splits, subspaces = _load_av_mnist(
             data_dir,
             manual_dir,
             num_train,
             num_eval,
+            raw_images,
             progress,
             av_mnist_config or av_mnist.CONFIGS[config],
         )
-        return _dataset(name, 10, splits)
+        return _dataset(name, 10, splits)._replace(subspaces=subspaces)
     if base == "ravdess":
         most = ravdess.MAX_CLIPS_PER_ACTOR
         _check_counts(num_train, most * len(actors["train"]), num_eval, most * len(actors["test"]))
@@ -174,10 +187,11 @@ def _load_av_mnist(
     manual_dir: Path | None,
     num_train: int | None,
     num_eval: int | None,
+    raw_images: bool,
     progress: bool,
     config: AvMnistConfig,
-) -> Splits:
-    """Prepares AV-MNIST if need be and loads its first rows."""
+) -> tuple[Splits, Subspaces]:
+    """Prepares AV-MNIST if need be and loads its first rows, and what reduces its images."""
     # Checked before the minute that the preparation takes.
     _check_counts(num_train, config.num_train, num_eval, config.num_test)
     av_mnist.prepare(data_dir, manual_dir, config, progress=progress)
@@ -187,10 +201,21 @@ def _load_av_mnist(
             data_dir, split, num_examples=count, config=config, progress=progress
         )
         splits[split] = {key: columns[key] for key in (*MODALITIES["av_mnist"], "label")}
+        if raw_images:
+            splits[split]["image"] = columns["raw_image"]
         splits[split]["group"] = _groups(columns["recording"])
         if config.snr_db is not None:
             splits[split]["noise_group"] = _groups(columns["noise"])
-    return splits
+    if not raw_images:
+        return splits, {}
+    reduced = av_mnist.read_split(
+        data_dir,
+        "train",
+        num_examples=min(_ROWS_OF_SPAN, config.num_train),
+        config=config,
+        progress=progress,
+    )["image"]
+    return splits, {"image": av_mnist.span(reduced)}
 
 
 def _check_listed_counts(

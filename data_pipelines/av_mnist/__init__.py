@@ -1,6 +1,7 @@
 """Pairs of a reduced MNIST image and the spectrogram of the same digit, spoken in noise."""
 
 from data_pipelines.av_mnist.builder import CONFIGS, DEFAULT_CONFIG, AvMnist, AvMnistConfig
+from data_pipelines.av_mnist.energy import span
 from data_pipelines.av_mnist.prepared import prepare, read_split
 
 __all__ = [
@@ -10,4 +11,5 @@ __all__ = [
     "AvMnistConfig",
     "prepare",
     "read_split",
+    "span",
 ]

@@ -84,10 +84,11 @@ DEFAULT_CONFIG = next(iter(CONFIGS.values()))
 class AvMnist(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
     """MNIST images reduced to 25% of their energy, and spectrograms of digits spoken in noise."""
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("2.1.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.0.0": "Recordings as they are.",
         "2.0.0": "Environmental noise in the recordings; `clean` has the data of 1.0.0.",
+        "2.1.0": "Images as they are beside the reduced ones.",
     }
     BUILDER_CONFIGS: ClassVar[list[AvMnistConfig]] = list(CONFIGS.values())
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -104,6 +105,7 @@ class AvMnist(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Tensor(shape=(28, 28, 1), dtype=np.float32),
+                    "raw_image": bytes_feature(28, 28, 1),
                     "audio": bytes_feature(SIZE, SIZE, 1),
                     "label": tfds.features.ClassLabel(num_classes=10),
                     "index": tfds.features.Scalar(dtype=np.int32),
@@ -129,6 +131,7 @@ class AvMnist(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
         for split, (images, labels, indices) in rows.items():
             recordings = pair_recordings(labels[indices], raw.recordings, split, config.seed)
             generators[split] = self._generate_examples(
+                images[indices],
                 project(subspace, images[indices]),
                 *_sounds(recordings, raw.noise, split, config),
                 labels[indices],
@@ -139,17 +142,19 @@ class AvMnist(ArrayRecordBuilder, tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(
         self,
-        images: NDArray[np.float32],
+        images: NDArray[np.uint8],
+        reduced: NDArray[np.float32],
         pictures: Iterable[NDArray[np.uint8]],
         noise: Iterable[str],
         labels: NDArray[np.uint8],
         indices: Iterable[int],
         names: Iterable[str],
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        columns = zip(images, pictures, noise, labels, indices, names, strict=True)
-        for key, (image, picture, clip_id, label, index, name) in enumerate(columns):
+        columns = zip(images, reduced, pictures, noise, labels, indices, names, strict=True)
+        for key, (raw, image, picture, clip_id, label, index, name) in enumerate(columns):
             example = {
                 "image": image,
+                "raw_image": raw[..., np.newaxis],
                 "audio": picture[..., np.newaxis],
                 "label": int(label),
                 "index": index,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 KEPT_ENERGY = 0.25
 """Share of the training images' variance that is kept."""
+_ROUNDING = 1e-9  # share of the variance of float32 images that is no direction of theirs
 
 
 def fit_subspace(train_images: NDArray[np.uint8]) -> "PCA":
@@ -41,6 +42,24 @@ def project(subspace: "PCA", images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """
     kept = subspace.inverse_transform(subspace.transform(_rows(images)))
     return kept.astype(np.float32).reshape(-1, 28, 28, 1)
+
+
+def span(reduced: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Finds the subspace that reduced images lie in: projecting onto it reduces any image.
+
+    Args:
+      reduced: (N, 28, 28, 1), from `project`; more than the subspace has dimensions.
+
+    Returns:
+      A point of it, (784,), and an orthonormal basis of its directions, (784, r).
+    """
+    from sklearn.decomposition import PCA
+
+    rows = reduced.reshape(len(reduced), -1).astype(np.float64)
+    pca = PCA(svd_solver="full").fit(rows)
+    rank = int((pca.explained_variance_ratio_ > _ROUNDING).sum())
+    components = np.asarray(pca.components_, np.float32)
+    return pca.mean_.astype(np.float32), components[:rank].T
 
 
 def _rows(images: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -62,10 +62,10 @@ def read_split(
       progress: shows a progress bar where standard error is a terminal.
 
     Returns:
-      "image": (N, 28, 28, 1) float32; "audio": (N, 112, 112, 1) float32 in [0, 1]; "label": (N,)
-      int32; "index": (N,) int32, the image's position in its MNIST file; "recording": (N,) str, the
-      recording's file name; "noise": (N,) str, the id of the clip that the noise is cut out of, ""
-      where there is none.
+      "image": (N, 28, 28, 1) float32, reduced; "raw_image": what it is reduced from, in [0, 1];
+      "audio": (N, 112, 112, 1) float32 in [0, 1]; "label": (N,) int32; "index": (N,) int32, the
+      image's position in its MNIST file; "recording": (N,) str, the recording's file name; "noise":
+      (N,) str, the id of the clip that the noise is cut out of, "" where there is none.
 
     Raises:
       DataError: what was prepared cannot be read any more.
@@ -80,6 +80,7 @@ def read_split(
         ]
     return {
         "image": np.stack([row["image"] for row in rows]),
+        "raw_image": pixel_values(np.stack([row["raw_image"] for row in rows])),
         "audio": pixel_values(np.stack([row["audio"] for row in rows])),
         "label": np.array([row["label"] for row in rows], np.int32),
         "index": np.array([row["index"] for row in rows], np.int32),

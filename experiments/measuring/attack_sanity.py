@@ -13,10 +13,12 @@ from experiments.run.start import Prepared
 from jacfuse_jax import fusion, metrics
 from jacfuse_jax.evaluation.evidence import Evidence
 from jacfuse_jax.evaluation.gradient_sanity import check_gradients
-from jacfuse_jax.evaluation.models import Models
+from jacfuse_jax.evaluation.input_checks import InputCheck
+from jacfuse_jax.evaluation.models import PROJECTED, Models
 from jacfuse_jax.evaluation.rows import Rows, make_rows, observe
 from jacfuse_jax.evaluation.rules import Unimodal, predict, regime_of
 from jacfuse_jax.evaluation.sanity import Check, Subject, check_attacks
+from jacfuse_jax.evaluation.subspaces import project, residual
 from jacfuse_jax.evaluation.targets import STRENGTHS
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.models import UnimodalOutput
@@ -120,6 +122,7 @@ def _make_log_prob_fn(models: Models, regime: str, perturbed: str, rule: Rule) -
     """The prediction as a function of the perturbed input and what is said of the others."""
     classifier = models.classifiers[regime][perturbed]
     head_parameters = {name: head.parameters for name, head in models.heads.items()}
+    subspace = models.subspaces.get(perturbed) if isinstance(rule, InputCheck) else None
 
     def log_prob_fn(inputs: Mapping[str, Any]) -> jax.Array:
         # In the dtype of the inputs, so that gradients can be checked in float64.
@@ -128,12 +131,19 @@ def _make_log_prob_fn(models: Models, regime: str, perturbed: str, rule: Rule) -
             lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x,
             (classifier.parameters, head_parameters, models.evidence, dict(inputs)),
         )
-        outputs = {perturbed: classifier.output_fn(parameters, arrays.pop(perturbed))}
+        x = arrays.pop(perturbed)
+        outputs = {perturbed: classifier.output_fn(parameters, x)}
+        of_regimes, residuals = {}, {}
+        if subspace is not None:
+            projected = classifier.output_fn(parameters, project(subspace, x))
+            of_regimes[PROJECTED] = {perturbed: projected}
+            residuals[perturbed] = residual(subspace, x)
         for name in models.evidence.grams:
             if name != perturbed:
                 fields = (arrays[f"{name}/{field}"] for field in UnimodalOutput._fields)
                 outputs[name] = UnimodalOutput(*fields)
-        observed = observe(models, heads, {"standard": outputs, regime: outputs}, {})
+        of_regimes |= {"standard": outputs, regime: outputs}
+        observed = observe(models, heads, of_regimes, {}, residuals)
         return predict(rule, observed, evidence=evidence, believed=(perturbed,))
 
     return log_prob_fn

@@ -20,6 +20,7 @@ from jacfuse_jax.models import (
     IMAGENET_STDDEV,
     MLP,
     LeNet,
+    Reduced,
     ResNet,
     SeriesResNet,
     UnimodalOutput,
@@ -29,7 +30,7 @@ from jacfuse_jax.models import (
 )
 from jacfuse_jax.programs import InputError
 
-Network: TypeAlias = LeNet | ResNet | MLP | SeriesResNet
+Network: TypeAlias = LeNet | ResNet | MLP | SeriesResNet | Reduced
 
 _LEARNING_RATE = 1e-3
 _CHUNK_ROWS = 256
@@ -146,7 +147,9 @@ def _make_model(dataset: MultimodalDataset, modality: str, rngs: nnx.Rngs) -> Ne
     name = base_name(dataset.name)
     if (name, modality) in _LENETS:
         architecture = _LENETS[name, modality]
-        return LeNet(shape, dataset.num_classes, **architecture, rngs=rngs)
+        model = LeNet(shape, dataset.num_classes, **architecture, rngs=rngs)
+        subspace = dataset.subspaces.get(modality)
+        return model if subspace is None else Reduced(model, *subspace)
     if name == ARRAYS:
         return _make_for_arrays(dataset, modality, rngs)
     make_fn = resnet18 if name == "vggsound" else small_resnet
@@ -195,12 +198,12 @@ def _freeze(model: Network) -> Classifier:
 
     def lipschitz_fn(parameters: Any, key: jax.Array) -> jax.Array:
         bounded = nnx.merge(graph, parameters)
-        assert isinstance(bounded, LeNet | MLP)
+        assert isinstance(bounded, LeNet | MLP | Reduced)
         return bounded.lipschitz_bound(key)
 
     return Classifier(
         output_fn,
         parameters,
         model.head.kernel[...],
-        lipschitz_fn if isinstance(model, LeNet | MLP) else None,
+        lipschitz_fn if isinstance(model, LeNet | MLP | Reduced) else None,
     )

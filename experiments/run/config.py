@@ -16,6 +16,7 @@ class Config:
     max_missing: float
     fold: int
     kinds: dict[str, str]
+    attack_at: str
     weights: dict[str, Path]
     perturbed: tuple[str, ...]
     perturbations: tuple[str, ...]

@@ -63,6 +63,13 @@ define(
     "<modality>:<kind>,... of arrays whose shape does not tell; kinds are "
     f"{','.join(arrays.KIND_NAMES)}.",
 )
+flags.DEFINE_enum(
+    "attack_at",
+    "raw",
+    ["raw", "reduced"],
+    "Of AV-MNIST, where images are perturbed: before they are reduced to 25% of their energy, so "
+    "that the projection belongs to the classifier, or after it.",
+)
 flags.DEFINE_multi(
     OfModality(),
     flags.ArgumentSerializer(),
@@ -172,6 +179,8 @@ def config_from_flags() -> Config:
         modalities = MODALITIES[dataset]
         if given.fold >= NUM_FOLDS:
             raise InputError(f"--fold={given.fold}: choose from 0 to {NUM_FOLDS - 1}")
+    if dataset != "av_mnist" and given.attack_at != "raw":
+        raise InputError(f"--attack_at={given.attack_at}: only images of av_mnist are reduced")
     chosen = modalities if given.perturbed is None else given.perturbed
     values["perturbed"] = choices("perturbed", chosen, modalities)
     if given.num_epochs is None:

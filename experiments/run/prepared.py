@@ -1,21 +1,38 @@
 """The trained models of a run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipelines.datasets import MultimodalDataset
-from data_pipelines.stored import summarise
+from data_pipelines.stored import Column, summarise
 from experiments.run.classifiers import train_classifiers
 from jacfuse_jax.evaluation.evidence import Evidence, fit_evidence
-from jacfuse_jax.evaluation.models import Classifier, Models, classify_all
+from jacfuse_jax.evaluation.input_checks import INPUT_CHECKS
+from jacfuse_jax.evaluation.models import (
+    PROJECTED,
+    Classifier,
+    Models,
+    classify_all,
+    project_first,
+)
 from jacfuse_jax.evaluation.rules import HEADS, Trained
+from jacfuse_jax.evaluation.subspaces import Subspace, residual
 from jacfuse_jax.programs import InputError
 from jacfuse_jax.training import train_head
 
 _MAX_GRAMS = 2**32  # bytes of Gram matrices of a modality
+_CHECKS = {rule.kind for rule in INPUT_CHECKS}
+_MAX_ROWS = 4000  # that principal components are of
+_MAX_ENTRIES = 2**26  # of these rows
+_MAX_COMPONENTS = 256
+_HELD_VARIANCE = 0.95
+_PERCENTILE = 99.0  # of clean residuals, which pass
+_ROUNDING = 1e-4  # of a float32 projection, as a share of what is projected
 
 
 def train_models(
@@ -75,6 +92,14 @@ def train_models(
             )
             for name in head_names
         }
+    subspaces = {}
+    if not _CHECKS.isdisjoint(methods):
+        subspaces = {
+            m: fit_subspace(train[m], dataset.splits["validation"][m]) for m in dataset.modalities
+        }
+        classifiers[PROJECTED] = {
+            m: project_first(c, subspaces[m]) for m, c in classifiers["standard"].items()
+        }
     return Models(
         classifiers,
         heads,
@@ -82,7 +107,42 @@ def train_models(
         valid_ranges,
         {modality: found.mean for modality, found in summaries.items()},
         {modality: found.stddev for modality, found in summaries.items()},
+        subspaces,
     )
+
+
+def fit_subspace(train: Column, validation: Column) -> Subspace:
+    """The subspace of the leading principal components of training inputs.
+
+    The fewest that hold 95% of the variance of the first training rows, 256 at most. The threshold
+    is the 99th percentile of the residuals of validation rows, which are no smaller than rounding.
+
+    Args:
+      train: (N, ...), of one modality.
+      validation: (N', ...).
+
+    Returns:
+      The subspace, in float32.
+    """
+    from sklearn.decomposition import PCA  # takes a second to load
+
+    rows = _flat_rows(train)
+    pca = PCA(min(_MAX_COMPONENTS, *rows.shape), svd_solver="randomized", random_state=0).fit(rows)
+    held = np.cumsum(pca.explained_variance_ratio_)
+    rank = min(int(np.searchsorted(held, _HELD_VARIANCE)) + 1, len(held))
+    components = np.asarray(pca.components_, np.float32)
+    subspace = Subspace(pca.mean_.astype(np.float32), components[:rank].T, 1)
+    residuals = residual(subspace, jnp.asarray(_flat_rows(validation)))
+    least = _ROUNDING * float(np.linalg.norm(rows, axis=1).mean())
+    threshold = max(float(np.percentile(residuals, _PERCENTILE)), least)
+    return subspace._replace(threshold=np.float32(threshold))
+
+
+def _flat_rows(column: Column) -> NDArray[np.float32]:
+    """(N, D), of the first rows."""
+    num_rows = min(_MAX_ROWS, max(_MAX_ENTRIES // math.prod(column.shape[1:]), 2))
+    rows = np.asarray(column[:num_rows], np.float32)
+    return rows.reshape(len(rows), -1)
 
 
 def check_grams(models: Models, num_rows: int) -> None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from data_pipelines import datasets
-from data_pipelines.catalogue import ARRAYS
+from data_pipelines.catalogue import ARRAYS, base_name
 from experiments.run import needs
 from experiments.run.config import Config
 from experiments.run.prepared import check_grams, train_models
@@ -71,6 +71,7 @@ def load(config: Config, *, classifiers_only: bool = False) -> datasets.Multimod
         fold=config.fold,
         max_missing=config.max_missing,
         kinds=config.kinds,
+        raw_images=base_name(config.dataset) == "av_mnist" and config.attack_at == "raw",
         num_workers=config.num_workers,
     )
     counts = np.bincount(dataset.splits["train"]["label"], minlength=dataset.num_classes)

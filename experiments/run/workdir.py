@@ -25,6 +25,7 @@ _OF_CLASSIFIERS = (
         "dataset",
         "fold",
         "kinds",
+        "attack_at",
         "weights",
         "num_train",
         "num_eval",

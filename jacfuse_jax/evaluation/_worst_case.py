@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jacfuse_jax.evaluation.input_checks import InputCheck
 from jacfuse_jax.evaluation.measure import Outcomes, Row, evaluate
 from jacfuse_jax.evaluation.models import Models
 from jacfuse_jax.evaluation.perturb import make_perturb_fn
@@ -89,6 +90,9 @@ def worst_case(
 
     Returns:
       The results.
+
+    Raises:
+      ValueError: a rule checks inputs, and the models have no subspaces.
     """
     if groups is None:
         groups = np.arange(len(labels), dtype=np.int32)
@@ -98,6 +102,10 @@ def worst_case(
     if not isinstance(rules, Mapping):
         contest = Contest(list(rules), frozenset())
         rules = {scenario.believed: contest for scenario in scenarios}
+    for contest in rules.values():
+        for rule in contest.rules:
+            if isinstance(rule, InputCheck) and not models.subspaces:
+                raise ValueError(f"{rule.name} checks inputs, which needs models with subspaces")
     num_classes = len(models.evidence.class_prior)
     plan = make_plan(scenarios, rules, perturbations, kinds or {}, num_classes=num_classes)
     perturb_fn = make_perturb_fn(

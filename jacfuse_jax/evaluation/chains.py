@@ -5,19 +5,23 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from jacfuse_jax import attacks
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
-from jacfuse_jax.evaluation.models import Models, input_grams
+from jacfuse_jax.evaluation.input_checks import Projection, ResidualCheck
+from jacfuse_jax.evaluation.models import PROJECTED, Models, input_grams
 from jacfuse_jax.evaluation.names import L0_ATTACKS, L2_ATTACKS
 from jacfuse_jax.evaluation.observing import ObserveFn, concatenate
 from jacfuse_jax.evaluation.outcomes import certified_rows, lead_of, predict_all
 from jacfuse_jax.evaluation.rows import Rows, observe
 from jacfuse_jax.evaluation.rules import EachAlone, predict, regime_of
 from jacfuse_jax.evaluation.stages import Stage, make_attack, stages_of
+from jacfuse_jax.evaluation.subspaces import Subspace, residual
 from jacfuse_jax.evaluation.targets import STRENGTHS, Branch, Step, Target, branch_of
+from jacfuse_jax.evaluation.through import Through, get_through, linf_bounds
 
 # Rows that a chain has in memory at a time; what is left of them shares batches.
 BATCHES_A_BLOCK = 4
@@ -72,10 +76,11 @@ def make_attack_fn(
             surrogate=branch.surrogate,
         )
 
-    @partial(jax.jit, static_argnames=("attack", "branches"))
+    @partial(jax.jit, static_argnames=("attack", "branches", "through"))
     def attack_batch(
-        parameters: Mapping[str, Any],
+        parameters: Mapping[str, Mapping[str, Any]],
         heads: Mapping[str, Any],
+        subspaces: Mapping[str, Subspace],
         numbers: tuple[float, ...],
         index: int,
         rows: Rows,
@@ -87,20 +92,35 @@ def make_attack_fn(
         *,
         attack: str,
         branches: tuple[Branch, ...],
+        through: Through,
     ) -> dict[str, jax.Array]:
         def log_prob_fn(inputs: Mapping[str, jax.Array]) -> jax.Array:
-            outputs = dict(rows.outputs["standard"])
+            outputs = {regime: dict(of_regime) for regime, of_regime in rows.outputs.items()}
             grams: dict[str, Any] = dict(rows.grams)
+            residuals: dict[str, Any] = dict(rows.residuals)
             for modality, x in inputs.items():
-                outputs[modality] = standard[modality].output_fn(parameters[modality], x)
+                for regime, of_regime in parameters.items():
+                    output_fn = models.classifiers[regime][modality].output_fn
+                    outputs[regime][modality] = output_fn(of_regime[modality], x)
                 if with_grams:
-                    grams[modality] = input_grams(standard[modality], parameters[modality], x)
-            observed = observe(models, heads, {"standard": outputs}, grams)
+                    grams[modality] = input_grams(
+                        standard[modality], parameters["standard"][modality], x
+                    )
+                if modality in subspaces:
+                    residuals[modality] = residual(subspaces[modality], x)
+            observed = observe(models, heads, outputs, grams, residuals)
             return jax.lax.switch(
                 index, [partial(predict_branch, branch) for branch in branches], observed, numbers
             )
 
         x = rows.inputs
+        bounds = {
+            modality: linf_bounds(jnp.asarray(array), strength, models.valid_ranges[modality])
+            for modality, array in x.items()
+        }
+        attacked_fn, finish = get_through(
+            through, log_prob_fn, subspaces, bounds, rows.labels, jax.random.fold_in(key, 1)
+        )
         if attack in L0_ATTACKS:
             return attacks.adversarial_missing(
                 log_prob_fn,
@@ -116,8 +136,8 @@ def make_attack_fn(
             options["initial"] = start
         if attack.startswith("apgd"):
             options["relative_step_size"] = relative_step_size
-        return make_attack(attack, attack_steps, num_restarts)(
-            log_prob_fn,
+        found = make_attack(attack, attack_steps, num_restarts)(
+            attacked_fn,
             x,
             rows.labels,
             *(() if attack == "fgm" else (key,)),
@@ -126,6 +146,7 @@ def make_attack_fn(
             valid_range={modality: models.valid_ranges[modality] for modality in x},
             **options,
         )
+        return dict(finish(found))
 
     def attack_rows(
         step: Step,
@@ -139,19 +160,28 @@ def make_attack_fn(
         """What one attack makes of these rows."""
         assert step.target is not None
         rule = step.target.rule
-        regime, numbers = regime_of(rule), jax.tree.leaves(rule)
+        regimes, numbers = {"standard": regime_of(rule)}, jax.tree.leaves(rule)
+        if isinstance(rule, Projection):
+            regimes[PROJECTED] = PROJECTED
+        checked: dict[str, Subspace] = {}
+        if isinstance(rule, ResidualCheck):
+            checked = {m: models.subspaces[m] for m in step.attacked}
         most = max(branch.structure.num_leaves for branch in branches)
         with_start = rows._replace(
             inputs={"clean": rows.inputs, "start": start},
-            outputs={"standard": rows.outputs[regime]},
+            outputs={name: rows.outputs[regime] for name, regime in regimes.items()},
             heads={} if targets is None else {"targets": targets},
         )
         found: list[dict[str, jax.Array]] = []
         for index, batch in enumerate(with_start.batches(batch_size)):
             found.append(
                 attack_batch(
-                    {m: models.classifiers[regime][m].parameters for m in step.attacked},
+                    {
+                        name: {m: models.classifiers[regime][m].parameters for m in step.attacked}
+                        for name, regime in regimes.items()
+                    },
                     head_parameters,
+                    checked,
                     # As many for all of them, so that one program serves all rules.
                     (*numbers, *(1.0,) * (most - len(numbers))),
                     branches.index(branch_of(step)),
@@ -163,6 +193,7 @@ def make_attack_fn(
                     stage.relative_step_size,
                     attack=stage.attack,
                     branches=branches,
+                    through=stage.through,
                 )
             )
         return {

@@ -40,11 +40,14 @@ class Observed(NamedTuple):
       heads: {trained head: log-probabilities (B, K)}.
       grams: {modality: (B, K, K)}, of the Jacobians of the standard logits in the input; empty
         where the last linear layer's serve all samples.
+      residuals: {modality: (B,)}, distances of inputs from what clean ones lie close to, see
+        `subspaces.residual`; empty where no rule checks them.
     """
 
     logits: dict[str, dict[str, Any]]
     heads: dict[str, Any]
     grams: dict[str, Any]
+    residuals: dict[str, Any]
 
 
 def fit_evidence(

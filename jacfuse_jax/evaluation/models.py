@@ -13,6 +13,11 @@ from jacfuse_jax import jacobians
 from jacfuse_jax._batching import iterate_batches
 from jacfuse_jax._unimodal import FusionHead, UnimodalOutput
 from jacfuse_jax.evaluation.evidence import Evidence, fit_evidence
+from jacfuse_jax.evaluation.subspaces import Subspace, project, residual
+
+PROJECTED = "projected"
+"""In place of a regime of training: the standard classifiers of inputs projected first."""
+_residual = jax.jit(residual)
 
 
 class Classifier(NamedTuple):
@@ -40,13 +45,15 @@ class Models(NamedTuple):
     """Everything that was trained, and what fusion knows of it.
 
     Attributes:
-      classifiers: {regime of training: {modality: classifier}}.
+      classifiers: {regime of training, or `PROJECTED`: {modality: classifier}}.
       heads: {name: trained fusion}.
       evidence: of the standard classifiers.
       valid_ranges: {modality: (low, high)} of the training inputs, which bounds perturbed ones.
       fill_values: {modality: (H, W, C)}, the mean training input, which missing entries read.
       stddevs: {modality: (C,)}, standard deviations of the channels of training inputs; needed of
         the kind "series" alone, whose corruptions are measured in them.
+      subspaces: {modality: what clean inputs lie close to}, of all of them or none; needed by rules
+        that check inputs, as are the classifiers of the regime `PROJECTED` by `rules.Projection`.
     """
 
     classifiers: dict[str, dict[str, Classifier]]
@@ -55,6 +62,7 @@ class Models(NamedTuple):
     valid_ranges: dict[str, tuple[float, float]]
     fill_values: dict[str, NDArray[Any]]
     stddevs: Mapping[str, NDArray[Any]] = MappingProxyType({})
+    subspaces: Mapping[str, Subspace] = MappingProxyType({})
 
 
 def make_models(
@@ -109,6 +117,21 @@ def make_models(
     )
 
 
+def project_first(classifier: Classifier, subspace: Subspace) -> Classifier:
+    """The classifier of what a subspace holds of its inputs.
+
+    Args:
+      classifier: as trained.
+      subspace: that inputs are projected onto.
+    """
+    output_fn = classifier.output_fn
+    return Classifier(
+        lambda parameters, x: output_fn(parameters[0], project(parameters[1], x)),
+        (classifier.parameters, subspace),
+        classifier.kernel,
+    )
+
+
 def classify(classifier: Classifier, inputs: Any, *, batch_size: int) -> UnimodalOutput:
     """Classifies inputs in batches.
 
@@ -141,6 +164,28 @@ def classify_all(
     return {
         modality: classify(classifier, split[modality], batch_size=batch_size)
         for modality, classifier in classifiers.items()
+    }
+
+
+def input_residuals(
+    subspaces: Mapping[str, Subspace], arrays: Mapping[str, Any], *, batch_size: int
+) -> dict[str, NDArray[Any]]:
+    """How far inputs are from what clean ones lie close to, {modality: (N,)}.
+
+    Args:
+      subspaces: of modalities; others have no residual.
+      arrays: {modality: (N, ...)}, N >= 1.
+      batch_size: rows at a time.
+    """
+    return {
+        modality: np.concatenate(
+            [
+                np.asarray(_residual(subspaces[modality], batch["inputs"]))
+                for batch in iterate_batches({"inputs": inputs}, batch_size)
+            ]
+        )[: len(inputs)]
+        for modality, inputs in arrays.items()
+        if modality in subspaces
     }
 
 

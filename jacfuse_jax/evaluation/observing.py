@@ -9,7 +9,7 @@ import numpy as np
 
 from jacfuse_jax._unimodal import UnimodalOutput
 from jacfuse_jax.evaluation.evidence import Observed
-from jacfuse_jax.evaluation.models import Models, input_grams
+from jacfuse_jax.evaluation.models import PROJECTED, Models, input_grams, input_residuals
 from jacfuse_jax.evaluation.rows import Rows, observe
 
 ObserveFn = Callable[[Mapping[str, Any], Rows], Observed]
@@ -30,22 +30,30 @@ def make_observe_fn(models: Models, *, batch_size: int, with_grams: bool) -> Obs
     head_parameters = {name: head.parameters for name, head in models.heads.items()}
     standard = models.classifiers["standard"]
 
-    @partial(jax.jit, static_argnames="modality")
-    def output_batch(parameters: Any, x: jax.Array, *, modality: str) -> UnimodalOutput:
-        return standard[modality].output_fn(parameters, x)
+    @partial(jax.jit, static_argnames=("regime", "modality"))
+    def output_batch(
+        parameters: Any, x: jax.Array, *, regime: str, modality: str
+    ) -> UnimodalOutput:
+        return models.classifiers[regime][modality].output_fn(parameters, x)
 
     @partial(jax.jit, static_argnames="modality")
     def grams_batch(parameters: Any, x: jax.Array, *, modality: str) -> jax.Array:
         return input_grams(standard[modality], parameters, x)
 
     heads_batch = jax.jit(
-        lambda parameters, outputs: observe(models, parameters, outputs, {}).heads
+        lambda parameters, outputs: observe(models, parameters, outputs, {}, {}).heads
     )
 
     def observe_batch(rows: Rows) -> Observed:
         perturbed = {
             regime: {
-                modality: output_batch(of_regime[modality].parameters, x, modality=modality)
+                modality: output_batch(
+                    of_regime[modality].parameters,
+                    x,
+                    # Regimes of training share a program, which has their parameters as data.
+                    regime=PROJECTED if regime == PROJECTED else "standard",
+                    modality=modality,
+                )
                 for modality, x in rows.inputs.items()
             }
             for regime, of_regime in models.classifiers.items()
@@ -62,6 +70,7 @@ def make_observe_fn(models: Models, *, batch_size: int, with_grams: bool) -> Obs
                 for modality, x in rows.inputs.items()
                 if with_grams
             },
+            input_residuals(models.subspaces, rows.inputs, batch_size=batch_size),
         )
 
     def observe_all(x: Mapping[str, Any], rows: Rows) -> Observed:

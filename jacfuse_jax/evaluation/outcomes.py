@@ -9,14 +9,19 @@ from numpy.typing import NDArray
 
 from jacfuse_jax import fusion
 from jacfuse_jax.certificates import certify_modality
+from jacfuse_jax.evaluation.baselines import DropSuspect
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
+from jacfuse_jax.evaluation.input_checks import InputCheck
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.evaluation.rules import predict
 from jacfuse_jax.evaluation.threat_models import DETECT
 from jacfuse_jax.fusion import Rule
 
 _predict = jax.jit(predict, static_argnames="believed")
-CERTIFIED = (fusion.Statistical, fusion.Scaled, fusion.Contaminated, fusion.Cascade)
+CERTIFIED = (
+    *(fusion.Statistical, fusion.Scaled, fusion.Contaminated, fusion.Cascade),
+    *(DropSuspect, InputCheck),
+)
 """Rules that have a certificate, if only of nothing."""
 _certify = jax.jit(certify_modality, static_argnames=("corrupted", "perturbed"))
 
@@ -46,6 +51,7 @@ def predict_all(
             {regime: {**z, **observed.logits[regime]} for regime, z in clean_logits.items()},
             observed.heads,
             {**rows.grams, **observed.grams},
+            {**rows.residuals, **observed.residuals},
         )
         for observed in observations
     ]
@@ -72,6 +78,10 @@ def certified_rows(
     """
     if not isinstance(rule, CERTIFIED) or not believed or believed == DETECT:
         return np.zeros(len(rows.labels), bool)
+    if isinstance(rule, InputCheck) and not set(believed) <= set(corrupted):
+        return np.zeros(len(rows.labels), bool)  # a check of clean inputs is no cascade
+    if isinstance(rule, DropSuspect | InputCheck):
+        rule = fusion.Cascade(rule.confidence)  # whose certificate covers whatever is left
     certificate = _certify(
         rule,
         {modality: output.logits for modality, output in rows.outputs["standard"].items()},

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from jacfuse_jax._batching import iterate_batches
 from jacfuse_jax._unimodal import UnimodalOutput
 from jacfuse_jax.evaluation.evidence import Observed
-from jacfuse_jax.evaluation.models import Classifier, Models, classify_all, input_grams
+from jacfuse_jax.evaluation.models import (
+    Classifier,
+    Models,
+    classify_all,
+    input_grams,
+    input_residuals,
+)
 
 Outputs = dict[str, dict[str, UnimodalOutput]]
 """{regime of training: {modality: what its classifier says}}."""
@@ -27,6 +33,7 @@ class Rows(NamedTuple):
       outputs: what all classifiers say.
       heads: {trained head: log-probabilities (N, K)}.
       grams: {modality: (N, K, K)}, of the Jacobians in the input; empty where nobody asked.
+      residuals: {modality: (N,)}, see `subspaces.residual`; empty where no rule checks inputs.
     """
 
     inputs: dict[str, NDArray[Any]]
@@ -35,6 +42,7 @@ class Rows(NamedTuple):
     outputs: Outputs
     heads: dict[str, NDArray[Any]]
     grams: dict[str, NDArray[Any]]
+    residuals: dict[str, NDArray[Any]]
 
     def first(self, count: int) -> "Rows":
         """The first rows."""
@@ -53,10 +61,12 @@ class Rows(NamedTuple):
 
     def observed(self) -> Observed:
         """What classifiers say of them, with nothing perturbed."""
-        return Observed({regime: {} for regime in self.outputs}, self.heads, {})
+        return Observed({regime: {} for regime in self.outputs}, self.heads, {}, {})
 
 
-def observe(models: Models, parameters: Any, outputs: Outputs, grams: Any) -> Observed:
+def observe(
+    models: Models, parameters: Any, outputs: Outputs, grams: Any, residuals: Any
+) -> Observed:
     """Collects what classifiers say, with the trained fusions of it.
 
     Args:
@@ -64,6 +74,7 @@ def observe(models: Models, parameters: Any, outputs: Outputs, grams: Any) -> Ob
       parameters: {name of a head: its parameters}.
       outputs: {regime: {modality: output}} of all modalities, "standard" among the regimes.
       grams: passed on.
+      residuals: passed on.
     """
     heads = {
         name: head.log_probs_fn(parameters[name], outputs["standard"])
@@ -73,7 +84,7 @@ def observe(models: Models, parameters: Any, outputs: Outputs, grams: Any) -> Ob
         regime: {modality: output.logits for modality, output in of_regime.items()}
         for regime, of_regime in outputs.items()
     }
-    return Observed(logits, heads, grams)
+    return Observed(logits, heads, grams, residuals)
 
 
 def make_rows(
@@ -102,13 +113,15 @@ def make_rows(
     grams = {}
     if with_grams:
         grams = {name: _grams(c, split[name], batch_size) for name, c in standard.items()}
+    inputs = {name: split[name] for name in standard}
     return Rows(
-        {name: split[name] for name in standard},
+        inputs,
         split["label"],
         split["group"],
         outputs,
         heads,
         grams,
+        input_residuals(models.subspaces, inputs, batch_size=batch_size),
     )
 
 

@@ -15,6 +15,7 @@ from jacfuse_jax import detection, fusion
 from jacfuse_jax._precision import product
 from jacfuse_jax.evaluation.baselines import BASELINES, Calibrated, DempsterShafer, TrimmedMean
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
+from jacfuse_jax.evaluation.input_checks import INPUT_CHECKS, InputCheck, checked_logits
 from jacfuse_jax.evaluation.threat_models import DETECT
 from jacfuse_jax.fusion import FusionInputs, Rule
 from jacfuse_jax.jacobians import softmax_jacobian
@@ -166,12 +167,13 @@ class _StopGradient(Rule):
 
 
 _Recalibrated = fusion.Robust | fusion.ContaminatedRobust
+_CHECKS = tuple(rule.kind for rule in INPUT_CHECKS)
 _SINGLE: tuple[type[Rule], ...] = (
     *(fusion.Mean, fusion.Max, fusion.Product, fusion.Statistical, Calibrated),
 )
 _SEARCHED: tuple[type[Rule], ...] = (
     *(fusion.Scaled, FixedRobust, fusion.Robust, fusion.Contaminated, fusion.ContaminatedRobust),
-    fusion.Cascade,
+    *(fusion.Cascade, *INPUT_CHECKS),
 )
 HEADS = ("concatenation", "gated")
 _MAKE_FNS: dict[str, Callable[..., Rule]] = {
@@ -180,7 +182,9 @@ _MAKE_FNS: dict[str, Callable[..., Rule]] = {
     **{name: partial(Trained, regime) for regime, name in Trained.names.items()},
     **{rule.kind: rule for rule in BASELINES},
 }
-RULES = (*fusion.RULES, Unimodal, Calibrated, FixedRobust, Head, Trained, *BASELINES)
+RULES = (
+    *(*fusion.RULES, Unimodal, Calibrated, FixedRobust, Head, Trained, *BASELINES, *INPUT_CHECKS),
+)
 """All classes of rules under test."""
 NAMES = ("unimodal", *_MAKE_FNS)
 """Of all rules under test; "unimodal" stands for one a modality."""
@@ -213,6 +217,8 @@ def expand(
         if name == TrimmedMean.kind:
             TrimmedMean.check_modalities(tuple(modalities))
         grid = [values[parameter] for parameter in searched.get(name, ())]
+        if name in _CHECKS:  # the surest cascade, and statistical fusion
+            grid = [dict.fromkeys((max(grid[0]), 1.0))]
         rules += [_MAKE_FNS[name](*combination) for combination in itertools.product(*grid)]
     return rules
 
@@ -261,6 +267,9 @@ def predict(
     if isinstance(rule, Head):
         return observed.heads[rule.head]
     logits, class_prior = observed.logits[regime_of(rule)], evidence.class_prior
+    if isinstance(rule, InputCheck):
+        suspects = tuple(logits) if believed == DETECT else believed
+        logits = checked_logits(rule, observed, suspects, class_prior)
     grams = evidence.grams
     if isinstance(rule, _Recalibrated) and observed.grams:
         grams = observed.grams

@@ -5,9 +5,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from jacfuse_jax import attacks
+from jacfuse_jax.evaluation.input_checks import ResidualCheck
 from jacfuse_jax.evaluation.names import APGD_ENSEMBLE
 from jacfuse_jax.evaluation.rules import EachAlone
 from jacfuse_jax.evaluation.targets import Step
+from jacfuse_jax.evaluation.through import Through
 
 # Attacks without gradients evaluate more often than the others take steps.
 _QUERIES_A_STEP = 25
@@ -21,36 +23,49 @@ class Stage(NamedTuple):
       attack: of `names.ATTACKS`.
       from_clean: starts at the clean input; or else at what is best so far.
       relative_step_size: of APGD's first step, as a share of the budget.
+      through: how it gets through the check of a rule that has one.
     """
 
     attack: str
     from_clean: bool = False
     relative_step_size: float = 2.0
+    through: Through = ""
 
 
 # Long steps leave where a classifier that was trained against small perturbations has gradients,
 # and do not come back: its units are dead there. Short ones from the clean input stay.
 _SHORT = Stage("apgd", from_clean=True, relative_step_size=0.1)
 _SHORT_TARGETED = _SHORT._replace(attack="apgd_targeted")
+_ROUND_A_CHECK = (
+    Stage("fgm", through="outside"),
+    *(Stage("apgd", through="averaged"), Stage("apgd", through="averaged_anew")),
+)
 
 
 def stages_of(step: Step, *, num_classes: int) -> list[Stage]:
     """The attacks that make up a step, each on what the ones before it did not overcome.
+
+    Attacks on a rule that drops what fails its check stay inside of what passes; then they leave on
+    purpose, and differentiate averages over noise in place of the rule.
 
     Args:
       step: an attack.
       num_classes: K.
     """
     assert step.target is not None
+    is_checked = isinstance(step.target.rule, ResidualCheck)
     if step.perturbation != APGD_ENSEMBLE:
-        return [Stage(step.perturbation)]
+        is_inside = is_checked and step.perturbation.startswith("apgd")
+        return [Stage(step.perturbation, through="inside" if is_inside else "")]
     if step.target.towards:
         return [Stage("apgd")]
     stages = [Stage("apgd"), _SHORT]
     has_ratio = num_classes >= _MIN_CLASSES_OF_DLR
     if has_ratio and not isinstance(step.target.rule, EachAlone):
         stages.append(_SHORT_TARGETED)
-    return stages
+    if not is_checked:
+        return stages
+    return [*(stage._replace(through="inside") for stage in stages), *_ROUND_A_CHECK]
 
 
 def make_attack(name: str, num_steps: int, num_restarts: int) -> Callable[..., dict[str, Any]]:

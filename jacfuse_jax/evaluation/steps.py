@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from jacfuse_jax.evaluation.chains import PerturbFn
 from jacfuse_jax.evaluation.evidence import Observed
+from jacfuse_jax.evaluation.input_checks import InputCheck
 from jacfuse_jax.evaluation.names import ATTACKS
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.evaluation.rules import EachAlone
@@ -101,7 +102,12 @@ def run_steps(
 
 def _program(step: Step) -> Any:
     """What one compiled program serves."""
-    return step.attacked, step.perturbation, step.target is not None and step.target.towards > 0
+    if step.target is None:
+        return step.attacked, step.perturbation
+    rule, towards = step.target.rule, step.target.towards
+    # Those that check inputs take more than others do.
+    check = rule.kind if isinstance(rule, InputCheck) else ""
+    return step.attacked, step.perturbation, towards > 0, check
 
 
 def _is_transferred(step: Step) -> bool:

@@ -3,6 +3,7 @@
 from jacfuse_jax._unimodal import UnimodalOutput
 from jacfuse_jax.models._lenet import LeNet
 from jacfuse_jax.models._mlp import MLP
+from jacfuse_jax.models._reduced import Reduced
 from jacfuse_jax.models._resnet import (
     IMAGENET_MEAN,
     IMAGENET_STDDEV,
@@ -18,6 +19,7 @@ __all__ = [
     "IMAGENET_STDDEV",
     "MLP",
     "LeNet",
+    "Reduced",
     "ResNet",
     "SeriesResNet",
     "UnimodalOutput",

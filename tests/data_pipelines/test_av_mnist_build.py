@@ -69,7 +69,7 @@ def test_splits_take_the_images_that_they_should(built: Splits) -> None:
         labels = (test if split == "test" else train)[indices]
         np.testing.assert_array_equal(columns["label"], labels)
         shapes = {key: column.shape[1:] for key, column in columns.items()}
-        assert shapes.pop("image") == (28, 28, 1)
+        assert shapes.pop("image") == shapes.pop("raw_image") == (28, 28, 1)
         assert shapes.pop("audio") == (112, 112, 1)
         assert set(shapes.values()) == {()}
         assert columns["image"].dtype == columns["audio"].dtype == np.float32
@@ -169,7 +169,7 @@ def test_a_killed_preparation_is_begun_again_and_ends_the_same(
 
     _assert_same(_build(tmp_path, manual_dir), built)
 
-    assert [path.name for path in folder.iterdir()] == ["2.0.0"]
+    assert [path.name for path in folder.iterdir()] == ["2.1.0"]
 
 
 def test_two_processes_may_prepare_at_once(built: Splits, manual_dir: Path, tmp_path: Path) -> None:

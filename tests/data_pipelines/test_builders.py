@@ -62,7 +62,7 @@ CASES = {
         {"train": 60, "validation": 20, "test": 20},
         [str(digit) for digit in range(10)],
         ("recording", "image"),
-        version="2.0.0",
+        version="2.1.0",
         configs=("noisy", "balanced", "clean"),
     ),
     "ravdess": Case(
@@ -186,7 +186,7 @@ def test_digits_are_the_rows_that_load_gives_without_a_file(tmp_path: Path) -> N
 def test_configs_are_chosen_by_name(tmp_path: Path) -> None:
     for name in CASES["av_mnist"].configs:
         builder: Any = tfds.builder(f"av_mnist/{name}", data_dir=tmp_path)
-        assert Path(builder.data_dir) == tmp_path / f"av_mnist/{name}/2.0.0"
+        assert Path(builder.data_dir) == tmp_path / f"av_mnist/{name}/2.1.0"
         assert (builder.builder_config.snr_db is None) == (name == "clean")
     builder = tfds.builder("av_mnist", data_dir=tmp_path)
     assert builder.builder_config.name == "noisy"

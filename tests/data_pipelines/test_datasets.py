@@ -117,6 +117,29 @@ def test_av_mnist_rows_share_a_noise_group_if_and_only_if_they_share_a_clip(
         assert set(arrays) == {"image", "audio", "label", "group"}
 
 
+def test_raw_images_are_reduced_by_the_subspace_that_comes_with_them(
+    keywords: dict[str, dict[str, Any]],
+) -> None:
+    reduced = load("av_mnist", **keywords["av_mnist"])
+    raw = load("av_mnist", raw_images=True, **keywords["av_mnist"])
+    few = load("av_mnist", raw_images=True, num_train=2, num_eval=2, **keywords["av_mnist"])
+    assert reduced.subspaces == {}
+    assert set(raw.subspaces) == set(few.subspaces) == {"image"}
+    for dataset in (raw, few):
+        point, basis = dataset.subspaces["image"]
+        for split, columns in dataset.splits.items():
+            x = columns["image"].reshape(-1, 784)
+            assert x.min() >= 0
+            assert x.max() <= 1
+            expected = reduced.splits[split]["image"][: len(x)].reshape(-1, 784)
+            kept = point + (x - point) @ basis @ basis.T
+            np.testing.assert_allclose(kept, expected, atol=2e-6)
+            assert np.abs(x - expected).max() > 0.1
+            for key in columns.keys() - {"image"}:
+                same = reduced.splits[split][key][: len(x)]
+                assert "group" in key or np.array_equal(columns[key], same)
+
+
 def test_the_config_of_a_name_is_what_is_loaded(
     keywords: dict[str, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,4 +146,4 @@ def test_av_mnist_is_reported_where_it_lies(prepared_av_mnist: tuple[Path, Path]
         "av_mnist", data_dir=data_dir, manual_dir=raw, num_workers=None, max_missing=1.0
     )
     rows = "rows: train 55,000, validation 5,000, test 10,000"
-    assert report == f"av_mnist is prepared in {data_dir / 'av_mnist/noisy/2.0.0'} ({rows})"
+    assert report == f"av_mnist is prepared in {data_dir / 'av_mnist/noisy/2.1.0'} ({rows})"

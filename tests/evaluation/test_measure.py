@@ -163,7 +163,7 @@ class Evaluated:
             rng = np.random.default_rng(steps.index(step))
             z = tiny.observe_all(rows).logits["standard"]
             noisy = {m: z[m] + 0.5 * step.severity * rng.normal(size=z[m].shape) for m in z}
-            return Observed({"standard": {m: noisy[m] for m in step.attacked}}, {}, {})
+            return Observed({"standard": {m: noisy[m] for m in step.attacked}}, {}, {}, {})
 
         def perturb_fn(chain, branches, key, rows, found):
             del branches, key, found

@@ -7,6 +7,8 @@ import scipy.special
 from jacfuse_jax import detection, fusion
 from jacfuse_jax.evaluation import rules
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
+from jacfuse_jax.evaluation.input_checks import INPUT_CHECKS, Projection, ResidualCheck
+from jacfuse_jax.evaluation.models import PROJECTED
 from jacfuse_jax.evaluation.rules import (
     HEADS,
     NAMES,
@@ -40,11 +42,12 @@ rng = np.random.default_rng(0)
 KERNELS = {name: rng.normal(size=(6, K)) for name in MODALITIES}
 LOGITS = {
     regime: {name: 2 * rng.normal(size=(5, K)) for name in MODALITIES}
-    for regime in ("standard", *Trained.names)
+    for regime in ("standard", PROJECTED, *Trained.names)
 }
+RESIDUALS = {name: rng.choice([0.5, 1.0, 1.5], size=5) for name in MODALITIES}
 STANDARD = LOGITS["standard"]
 PRIOR = rng.dirichlet(np.full(K, 3.0))
-OBSERVED = Observed(LOGITS, {name: rng.normal(size=(5, K)) for name in HEADS}, {})
+OBSERVED = Observed(LOGITS, {name: rng.normal(size=(5, K)) for name in HEADS}, {}, RESIDUALS)
 SQUARED_JACOBIANS = [
     reference.softmax_jacobian(p) @ reference.softmax_jacobian(p)
     for p in rng.dirichlet(np.ones(K), size=7)
@@ -64,6 +67,7 @@ RULES = {
     rule.name: rule
     for rule in expand(NAMES, MODALITIES, {name: (value,) for name, value in ALL.items()})
 }
+CHECKS = [check.kind for check in INPUT_CHECKS]
 SEARCHED = [name for name, rule in RULES.items() if rule.searched]
 RECALIBRATED = [name for name, rule in RULES.items() if is_recalibrated(rule)]
 
@@ -90,6 +94,10 @@ def fixed_matrix(gram):
     for squared in SQUARED_JACOBIANS:
         system += (1 - GAMMA) / len(SQUARED_JACOBIANS) * np.kron(squared, gram.T)
     return np.linalg.solve(system, GAMMA * np.eye(K).ravel()).reshape(K, K)
+
+
+def kept_inside(modality, z):
+    return np.where(RESIDUALS[modality][:, None] <= 1, z, np.log(PRIOR))
 
 
 def contaminated(z):
@@ -140,6 +148,8 @@ def expected_of(rule, believed):
         "drop_suspect": lambda: statistical(
             {name: z for name, z in STANDARD.items() if name not in believed}
         ),
+        "projection": lambda: statistical(change(lambda m, _: LOGITS[PROJECTED][m])),
+        "residual_check": lambda: statistical(change(lambda m, z: kept_inside(m, z))),
         "dempster_shafer": lambda: oracles.dempster_shafer(
             STANDARD, EVIDENCE.temperatures, EVIDENCE.error_rates
         ),
@@ -253,7 +263,7 @@ class TestSurrogates:
         assert np.abs(actual - fuse(rule, ("image",))).max() > 1e-3
 
 
-@pytest.mark.parametrize("rule", SEARCHED)
+@pytest.mark.parametrize("rule", [name for name in SEARCHED if name not in CHECKS])
 def test_a_defender_who_detects_averages_over_whom_to_believe(rule):
     found = detection.detect(STANDARD, EVIDENCE.detector, PRIOR)
     expected = np.exp(found.log_unperturbed)[:, None] * np.exp(statistical(STANDARD))
@@ -274,11 +284,14 @@ class TestExpand:
         counts = dict.fromkeys(NAMES, 1)
         counts |= {"unimodal": 3, "scaled": 1, "fixed_robust": 2, "robust": 2}
         counts |= {"contaminated": 4, "contaminated_robust": 4, "cascade": 2}
+        counts |= dict.fromkeys(CHECKS, 2)
         assert len(set(found)) == len(found) == sum(counts.values())
         for name, count in counts.items():
             assert sum(rule.name.partition(":")[0] == name for rule in found) == count
         for rule in found:
-            values = {"confidence": (0.0,)} if rule.name == "drop_suspect" else VALUES
+            values = {"drop_suspect": {"confidence": (0.0,)}}.get(rule.name, VALUES)
+            if rule.name in CHECKS:
+                values = {"confidence": (*VALUES["confidence"], 1.0)}
             assert all(value in values[name] for name, value in rule.parameters.items())
         assert {name for rule in found for name in rule.parameters} == set(PARAMETERS)
 
@@ -299,3 +312,47 @@ class TestExpand:
 def test_json_reads_back_what_was_written(name):
     rule = RULES[name]
     assert fusion.rule_from_json(rule.to_json(), rules.RULES) == rule
+
+
+class TestInputChecks:
+    def test_of_confidence_below_one_they_are_cascades_of_what_is_left(self):
+        sure = {"image": ALL["confidence"], "audio": 1.0}
+        for suspect, confidence in sure.items():
+            for rule, logits in (
+                (Projection(confidence), STANDARD | {suspect: LOGITS[PROJECTED][suspect]}),
+                (
+                    ResidualCheck(confidence),
+                    STANDARD | {suspect: kept_inside(suspect, STANDARD[suspect])},
+                ),
+            ):
+                actual = predict(rule, OBSERVED, evidence=EVIDENCE, believed=(suspect,))
+                expected = fusion.cascade_fusion(
+                    logits, PRIOR, perturbed=suspect, confidence=confidence
+                )
+                np.testing.assert_allclose(actual, expected, rtol=1e-10)
+
+    def test_what_is_outside_is_dropped_unless_nothing_would_be_left(self):
+        outside = np.array([True, True, False, True, False])
+        residuals = {
+            "image": np.where(outside, 1.01, 0.99),
+            "audio": np.array([1.01, 0.99, 1.01, np.nan, 0.0]),
+            "text": np.array([2.0, 2.0, 0.0, 1.01, 1.0]),
+        }
+        observed = OBSERVED._replace(residuals=residuals)
+        kept = [MODALITIES, ("audio",), ("image", "text"), MODALITIES, MODALITIES]
+        expected = [
+            statistical({m: STANDARD[m][[row]] for m in names})[0] for row, names in enumerate(kept)
+        ]
+        for believed in (MODALITIES, DETECT):
+            actual = predict(ResidualCheck(1.0), observed, evidence=EVIDENCE, believed=believed)
+            np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+
+    def test_who_detects_checks_every_modality(self):
+        actual = predict(Projection(1.0), OBSERVED, evidence=EVIDENCE, believed=DETECT)
+        np.testing.assert_allclose(actual, statistical(LOGITS[PROJECTED]), rtol=1e-9, atol=1e-9)
+
+    def test_they_are_listed_with_the_surest_cascade_and_statistical_fusion(self):
+        values = {**VALUES, "confidence": (0.5, 0.9, 0.7)}
+        for check in INPUT_CHECKS:
+            found = expand([check.kind], MODALITIES, values)
+            assert found == [check(0.9), check(1.0)]

@@ -44,7 +44,7 @@ def make_problem(seed=0):
     }
     outputs = {m: UnimodalOutput(z, np.zeros((NUM_ROWS, 3))) for m, z in logits.items()}  # pyright: ignore[reportArgumentType]
     groups = np.arange(NUM_ROWS, dtype=np.int32)
-    rows = Rows({}, labels, groups, {"standard": outputs}, {}, {})
+    rows = Rows({}, labels, groups, {"standard": outputs}, {}, {}, {})
     evidence = Evidence(
         {m: spectrum_from_kernel(rng.normal(size=(6, K))) for m in BOTH},
         np.full(K, 1 / K),  # pyright: ignore[reportArgumentType]
@@ -65,7 +65,7 @@ class PerturbFn:
     def __call__(self, chain, branches, key, rows, found):
         del branches, key, found
         self.steps.extend(chain)
-        return [Observed(perturbed_logits(step, rows), {}, {}) for step in chain]
+        return [Observed(perturbed_logits(step, rows), {}, {}, {}) for step in chain]
 
 
 def perturbed_logits(step, rows):
@@ -103,7 +103,7 @@ def accuracy(method, believed, steps=()):
     correct = np.ones(len(rows.labels), bool)
     for step in steps or [None]:
         change = {} if step is None else perturbed_logits(step, rows)["standard"]
-        observed = Observed({"standard": {**clean, **change}}, {}, {})
+        observed = Observed({"standard": {**clean, **change}}, {}, {}, {})
         log_probs = PREDICT(method, observed, evidence=evidence, believed=believed)
         correct &= np.asarray(log_probs).argmax(axis=1) == rows.labels
     return correct.mean()
@@ -240,7 +240,7 @@ def test_a_prediction_that_is_not_a_number_is_never_right():
         del branches, key, found
         (modality,) = chain[0].attacked
         nothing = {modality: np.full((len(rows.labels), K), np.nan)}
-        return [Observed({"standard": nothing}, {}, {}) for _ in chain]
+        return [Observed({"standard": nothing}, {}, {}, {}) for _ in chain]
 
     _, scores = select(
         [("image",)],
@@ -274,13 +274,13 @@ def test_a_combination_at_the_bound_is_feasible():
         del branches, key, found
         driven = np.zeros((len(rows.labels), K))
         driven[:, 1] = 10
-        return [Observed({"standard": {"image": driven}}, {}, {}) for _ in chain]
+        return [Observed({"standard": {"image": driven}}, {}, {}, {}) for _ in chain]
 
     contests, scores = select(
         [("image",)],
         [STATISTICAL, *(fusion.Scaled(t) for t in (0.9, 0.1))],
         perturb_fn,
-        Rows({}, labels, np.arange(10, dtype=np.int32), {"standard": outputs}, {}, {}),
+        Rows({}, labels, np.arange(10, dtype=np.int32), {"standard": outputs}, {}, {}, {}),
         evidence,
         attack="pgd",
         num_attack=10,

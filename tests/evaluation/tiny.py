@@ -11,8 +11,15 @@ from jacfuse_jax.evaluation import rules
 from jacfuse_jax.evaluation.baselines import TrimmedMean
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.measure import Row
-from jacfuse_jax.evaluation.models import Classifier, Models
+from jacfuse_jax.evaluation.models import (
+    PROJECTED,
+    Classifier,
+    Models,
+    input_residuals,
+    project_first,
+)
 from jacfuse_jax.evaluation.rows import Rows
+from jacfuse_jax.evaluation.subspaces import Subspace
 from jacfuse_jax.evaluation.targets import branch_of
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.linalg import spectrum_from_kernel
@@ -25,8 +32,13 @@ KINDS = {"image": "image", "audio": "spectrogram"}
 MODALITIES = tuple(KINDS)
 
 
-def make_models(modalities=MODALITIES, regimes=("standard",), head_names=()) -> Models:
-    """Classifiers with logits f(x) W of features f(x) = x + x^2 / 4, heads linear in features."""
+def make_models(
+    modalities=MODALITIES, regimes=("standard",), head_names=(), *, with_subspaces=False
+) -> Models:
+    """Classifiers with logits f(x) W of features f(x) = x + x^2 / 4, heads linear in features.
+
+    With subspaces, clean inputs of `make_rows` are up to 0.4 from a hyperplane, and many further.
+    """
     rng = np.random.default_rng(0)
 
     def kernel():
@@ -57,7 +69,18 @@ def make_models(modalities=MODALITIES, regimes=("standard",), head_names=()) -> 
         for name in head_names
     }
     fill_values = {modality: np.full(SHAPE, 0.3) for modality in modalities}
-    return Models(classifiers, heads, evidence, dict.fromkeys(modalities, (0.0, 1.0)), fill_values)
+    models = Models(
+        classifiers, heads, evidence, dict.fromkeys(modalities, (0.0, 1.0)), fill_values
+    )
+    if not with_subspaces:
+        return models
+    basis = jnp.asarray(np.linalg.qr(rng.normal(size=(NUM_CLASSES, NUM_CLASSES - 1)))[0])
+    subspace = Subspace(jnp.full(NUM_CLASSES, 0.4), basis, jnp.asarray(0.4))
+    projected = {m: project_first(c, subspace) for m, c in classifiers["standard"].items()}
+    return models._replace(
+        classifiers={**classifiers, PROJECTED: projected},
+        subspaces=dict.fromkeys(modalities, subspace),
+    )
 
 
 def make_detector(classifiers: dict[str, Classifier], prior: Any) -> Any:
@@ -96,7 +119,7 @@ def make_rows(models: Models, num_rows: int, *, with_grams: bool = False, seed: 
         inputs[modality] = x.reshape(-1, *SHAPE)
     outputs = {
         regime: {
-            m: jax.tree.map(np.asarray, classify(c.parameters, inputs[m]))
+            m: jax.tree.map(np.asarray, c.output_fn(c.parameters, inputs[m]))
             for m, c in of_regime.items()
         }
         for regime, of_regime in models.classifiers.items()
@@ -106,7 +129,9 @@ def make_rows(models: Models, num_rows: int, *, with_grams: bool = False, seed: 
         for name, head in models.heads.items()
     }
     grams = {m: grams_of(c.parameters, inputs[m]) for m, c in standard.items() if with_grams}
-    return Rows(inputs, labels, np.arange(num_rows, dtype=np.int32), outputs, heads, grams)
+    residuals = input_residuals(models.subspaces, inputs, batch_size=num_rows)
+    groups = np.arange(num_rows, dtype=np.int32)
+    return Rows(inputs, labels, groups, outputs, heads, grams, residuals)
 
 
 def grams_of(kernel: Any, x: Any) -> Any:
@@ -121,7 +146,7 @@ def observe_all(rows: Rows) -> Observed:
         regime: {m: output.logits for m, output in of_regime.items()}
         for regime, of_regime in rows.outputs.items()
     }
-    return Observed(logits, rows.heads, rows.grams)
+    return Observed(logits, rows.heads, rows.grams, rows.residuals)
 
 
 def branches_of(*steps) -> Any:

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_a_classifier_of_every_kind_sees_standardised_inputs(folder):
         "video": ResNet,
     }
     for modality, model in models.items():
-        network = model.network if isinstance(model, SeriesResNet) else model
+        network: Any = model.network if isinstance(model, SeriesResNet) else model
         column = dataset.splits["train"][modality].astype(float)
         axes = tuple(range(column.ndim - 1))
         stddev = column.std(axis=axes)

@@ -120,7 +120,9 @@ def test_a_run_writes_and_shows_a_row_for_every_check(tmp_path):
 class TestPredictionUnderAttack:
     """What is attacked is what the experiment evaluates, in the dtype of the inputs."""
 
-    MODELS = tiny.make_models(regimes=("standard", *Trained.names), head_names=HEADS)
+    MODELS = tiny.make_models(
+        regimes=("standard", *Trained.names), head_names=HEADS, with_subspaces=True
+    )
     ROWS = tiny.make_rows(MODELS, 7)
 
     @pytest.mark.parametrize("name", tiny.NAMES)

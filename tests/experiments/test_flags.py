@@ -6,6 +6,7 @@ from experiments.run.config import Config
 from experiments.run.flags import config_from_flags
 from experiments.run.start import rules_of
 from experiments.run.suites import SUITES
+from jacfuse_jax.programs import InputError
 
 
 def config_of(*arguments):
@@ -75,3 +76,10 @@ def test_weights_are_files_of_modalities(tmp_path):
     config = config_of("--dataset=vggsound", *given, "--num_epochs=0")
     assert config.weights == {**files}
     assert config.num_epochs == 0
+
+
+def test_only_images_of_av_mnist_are_attacked_after_they_are_reduced():
+    assert config_of("--dataset=av_mnist").attack_at == "raw"
+    assert config_of("--dataset=av_mnist/clean", "--attack_at=reduced").attack_at == "reduced"
+    with pytest.raises(InputError, match=r"--attack_at=reduced: only images of av_mnist"):
+        config_of("--dataset=digits", "--attack_at=reduced")

@@ -1,12 +1,14 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from data_pipelines import datasets
 from experiments.run import prepared
 from jacfuse_jax.evaluation.rows import make_rows
+from jacfuse_jax.evaluation.subspaces import residual
 from jacfuse_jax.programs import InputError
 from tests.evaluation import tiny
 
@@ -59,3 +61,33 @@ def test_input_grams_that_fill_the_memory_are_refused(monkeypatch):
     for num_rows, fits in ((8, False), (3, True)):
         grams = tiny.make_rows(models, num_rows, with_grams=True).grams
         assert all((gram.nbytes <= 2000) == fits for gram in grams.values())
+
+
+class TestSubspaces:
+    RNG = np.random.default_rng(0)
+    # Three directions hold all but little of the variance.
+    TRAIN = RNG.normal(size=(300, 3)) @ RNG.normal(size=(3, 20)) + 0.05 * RNG.normal(size=(300, 20))
+    VALIDATION = TRAIN[::-1] + 0.05 * RNG.normal(size=(300, 20))
+
+    def test_are_the_fewest_leading_components_with_95_percent_of_the_variance(self):
+        subspace = prepared.fit_subspace(
+            self.TRAIN.reshape(300, 4, 5, 1), self.VALIDATION.reshape(300, 4, 5, 1)
+        )
+        centered = self.TRAIN - self.TRAIN.mean(axis=0)
+        values, directions = np.linalg.svd(centered, full_matrices=False)[1:]
+        rank = np.searchsorted(np.cumsum(values**2) / np.sum(values**2), 0.95) + 1
+        basis = np.asarray(subspace.basis, float)
+        assert basis.shape == (20, rank)
+        expected = directions[:rank].T @ directions[:rank]
+        np.testing.assert_allclose(basis @ basis.T, expected, atol=1e-3)
+
+    def test_let_99_percent_of_the_validation_rows_pass(self):
+        subspace = prepared.fit_subspace(self.TRAIN, self.VALIDATION)
+        passes = np.asarray(residual(subspace, jnp.asarray(self.VALIDATION, jnp.float32))) <= 1
+        assert passes.sum() == 297
+
+    def test_of_rows_that_lie_in_it_rounding_passes(self):
+        flat = self.RNG.normal(size=(50, 2)) @ self.RNG.normal(size=(2, 20))
+        subspace = prepared.fit_subspace(flat[:40], flat[40:])
+        assert np.asarray(residual(subspace, jnp.asarray(flat[40:], jnp.float32))).max() < 0.5
+        assert subspace.threshold < 0.01

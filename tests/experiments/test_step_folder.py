@@ -32,7 +32,7 @@ def chain_of(step):
     return same if step.target else [step]
 
 
-ROWS = Rows({}, np.arange(6), np.arange(6, dtype=np.int32), {}, {}, {})
+ROWS = Rows({}, np.arange(6), np.arange(6, dtype=np.int32), {}, {}, {}, {})
 
 
 class PerturbFn:
@@ -71,6 +71,7 @@ def expected_of(step, key=None, num_rows=None):
         {"standard": {step.attacked[0]: array}, "noise": {step.attacked[0]: -array}},
         {"gated": array + 1},
         {step.attacked[0]: array[..., None]} if step.target else {},
+        {step.attacked[0]: array[:, 0]} if step.target else {},
     )
 
 
@@ -152,7 +153,7 @@ def test_parameters_that_are_nearly_equal_have_files_of_their_own(tmp_path):
     def perturb_fn(chain, branches, key, rows, found):
         del branches, key, rows, found
         (step,) = chain
-        return [Observed({"standard": {"image": np.array(steps.index(step))}}, {}, {})]
+        return [Observed({"standard": {"image": np.array(steps.index(step))}}, {}, {}, {})]
 
     run(perturb_fn, tmp_path, steps)
     found = [StepFolder(tmp_path)[step].logits["standard"]["image"] for step in steps]
