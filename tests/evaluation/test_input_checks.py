@@ -62,7 +62,8 @@ class Plane:
 
     def come_inside(self, x, low, high):
         """By bisection: how far along the normal, clipped to the box, the slab is."""
-        flat, low, high = (a.reshape(len(a), -1) for a in (x, low, high))
+        flat = x.reshape(len(x), -1)
+        low, high = low.reshape(flat.shape), high.reshape(flat.shape)
         level = flat @ self.normal - self.offset
         goal = jnp.clip(level, -self.threshold * (1 - 1e-9), self.threshold * (1 - 1e-9))
         near, far = -10 * jnp.ones(len(flat)), 10 * jnp.ones(len(flat))
