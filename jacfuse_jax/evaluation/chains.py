@@ -173,7 +173,8 @@ def make_attack_fn(
             heads={} if targets is None else {"targets": targets},
         )
         found: list[dict[str, jax.Array]] = []
-        for index, batch in enumerate(with_start.batches(batch_size)):
+        size = max(1, round(stage.batch_share * batch_size))
+        for index, batch in enumerate(with_start.batches(size)):
             found.append(
                 attack_batch(
                     {
@@ -223,7 +224,7 @@ def make_attack_fn(
             log_probs = predict_all(target.rule, believed, observations, rows, models.evidence)
             return lead_of(log_probs, goal)
 
-        lead = leads([rows.observed()])[0]
+        lead = clean_lead = leads([rows.observed()])[0]
         settled = np.zeros(len(rows.labels), bool)
         if not goes_on:
             settled = (lead > 0) | certified_rows(
@@ -235,9 +236,9 @@ def make_attack_fn(
             if before and not goes_on:
                 settled |= (leads(before) > 0).any(axis=0)
             for number, stage in enumerate(stages_of(step, num_classes=num_classes)):
-                left = np.flatnonzero(~settled)
+                left = np.flatnonzero(~settled & (lead >= stage.share_left * clean_lead))
                 if not len(left):
-                    break
+                    continue
                 start = clean if stage.from_clean else best
                 moved = attack_rows(
                     step,
