@@ -13,6 +13,7 @@ import time
 
 from absl import flags as absl_flags
 
+from data_pipelines.catalogue import base_name
 from experiments.run import flags, launch
 from experiments.run.config import Config
 from experiments.run.flags import config_from_flags
@@ -51,7 +52,11 @@ def run(config: Config) -> None:
         )
         for seed in range(config.seed, config.seed + config.num_seeds)
     }
-    paths = robust_fusion.write(findings, config.workdir)
+    note = ""
+    if base_name(config.dataset) == "av_mnist":
+        when = "before" if config.attack_at == "raw" else "after"
+        note = f"Images are perturbed {when} they are reduced (--attack_at={config.attack_at})."
+    paths = robust_fusion.write(findings, config.workdir, note=note)
     paths.append(start.finish(config, dataset, time.monotonic() - began))
     for path in paths:
         print(f"wrote {path}")

@@ -16,12 +16,13 @@ from jacfuse_jax.fusion import Rule
 from jacfuse_jax.programs.files import write_atomically
 
 
-def write(findings: Mapping[int, Findings], workdir: Path) -> list[Path]:
+def write(findings: Mapping[int, Findings], workdir: Path, *, note: str = "") -> list[Path]:
     """Writes results.csv, summary.csv, comparison.csv, selection.csv, report.md and figures.
 
     Args:
       findings: {seed: what it gave}.
       workdir: where the files go.
+      note: that the tables begin with, if any.
 
     Returns:
       The paths written.
@@ -40,6 +41,8 @@ def write(findings: Mapping[int, Findings], workdir: Path) -> list[Path]:
     tables = make_tables(rows, summaries)
     if comparisons:
         tables = f"{tables}\n\n{make_comparison(comparisons)}".rstrip()
+    if note:
+        tables = f"{note}\n\n{tables}"
     print(tables)
     paths = [workdir / name for name in ("results.csv", "summary.csv")]
     write_csv([flatten(row) for row in rows], paths[0])

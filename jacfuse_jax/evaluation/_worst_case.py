@@ -107,7 +107,14 @@ def worst_case(
             if isinstance(rule, InputCheck) and not models.subspaces:
                 raise ValueError(f"{rule.name} checks inputs, which needs models with subspaces")
     num_classes = len(models.evidence.class_prior)
-    plan = make_plan(scenarios, rules, perturbations, kinds or {}, num_classes=num_classes)
+    plan = make_plan(
+        scenarios,
+        rules,
+        perturbations,
+        kinds or {},
+        num_classes=num_classes,
+        shapes={modality: tuple(array.shape[1:]) for modality, array in arrays.items()},
+    )
     perturb_fn = make_perturb_fn(
         models,
         attack_steps=attack_steps,

@@ -34,14 +34,17 @@ _WITH_MEAN = ("saturation",)
 _WITH_STDDEV = ("saturation", "drift")
 
 
-def applies(name: str, kind: str | None) -> bool:
+def applies(name: str, kind: str | None, shape: tuple[int, ...] = ()) -> bool:
     """Whether a corruption is one of this kind of modality.
 
     Args:
       name: of `names.CORRUPTIONS`.
       kind: "image", "video", "spectrogram" or "series"; of any other, such as "vector", only those
         that suit all apply.
+      shape: of one input, where it is known: what is rotated has axes, three by three.
     """
+    if name == "rotation" and shape and shape[-1] % 3:
+        return False
     return name in ANY_CORRUPTIONS or name in _OF_KIND.get(kind or "", ())
 
 

@@ -1,6 +1,7 @@
 """What an evaluation does: which rules meet in a scenario, and which attacks each of them meets."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from jacfuse_jax import fusion
@@ -84,6 +85,7 @@ def make_plan(
     kinds: Mapping[str, str],
     *,
     num_classes: int,
+    shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> Plan:
     """Plans an evaluation.
 
@@ -98,6 +100,7 @@ def make_plan(
       perturbations: of `names.PERTURBATIONS`; those that do not apply are left out.
       kinds: of modalities, see `corruptions.applies`.
       num_classes: K.
+      shapes: of one input of each modality, where they are known.
 
     Returns:
       The plan.
@@ -106,7 +109,7 @@ def make_plan(
     for attacked in dict.fromkeys(a for scenario in scenarios for a in scenario.alternatives):
         targets = _targets(attacked, scenarios, contests)
         for perturbation in perturbations:
-            if perturbation == "clean" or not applies(perturbation, attacked, kinds):
+            if perturbation == "clean" or not applies(perturbation, attacked, kinds, shapes):
                 continue
             aimed = [OWN._replace(towards=r) for r in range(1, min(num_classes, MAX_TOWARDS + 1))]
             chosen: Sequence[Target | None] = targets if perturbation in ATTACKS else [None]

@@ -1,6 +1,7 @@
 """Perturbations by name and strength, and what attacks are aimed at."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -110,14 +111,23 @@ def branch_of(step: Step) -> Branch:
     return Branch(jax.tree.structure(rule), believed, surrogate)
 
 
-def applies(perturbation: str, attacked: tuple[str, ...], kinds: Mapping[str, str]) -> bool:
+def applies(
+    perturbation: str,
+    attacked: tuple[str, ...],
+    kinds: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> bool:
     """Whether the perturbation is one of all these modalities.
 
     Args:
       perturbation: a key of `STRENGTHS`.
       attacked: names of modalities.
       kinds: of modalities, see `corruptions.applies`.
+      shapes: of one input of each modality, where they are known.
     """
     if perturbation in ATTACKS:
         return perturbation != "hop_skip_jump" or len(attacked) == 1
-    return all(corruptions.applies(perturbation, kinds.get(modality)) for modality in attacked)
+    return all(
+        corruptions.applies(perturbation, kinds.get(modality), shapes.get(modality, ()))
+        for modality in attacked
+    )

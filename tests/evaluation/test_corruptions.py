@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jacfuse_jax import corruptions
+from jacfuse_jax import corruptions, fusion
 from jacfuse_jax.corruptions import SEVERITIES
 from jacfuse_jax.evaluation.corruptions import applies, corrupt
 from jacfuse_jax.evaluation.names import CORRUPTIONS, SERIES_CORRUPTIONS
+from jacfuse_jax.evaluation.plan import Contest, make_plan
+from jacfuse_jax.evaluation.threat_models import make_scenarios
 
 KEY = jax.random.key(0)
 INPUTS = jnp.asarray(np.random.default_rng(0).uniform(size=(10, 12, 16, 1)), jnp.float32)
@@ -39,6 +41,24 @@ def test_every_corruption_applies_to_some_kind_and_general_ones_to_all():
     assert applied["time_mask"] == ["spectrogram"]
     assert all(applied[name] == ["series"] for name in SERIES_CORRUPTIONS)
     assert all(applied.values())
+
+
+@pytest.mark.parametrize(("shape", "is_rotated"), [((9, 3), True), ((9, 6), True), ((9, 4), False)])
+def test_axes_are_rotated_three_by_three(shape, is_rotated):
+    assert applies("rotation", "series", shape) == is_rotated
+    assert applies("drift", "series", shape)
+    step_names = [
+        step.perturbation
+        for step in make_plan(
+            make_scenarios(["known"], ["a"], ("a", "b")),
+            {("a",): Contest([fusion.Statistical()], frozenset())},
+            ["rotation", "drift"],
+            {"a": "series"},
+            num_classes=3,
+            shapes={"a": shape},
+        ).steps
+    ]
+    assert set(step_names) == ({"rotation", "drift"} if is_rotated else {"drift"})
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

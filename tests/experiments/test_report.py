@@ -323,7 +323,7 @@ def test_all_files_of_several_seeds_are_written_and_named(tmp_path, capsys):
         ]
         scores = [Score("image", scaled(), 0.5, None, True)]
         findings[seed] = robust_fusion.Findings(rows, outcomes_of(rows), scores, GROUPS)
-    paths = robust_fusion.write(findings, tmp_path)
+    paths = robust_fusion.write(findings, tmp_path, note="How it was.")
     files = {"results.csv", "summary.csv", "comparison.csv", "selection.csv", "report.md"}
     figures = {"accuracy_known_image.png", "accuracy_known_audio.png", "trade_off.png"}
     assert {str(path.relative_to(tmp_path)) for path in paths} == {
@@ -337,6 +337,7 @@ def test_all_files_of_several_seeds_are_written_and_named(tmp_path, capsys):
     selection = read_csv(tmp_path / "selection.csv")
     assert selection[0]["robust"] == ""
     text = (tmp_path / "report.md").read_text()
+    assert text.startswith("How it was.\n\n")
     assert "75.0 ± 0.0" in text
     assert "Against globally scaled fusion" in text
     assert text in capsys.readouterr().out

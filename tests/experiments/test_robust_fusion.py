@@ -408,6 +408,8 @@ def test_real_audio_visual_digits(prepared_av_mnist, tmp_path):
         is_optimised=True,
     )
     assert code == 0, stderr[-3000:]
+    note = "Images are perturbed before they are reduced (--attack_at=raw).\n\n"
+    assert (workdir / "report.md").read_text().startswith(note)
     rows = runs.read_rows(workdir)
     clean = {row["method"]: row for row in rows if row["perturbation"] == "clean"}
     accuracy = {method: float(row["accuracy"]) for method, row in clean.items()}
