@@ -40,11 +40,12 @@ def make_attack_fn(
     """Makes the function that attacks rows with one budget after another.
 
     PGD and APGD start from the clean input, or from what is best so far; further starts are random.
-    "apgd_ensemble" is APGD on the margin, with long steps from there, then with short ones from the
-    clean input, then, with short ones too, APGD towards the likeliest classes. Rows that a rule has
-    lost at a smaller budget, or to another attack, are not attacked again for it, and neither are
-    those that its certificate covers; what is left is attacked in padded batches. Attacks on the
-    modalities' own classifiers go on, since what convinces a classifier more may convince a rule.
+    "apgd_ensemble" is a sequence of APGD, see `stages`: on the margin, with long steps from there,
+    then, of rows that are nearly lost, towards every wrong class, or the likeliest nine. Rows that
+    a rule has lost at a smaller budget, or to another attack, are not attacked again for it, and
+    neither are those that its certificate covers; what is left is attacked in padded batches.
+    Attacks on the modalities' own classifiers go on, since what convinces a classifier more may
+    convince a rule.
 
     Args:
       models: attacked.
@@ -147,7 +148,8 @@ def make_attack_fn(
             heads={} if targets is None else {"targets": targets},
         )
         found: list[dict[str, jax.Array]] = []
-        for index, batch in enumerate(with_start.batches(batch_size)):
+        size = max(1, round(stage.batch_share * batch_size))
+        for index, batch in enumerate(with_start.batches(size)):
             found.append(
                 attack_batch(
                     {m: models.classifiers[regime][m].parameters for m in step.attacked},
@@ -192,7 +194,7 @@ def make_attack_fn(
             log_probs = predict_all(target.rule, believed, observations, rows, models.evidence)
             return lead_of(log_probs, goal)
 
-        lead = leads([rows.observed()])[0]
+        lead = clean_lead = leads([rows.observed()])[0]
         settled = np.zeros(len(rows.labels), bool)
         if not goes_on:
             settled = (lead > 0) | certified_rows(
@@ -204,9 +206,9 @@ def make_attack_fn(
             if before and not goes_on:
                 settled |= (leads(before) > 0).any(axis=0)
             for number, stage in enumerate(stages_of(step, num_classes=num_classes)):
-                left = np.flatnonzero(~settled)
+                left = np.flatnonzero(~settled & (lead >= stage.share_left * clean_lead))
                 if not len(left):
-                    break
+                    continue
                 start = clean if stage.from_clean else best
                 moved = attack_rows(
                     step,

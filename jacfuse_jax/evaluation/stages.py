@@ -4,14 +4,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+
 from jacfuse_jax import attacks
 from jacfuse_jax.evaluation.names import APGD_ENSEMBLE
-from jacfuse_jax.evaluation.rules import EachAlone
+from jacfuse_jax.evaluation.rules import EachAlone, Trained
 from jacfuse_jax.evaluation.targets import Step
 
 # Attacks without gradients evaluate more often than the others take steps.
 _QUERIES_A_STEP = 25
 _MIN_CLASSES_OF_DLR = 4
+_MAX_TARGETS = 9
+"""As many wrong classes as ten classes have; of more classes the likeliest."""
 
 
 class Stage(NamedTuple):
@@ -21,17 +25,27 @@ class Stage(NamedTuple):
       attack: of `names.ATTACKS`.
       from_clean: starts at the clean input; or else at what is best so far.
       relative_step_size: of APGD's first step, as a share of the budget.
+      share_left: how much of the clean input's margin a row may have left to be attacked; 1: any.
+      batch_share: of the batch size, where few rows are left.
     """
 
     attack: str
     from_clean: bool = False
     relative_step_size: float = 2.0
+    share_left: float = 1.0
+    batch_share: float = 1.0
 
 
 # Long steps leave where a classifier that was trained against small perturbations has gradients,
 # and do not come back: its units are dead there. Short ones from the clean input stay.
 _SHORT = Stage("apgd", from_clean=True, relative_step_size=0.1)
-_SHORT_TARGETED = _SHORT._replace(attack="apgd_targeted")
+# What takes nine times as many gradients is spent on rows that are nearly lost: those that have
+# more of their margin left after the first stage are seldom overcome by it.
+_CLOSING = (
+    Stage("apgd_targeted", True, relative_step_size=0.5, share_left=0.4, batch_share=0.25),
+    Stage("apgd", relative_step_size=0.25, share_left=0.15),
+    Stage("apgd_targeted", share_left=0.05, batch_share=0.25),
+)
 
 
 def stages_of(step: Step, *, num_classes: int) -> list[Stage]:
@@ -44,12 +58,17 @@ def stages_of(step: Step, *, num_classes: int) -> list[Stage]:
     assert step.target is not None
     if step.perturbation != APGD_ENSEMBLE:
         return [Stage(step.perturbation)]
-    if step.target.towards:
-        return [Stage("apgd")]
-    stages = [Stage("apgd"), _SHORT]
-    has_ratio = num_classes >= _MIN_CLASSES_OF_DLR
-    if has_ratio and not isinstance(step.target.rule, EachAlone):
-        stages.append(_SHORT_TARGETED)
+    rule = step.target.rule
+    is_own = isinstance(rule, EachAlone)
+    stages = [Stage("apgd")]
+    if step.target.towards or step.target.surrogate:
+        return stages
+    if is_own or isinstance(rule, Trained):  # what is found on a classifier is tried on its rules
+        stages.append(_SHORT)
+    if not is_own:
+        stages += _CLOSING
+    if num_classes < _MIN_CLASSES_OF_DLR:
+        stages = [stage._replace(attack="apgd") for stage in stages]
     return stages
 
 
@@ -62,20 +81,33 @@ def make_attack(name: str, num_steps: int, num_restarts: int) -> Callable[..., d
       num_restarts: starts of PGD and APGD.
     """
     iterated = {"num_steps": num_steps, "num_restarts": num_restarts}
-    losses = {
-        "apgd_ce": "cross_entropy",
-        "apgd_dlr": "dlr",
-        "apgd_targeted": "targeted_dlr",
-    }
+    losses = {"apgd_ce": "cross_entropy", "apgd_dlr": "dlr"}
     queries = {"num_queries": _QUERIES_A_STEP * num_steps}
     if name == "fgm":
         return attacks.fgm
     if name.startswith("pgd"):
         return partial(attacks.pgd, **iterated)
+    if name == "apgd_targeted":
+        return partial(_apgd_targeted, **iterated)
     if name.startswith("apgd"):
         return partial(attacks.apgd, loss=losses.get(name, "margin"), **iterated)
     if name == "hop_skip_jump":
         return partial(attacks.hop_skip_jump, num_iterations=num_steps)
     return partial(
         {"square": attacks.square, "random_search": attacks.random_search}[name], **queries
+    )
+
+
+def _apgd_targeted(
+    log_prob_fn: Callable[..., jax.Array], x: Any, *rest: Any, **options: Any
+) -> Any:
+    """APGD towards every wrong class, or the likeliest nine."""
+    num_classes = jax.eval_shape(log_prob_fn, x).shape[-1]
+    return attacks.apgd(
+        log_prob_fn,
+        x,
+        *rest,
+        loss="targeted_dlr",
+        num_targets=min(num_classes - 1, _MAX_TARGETS),
+        **options,
     )
