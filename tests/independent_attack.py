@@ -28,7 +28,7 @@ def withstands(
     num_targets: int = 9,
     num_steps: int = 150,
     seed: int = 0,
-    batch_size: int = 100,
+    batch_size: int = 50,
 ) -> NDArray[np.bool_]:
     """Which rows stay right within each linf budget, (len(epsilons), N).
 
@@ -44,65 +44,58 @@ def withstands(
       seed: of the random starts.
       batch_size: rows at a time.
     """
-    parts = [
-        _withstands(
-            log_prob_fn,
-            jnp.asarray(x[rows]),
-            jax.tree.map(lambda a, rows=rows: jnp.asarray(a[rows]), given),
-            jnp.asarray(labels[rows]),
-            epsilons,
-            valid_range,
-            num_targets,
-            num_steps,
-            jax.random.fold_in(jax.random.key(seed), rows[0]),
-        )
-        for rows in np.split(np.arange(len(labels)), range(batch_size, len(labels), batch_size))
-    ]
-    return np.concatenate(parts, axis=1)
-
-
-def _withstands(
-    log_prob_fn: LogProbFn,
-    clean: jax.Array,
-    given: Any,
-    labels: jax.Array,
-    epsilons: Sequence[float],
-    valid_range: tuple[float, float],
-    num_targets: int,
-    num_steps: int,
-    key: jax.Array,
-) -> NDArray[np.bool_]:
-    rows = jnp.arange(len(labels))
-    log_probs = log_prob_fn(clean, given)
-    ranked = jnp.argsort(log_probs.at[rows, labels].set(-jnp.inf), axis=1)[:, ::-1]
+    predict = jax.jit(log_prob_fn)
+    log_probs = np.concatenate(
+        [
+            np.asarray(predict(*take(rows, batch_size, x, given)))[: len(rows)]
+            for rows in chunks(np.arange(len(labels)), batch_size)
+        ]
+    )
     right = log_probs.argmax(axis=1) == labels
-    starts = [clean] * num_targets
+    is_label = np.arange(log_probs.shape[1]) == labels[:, None]
+    ranked = np.where(is_label, -np.inf, log_probs).argsort(axis=1)[:, ::-1]
+    starts = [np.array(x) for _ in range(num_targets)]
+    key = jax.random.key(seed)
     results: list[NDArray[np.bool_]] = []
     for epsilon in epsilons:
         for number in range(num_targets):
             for random in (False, True):
-                start = starts[number]
-                if random:
-                    noise_key = jax.random.fold_in(jax.random.fold_in(key, number), len(results))
-                    start = clean + epsilon * jax.random.uniform(
-                        noise_key, clean.shape, clean.dtype, -1, 1
+                # What is lost is lost: no other start or larger budget has to be tried.
+                for rows in chunks(np.flatnonzero(right), batch_size):
+                    key, noise_key = jax.random.split(key)
+                    clean, start, others, of_label, targets = take(
+                        rows, batch_size, x, starts[number], given, labels, ranked[:, number]
                     )
-                found, fooled = _climb(
-                    log_prob_fn,
-                    clean,
-                    start,
-                    given,
-                    labels,
-                    ranked[:, number],
-                    epsilon,
-                    valid_range,
-                    num_steps,
-                )
-                right &= ~fooled
-                if not random:
-                    starts[number] = found
-        results.append(np.asarray(right))
+                    if random:
+                        noise = jax.random.uniform(noise_key, clean.shape, clean.dtype, -1, 1)
+                        start = clean + epsilon * noise
+                    found, fooled = _climb(
+                        log_prob_fn,
+                        clean,
+                        start,
+                        others,
+                        of_label,
+                        targets,
+                        epsilon,
+                        valid_range,
+                        num_steps,
+                    )
+                    right[rows] &= ~np.asarray(fooled)[: len(rows)]
+                    if not random:
+                        starts[number][rows] = np.asarray(found)[: len(rows)]
+        results.append(right.copy())
     return np.stack(results)
+
+
+def chunks(rows: NDArray[Any], size: int) -> list[NDArray[Any]]:
+    """The rows in parts of at most that size."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def take(rows: NDArray[Any], size: int, *trees: Any) -> Any:
+    """These rows of every tree, the first ones once more up to that size."""
+    padded = np.resize(rows, size)
+    return jax.tree.map(lambda array: jnp.asarray(np.asarray(array)[padded]), trees)
 
 
 @partial(jax.jit, static_argnames=("log_prob_fn", "valid_range", "num_steps"))

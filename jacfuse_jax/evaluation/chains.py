@@ -44,11 +44,12 @@ def make_attack_fn(
     """Makes the function that attacks rows with one budget after another.
 
     PGD and APGD start from the clean input, or from what is best so far; further starts are random.
-    "apgd_ensemble" is APGD on the margin, with long steps from there, then with short ones from the
-    clean input, then, with short ones too, APGD towards the likeliest classes. Rows that a rule has
-    lost at a smaller budget, or to another attack, are not attacked again for it, and neither are
-    those that its certificate covers; what is left is attacked in padded batches. Attacks on the
-    modalities' own classifiers go on, since what convinces a classifier more may convince a rule.
+    "apgd_ensemble" is a sequence of APGD, see `stages`: on the margin, with long steps from there,
+    then, of rows that are nearly lost, towards every wrong class, or the likeliest nine. Rows that
+    a rule has lost at a smaller budget, or to another attack, are not attacked again for it, and
+    neither are those that its certificate covers; what is left is attacked in padded batches.
+    Attacks on the modalities' own classifiers go on, since what convinces a classifier more may
+    convince a rule.
 
     Args:
       models: attacked.

@@ -1,8 +1,8 @@
 """Names of attacks and corruptions."""
 
 APGD_ENSEMBLE = "apgd_ensemble"
-"""APGD on the margin, then, of what withstands it, towards the likeliest classes; and the
-modalities' own classifiers are driven towards every class."""
+"""APGD on the margin, then, of what is nearly lost, towards every wrong class; and the modalities'
+own classifiers are driven towards every class."""
 LINF_ATTACKS = (
     *("fgm", "pgd", "apgd", "apgd_ce", "apgd_dlr", "apgd_targeted", APGD_ENSEMBLE),
     *("square", "random_search", "hop_skip_jump"),

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jacfuse_jax import evaluation, fusion
-from jacfuse_jax.evaluation import chains
+from jacfuse_jax import attacks, evaluation, fusion
+from jacfuse_jax.evaluation import chains, stages
 from jacfuse_jax.evaluation.measure import ENSEMBLE
 from jacfuse_jax.evaluation.names import APGD_ENSEMBLE
 from jacfuse_jax.evaluation.outcomes import certified_rows, predict_all
 from jacfuse_jax.evaluation.perturb import make_perturb_fn
 from jacfuse_jax.evaluation.plan import Contest, make_plan
+from jacfuse_jax.evaluation.rules import Trained
+from jacfuse_jax.evaluation.stages import Stage
 from jacfuse_jax.evaluation.targets import OWN, STRENGTHS, Step, Target, branch_of
 from jacfuse_jax.evaluation.threat_models import make_scenarios
 from tests import independent_attack
@@ -117,6 +119,53 @@ def test_rows_that_another_attack_has_overcome_are_not_attacked(models, rows):
     same = moved(models, rows, second) == moved(models, rows, first)
     assert same[:20].all()
     assert not same[20:][was_right[20:]].all()
+
+
+def test_closing_stages_are_for_rows_that_are_nearly_lost(models, rows, monkeypatch):
+    chain = chain_of(SCALED, severities=(3,))
+    first = Stage("fgm")
+    monkeypatch.setattr(chains, "stages_of", lambda *_, **__: [first])
+    (before,) = attack(models, rows, chain)
+    clean, left = (-margin_of(models, rows, o) for o in (rows.observed(), before))
+    closing = Stage("apgd_targeted", from_clean=True, share_left=0.5, batch_share=0.25)
+    monkeypatch.setattr(chains, "stages_of", lambda *_, **__: [first, closing])
+    (after,) = attack(models, rows, chain, attack_steps=20)
+    is_near = (left > 0) & (left <= 0.5 * clean)
+    changed = moved_by(models, before, after) > 1e-8
+    assert 0 < is_near.sum() < (left > 0).sum()
+    assert not changed[~is_near].any()
+    assert changed[is_near].any()
+
+
+def moved_by(models, before, after):
+    """How far each image is from one attack's to another's."""
+    x, y = (tiny.inputs_of(models, "image", o.logits["standard"]["image"]) for o in (before, after))
+    return np.abs(x - y).max(axis=(1, 2, 3))
+
+
+def test_a_rule_ends_on_every_wrong_class_and_a_classifier_on_short_steps():
+    def stages_of(target, num_classes=10):
+        return stages.stages_of(Step(("image",), APGD_ENSEMBLE, 1, target), num_classes=num_classes)
+
+    of_rule, of_trained = stages_of(SCALED), stages_of(Target(Trained("pgd")))
+    short = stages_of(OWN)[-1]
+    assert [stage.attack for stage in of_rule] == ["apgd", "apgd_targeted", "apgd", "apgd_targeted"]
+    assert of_rule[0].share_left == 1
+    assert max(stage.share_left for stage in of_rule[1:]) < 1
+    assert (short.from_clean, short.share_left) == (True, 1)
+    assert of_trained == [of_rule[0], short, *of_rule[1:]]
+    assert {stage.attack for stage in stages_of(SCALED, num_classes=3)} == {"apgd"}
+    assert stages_of(SCALED._replace(surrogate="iterated")) == of_rule[:1]
+
+
+@pytest.mark.parametrize(("num_classes", "expected"), [(4, 3), (6, 5), (10, 9), (40, 9)])
+def test_the_targeted_attack_aims_at_every_wrong_class_or_nine(num_classes, expected, monkeypatch):
+    given = []
+    monkeypatch.setattr(attacks, "apgd", lambda *_, **options: given.append(options))
+    x = {"image": jnp.zeros((2, num_classes))}
+    labels = jnp.zeros(2, int)
+    stages.make_attack("apgd_targeted", 3, 1)(lambda x: x["image"], x, labels, KEY)
+    assert [(o["loss"], o["num_targets"]) for o in given] == [("targeted_dlr", expected)]
 
 
 def test_towards_a_class_every_wrong_one_is_reached_in_turn(models, rows):
