@@ -14,11 +14,10 @@ from experiments.run.classifiers import train_classifiers
 from jacfuse_jax.evaluation.evidence import Evidence, fit_evidence
 from jacfuse_jax.evaluation.input_checks import INPUT_CHECKS
 from jacfuse_jax.evaluation.models import (
-    PROJECTED,
     Classifier,
     Models,
+    add_subspaces,
     classify_all,
-    project_first,
 )
 from jacfuse_jax.evaluation.rules import HEADS, Trained
 from jacfuse_jax.evaluation.subspaces import Subspace, residual
@@ -92,22 +91,19 @@ def train_models(
             )
             for name in head_names
         }
-    subspaces = {}
-    if not _CHECKS.isdisjoint(methods):
-        subspaces = {
-            m: fit_subspace(train[m], dataset.splits["validation"][m]) for m in dataset.modalities
-        }
-        classifiers[PROJECTED] = {
-            m: project_first(c, subspaces[m]) for m, c in classifiers["standard"].items()
-        }
-    return Models(
+    models = Models(
         classifiers,
         heads,
         _fit_evidence(dataset, classifiers["standard"], batch_size),
         valid_ranges,
         {modality: found.mean for modality, found in summaries.items()},
         {modality: found.stddev for modality, found in summaries.items()},
-        subspaces,
+    )
+    if _CHECKS.isdisjoint(methods):
+        return models
+    validation = dataset.splits["validation"]
+    return add_subspaces(
+        models, {m: fit_subspace(train[m], validation[m]) for m in dataset.modalities}
     )
 
 

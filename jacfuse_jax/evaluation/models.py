@@ -53,7 +53,7 @@ class Models(NamedTuple):
       stddevs: {modality: (C,)}, standard deviations of the channels of training inputs; needed of
         the kind "series" alone, whose corruptions are measured in them.
       subspaces: {modality: what clean inputs lie close to}, of all of them or none; needed by rules
-        that check inputs, as are the classifiers of the regime `PROJECTED` by `rules.Projection`.
+        that check inputs, see `add_subspaces`.
     """
 
     classifiers: dict[str, dict[str, Classifier]]
@@ -117,13 +117,26 @@ def make_models(
     )
 
 
-def project_first(classifier: Classifier, subspace: Subspace) -> Classifier:
-    """The classifier of what a subspace holds of its inputs.
+def add_subspaces(models: Models, subspaces: Mapping[str, Subspace]) -> Models:
+    """Models that rules which check inputs can be tried on.
 
     Args:
-      classifier: as trained.
-      subspace: that inputs are projected onto.
+      models: see `make_models`.
+      subspaces: {modality: what its clean inputs lie close to}, of all modalities.
+
+    Returns:
+      The models with the subspaces, and with their classifiers of inputs that are projected first.
     """
+    projected = {
+        m: _project_first(c, subspaces[m]) for m, c in models.classifiers["standard"].items()
+    }
+    return models._replace(
+        classifiers={**models.classifiers, PROJECTED: projected}, subspaces=subspaces
+    )
+
+
+def _project_first(classifier: Classifier, subspace: Subspace) -> Classifier:
+    """The classifier of what a subspace holds of its inputs."""
     output_fn = classifier.output_fn
     return Classifier(
         lambda parameters, x: output_fn(parameters[0], project(parameters[1], x)),

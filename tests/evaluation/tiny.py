@@ -12,11 +12,10 @@ from jacfuse_jax.evaluation.baselines import TrimmedMean
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.measure import Row
 from jacfuse_jax.evaluation.models import (
-    PROJECTED,
     Classifier,
     Models,
+    add_subspaces,
     input_residuals,
-    project_first,
 )
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.evaluation.subspaces import Subspace
@@ -76,11 +75,7 @@ def make_models(
         return models
     basis = jnp.asarray(np.linalg.qr(rng.normal(size=(NUM_CLASSES, NUM_CLASSES - 1)))[0])
     subspace = Subspace(jnp.full(NUM_CLASSES, 0.4), basis, jnp.asarray(0.4))
-    projected = {m: project_first(c, subspace) for m, c in classifiers["standard"].items()}
-    return models._replace(
-        classifiers={**classifiers, PROJECTED: projected},
-        subspaces=dict.fromkeys(modalities, subspace),
-    )
+    return add_subspaces(models, dict.fromkeys(modalities, subspace))
 
 
 def make_detector(classifiers: dict[str, Classifier], prior: Any) -> Any:
