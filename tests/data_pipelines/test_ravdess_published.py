@@ -59,7 +59,8 @@ def rows(raw: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> Col
     data_dir = tmp_path_factory.mktemp("data")
     manual_dir = write_zips(tmp_path_factory.mktemp("raw"), members)
     prepare(data_dir, manual_dir, tiny_ravdess_config(), num_workers=1, progress=False)
-    source: Any = Ravdess(data_dir=data_dir, config=tiny_ravdess_config()).as_data_source("full")
+    builder: Any = Ravdess(data_dir=data_dir, config=tiny_ravdess_config())
+    source = builder.as_data_source("full")
     examples: list[dict[str, Any]] = [source[i] for i in range(len(source))]
     return {key: np.array([example[key] for example in examples]) for key in examples[0]}
 
