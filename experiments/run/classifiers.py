@@ -1,6 +1,7 @@
 """The unimodal classifiers of every data set: architecture, training, outputs."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,6 +34,10 @@ from jacfuse_jax.programs import InputError
 Network: TypeAlias = LeNet | ResNet | MLP | SeriesResNet | Reduced
 
 _LEARNING_RATE = 1e-3
+# Of vectors few rows are usual, and with them few steps: at the rate of the networks for pictures
+# logistic regression was better.
+_MLP_LEARNING_RATE = 3e-3
+_MLP_HIDDEN_SIZES = (256,)
 _CHUNK_ROWS = 256
 # Keyword arguments of LeNet, for all configs of a data set.
 _LENETS: dict[tuple[str, str], dict[str, Any]] = {
@@ -86,7 +91,6 @@ def train_classifiers(
     loss_fn = training.choose_loss_fn(regime)
     folder = workdir / ("checkpoints" if regime == "standard" else f"checkpoints_{regime}")
     num_steps = num_epochs * training.num_batches(len(dataset.splits["train"]["label"]), batch_size)
-    optimizer = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, max(num_steps, 1)))
     models: dict[str, Network] = {}
     for index, modality in enumerate(dataset.modalities):
         key = jax.random.fold_in(jax.random.key(seed), index)
@@ -95,13 +99,14 @@ def train_classifiers(
             # Trained further, it starts with a new head, since classes differ as a rule.
             _load_weights(models[modality], modality, weights[modality], load_head=num_epochs == 0)
     for index, (modality, model) in enumerate(models.items()):
+        rate = _MLP_LEARNING_RATE if isinstance(model, MLP) else _LEARNING_RATE
         arrays = {
             "inputs": dataset.splits["train"][modality],
             "label": dataset.splits["train"]["label"],
         }
         training.fit(
             model,
-            optimizer,
+            optax.adam(optax.cosine_decay_schedule(rate, max(num_steps, 1))),
             _make_batches(
                 arrays,
                 modality,
@@ -162,8 +167,10 @@ def _make_for_arrays(dataset: MultimodalDataset, modality: str, rngs: nnx.Rngs) 
     """The untrained classifier of a kind; nobody knows the range of its inputs beforehand."""
     column = dataset.splits["train"][modality]
     mean, stddev = _standardisation(column)
-    kind = dataset.kinds[modality]
-    make_fn = {"vector": MLP, "series": SeriesResNet}.get(kind, small_resnet)
+    make_fn = {
+        "vector": partial(MLP, hidden_sizes=_MLP_HIDDEN_SIZES),
+        "series": SeriesResNet,
+    }.get(dataset.kinds[modality], small_resnet)
     return make_fn(column.shape[-1], dataset.num_classes, mean=mean, stddev=stddev, rngs=rngs)
 
 

@@ -76,7 +76,7 @@ def figures_of(config: Config) -> Figures:
         True,
         max(_sample_bytes(kind, shapes[modality]) for modality, kind in outline.kinds.items()),
         # Of a first hidden layer; of all the others of any network; of a head.
-        128 * num_features + len(shapes) * (0.17e6 + 64 * outline.num_classes),
+        256 * num_features + len(shapes) * (0.17e6 + 256 * outline.num_classes),
     )
 
 
