@@ -25,13 +25,16 @@ from absl import flags as absl_flags
 
 from experiments.run import launch
 from experiments.run.config import Config
+from jacfuse_jax.evaluation.input_checks import Projection, ResidualCheck
 from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK
-from jacfuse_jax.evaluation.models import Models, input_grams
+from jacfuse_jax.evaluation.models import PROJECTED, Models, input_grams
 from jacfuse_jax.evaluation.names import APGD_ENSEMBLE
 from jacfuse_jax.evaluation.plan import SEVERITIES
 from jacfuse_jax.evaluation.rows import Rows, make_rows, observe
 from jacfuse_jax.evaluation.rules import PARAMETERS, expand, predict, regime_of
+from jacfuse_jax.evaluation.subspaces import residual, stay_inside
 from jacfuse_jax.evaluation.targets import STRENGTHS
+from jacfuse_jax.evaluation.through import linf_bounds
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.programs import InputError
 from tests import autoattack, independent_attack
@@ -127,8 +130,8 @@ def _rule_of(row: Mapping[str, str], modalities: Sequence[str]) -> Rule:
     """The rule of a line of results.csv."""
     kind, *_ = row["method"].partition(":")
     values = {p: (float(row[p] or math.nan),) for p in PARAMETERS}
-    (rule,) = (r for r in expand([kind], modalities, values) if r.name == row["method"])
-    return rule
+    # Of a check with the cascade of this confidence, and the one without, the first.
+    return next(r for r in expand([kind], modalities, values) if r.name == row["method"])
 
 
 def make_log_prob_fn(models: Models, contender: Contender, *, with_grams: bool) -> Any:
@@ -139,16 +142,25 @@ def make_log_prob_fn(models: Models, contender: Contender, *, with_grams: bool) 
     def log_prob_fn(x: Any, given: Any) -> Any:
         outputs, grams = given
         outputs = {regime: dict(of_regime) for regime, of_regime in outputs.items()}
-        for regime in dict.fromkeys(("standard", regime_of(rule))):
+        for regime in _regimes_of(rule):
             classifier = models.classifiers[regime][modality]
             outputs[regime][modality] = classifier.output_fn(classifier.parameters, x)
         if with_grams:
             standard = models.classifiers["standard"][modality]
             grams = {**grams, modality: input_grams(standard, standard.parameters, x)}
-        observed = observe(models, head_parameters, outputs, grams)
+        residuals = {}
+        if isinstance(rule, ResidualCheck):
+            residuals[modality] = residual(models.subspaces[modality], x)
+        observed = observe(models, head_parameters, outputs, grams, residuals)
         return predict(rule, observed, evidence=models.evidence, believed=(modality,))
 
     return log_prob_fn
+
+
+def _regimes_of(rule: Rule) -> tuple[str, ...]:
+    """Of the classifiers that a rule needs."""
+    regimes = ("standard", PROJECTED if isinstance(rule, Projection) else regime_of(rule))
+    return tuple(dict.fromkeys(regimes))
 
 
 def given_of(rows: Rows, contender: Contender) -> Any:
@@ -156,7 +168,7 @@ def given_of(rows: Rows, contender: Contender) -> Any:
     modality, rule, _ = contender
     outputs = {
         regime: {m: output for m, output in rows.outputs[regime].items() if m != modality}
-        for regime in ("standard", regime_of(rule))
+        for regime in _regimes_of(rule)
     }
     return outputs, {m: gram for m, gram in rows.grams.items() if m != modality}
 
@@ -166,20 +178,30 @@ def compare(
 ) -> list[Line]:
     """Attacks a rule within every budget."""
     modality, rule, accuracies = contender
-    right = ATTACKS[attack](
-        make_log_prob_fn(models, contender, with_grams=with_grams),
-        rows.inputs[modality],
-        given_of(rows, contender),
-        rows.labels,
-        epsilons=EPSILONS,
-        valid_range=models.valid_ranges[modality],
-    )
+    log_prob_fn = make_log_prob_fn(models, contender, with_grams=with_grams)
+    clean, given = rows.inputs[modality], given_of(rows, contender)
+    withstands = partial(ATTACKS[attack], valid_range=models.valid_ranges[modality])
+    right = np.asarray(withstands(log_prob_fn, clean, given, rows.labels, epsilons=EPSILONS))
+    if isinstance(rule, ResidualCheck):  # its gradient is zero outside
+        for number, epsilon in enumerate(EPSILONS):
+            inside = _stay_inside(log_prob_fn, models, modality, epsilon)
+            arguments = inside, clean, (clean, given), rows.labels
+            right[number:] &= np.asarray(withstands(*arguments, epsilons=[epsilon]))
     return [
         Line(modality, rule.label, epsilon, ours, float(theirs))
-        for epsilon, ours, theirs in zip(
-            EPSILONS, accuracies, np.asarray(right).mean(axis=1), strict=True
-        )
+        for epsilon, ours, theirs in zip(EPSILONS, accuracies, right.mean(axis=1), strict=True)
     ]
+
+
+def _stay_inside(log_prob_fn: Any, models: Models, modality: str, epsilon: float) -> Any:
+    """The prediction of what is left of inputs inside of what a check lets pass."""
+
+    def inside_fn(x: Any, given: Any) -> Any:
+        clean, others = given
+        bounds = linf_bounds(clean, epsilon, models.valid_ranges[modality])
+        return log_prob_fn(stay_inside(models.subspaces[modality], x, *bounds), others)
+
+    return inside_fn
 
 
 def verdict(lines: Sequence[Line], attack: str) -> str:

@@ -18,12 +18,14 @@ from experiments.run import start
 from experiments.run.flags import config_from_flags
 from experiments.run.workdir import write_config
 from jacfuse_jax import fusion
+from jacfuse_jax.evaluation.input_checks import ResidualCheck
 from jacfuse_jax.evaluation.measure import WORST_ATTACK, flatten
 from jacfuse_jax.evaluation.rules import Unimodal
 from jacfuse_jax.programs import InputError
 from tests import autoattack, hold_against
 from tests.evaluation import tiny
 from tests.experiments.runs import SMALL
+from tests.hold_against import EPSILONS
 
 ACCURACIES = (0.8, 0.7, 0.6, 0.5, 0.4)
 SCALED = fusion.Scaled(0.25)
@@ -172,3 +174,29 @@ def test_the_module_has_the_values_and_derivatives_of_the_prediction(torch):
     found = codec.decode(images.grad.numpy())[0]
     np.testing.assert_allclose(found, pull_back(jnp.asarray(weights))[0], atol=1e-4)
     assert not images.grad[:, 1:].any()
+
+
+def test_a_check_of_inputs_is_attacked_from_inside_too(monkeypatch):
+    models = tiny.make_models(with_subspaces=True)
+    rows = tiny.make_rows(models, 20)
+    seen = []
+
+    def withstands(log_prob_fn, x, given, labels, *, epsilons, valid_range):
+        del valid_range
+        far = jnp.asarray(x) + 0.4 * jnp.sign(jnp.asarray(x) - 0.3)
+        seen.append((epsilons, np.asarray(log_prob_fn(far, given))))
+        right = np.ones((len(epsilons), len(labels)), bool)
+        right[:, len(seen)] = False  # another row each time
+        return right
+
+    monkeypatch.setitem(hold_against.ATTACKS, "independent", withstands)
+    contender = hold_against.Contender("image", ResidualCheck(1.0), ACCURACIES)
+    lines = hold_against.compare(contender, models, rows, "independent")
+    # All budgets as it is, then one by one from inside; what is lost stays lost.
+    assert [list(epsilons) for epsilons, _ in seen] == [list(EPSILONS), *([e] for e in EPSILONS)]
+    assert [20 * line.theirs for line in lines] == pytest.approx([18, 17, 16, 15, 14])
+    alone = fusion.statistical_fusion(
+        {"audio": rows.outputs["standard"]["audio"].logits}, models.evidence.class_prior
+    )
+    is_dropped = [np.isclose(log_probs, alone).all(axis=1) for _, log_probs in seen]
+    assert is_dropped[0].sum() > is_dropped[1].sum()  # brought back inside
