@@ -382,7 +382,7 @@ def test_recordings_are_sorted_and_other_files_ignored(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_prepared_data_set_is_refused(tmp_path: Path) -> None:
     manual_dir = write_raw_files(tmp_path / "raw")
     (tmp_path / "av_mnist/tiny/2.1.0").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"tiny/2\.0\.0: not a prepared data set; remove the"):
+    with pytest.raises(DataError, match=r"tiny/2\.1\.0: not a prepared data set; remove the"):
         prepare(tmp_path, manual_dir, tiny_config(), progress=False)
 
 
