@@ -74,7 +74,8 @@ class Plane:
             near, far = jnp.where(is_below, shift, near), jnp.where(is_below, far, shift)
         shift = jax.lax.stop_gradient((near + far) / 2)
         moved = jnp.clip(flat + shift[:, None] * self.normal[None], low, high)
-        return jnp.where((goal != level)[:, None], moved, flat).reshape(x.shape)
+        inside: Any = jnp.where((goal != level)[:, None], moved, flat)
+        return inside.reshape(x.shape)
 
 
 @pytest.mark.slow
