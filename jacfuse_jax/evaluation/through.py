@@ -94,7 +94,7 @@ def _average(
         bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(total), jnp.uint32)
         key = jax.random.fold_in(key, bits)
 
-    def draw(number: int) -> jax.Array:
+    def draw(number: jax.Array) -> jax.Array:
         noisy = {}
         for index, (m, array) in enumerate(x.items()):
             noise_key = jax.random.fold_in(jax.random.fold_in(key, number), index)
@@ -104,5 +104,6 @@ def _average(
             noisy[m] = array + scale * jax.random.normal(noise_key, array.shape, array.dtype)
         return log_prob_fn(noisy)
 
-    draws = jnp.stack([draw(number) for number in range(_NUM_DRAWS)])
+    # One after the other in a loop: unrolled, they take as many times as long to compile.
+    draws = jax.lax.map(draw, jnp.arange(_NUM_DRAWS))
     return jax.nn.logsumexp(draws, axis=0) - math.log(_NUM_DRAWS)
