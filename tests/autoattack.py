@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-LogProbFn = Callable[[jax.Array, Any], jax.Array]
+from tests.independent_attack import LogProbFn
 
 
 def withstands(

@@ -137,7 +137,7 @@ def make_attack_fn(
             options["initial"] = start
         if attack.startswith("apgd"):
             options["relative_step_size"] = relative_step_size
-        found = make_attack(attack, attack_steps, num_restarts)(
+        found = make_attack(attack, attack_steps, num_restarts, num_classes=num_classes)(
             attacked_fn,
             x,
             rows.labels,

@@ -4,20 +4,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-
 from jacfuse_jax import attacks
 from jacfuse_jax.evaluation.input_checks import ResidualCheck
 from jacfuse_jax.evaluation.names import APGD_ENSEMBLE
 from jacfuse_jax.evaluation.rules import EachAlone, Trained
-from jacfuse_jax.evaluation.targets import Step
+from jacfuse_jax.evaluation.targets import MAX_TOWARDS, Step
 from jacfuse_jax.evaluation.through import Through
 
 # Attacks without gradients evaluate more often than the others take steps.
 _QUERIES_A_STEP = 25
 _MIN_CLASSES_OF_DLR = 4
-_MAX_TARGETS = 9
-"""As many wrong classes as ten classes have; of more classes the likeliest."""
 
 
 class Stage(NamedTuple):
@@ -87,13 +83,16 @@ def stages_of(step: Step, *, num_classes: int) -> list[Stage]:
     return [*(stage._replace(through="inside") for stage in stages), *_ROUND_A_CHECK]
 
 
-def make_attack(name: str, num_steps: int, num_restarts: int) -> Callable[..., dict[str, Any]]:
+def make_attack(
+    name: str, num_steps: int, num_restarts: int, *, num_classes: int
+) -> Callable[..., dict[str, Any]]:
     """The attack of that name, to be given the prediction, inputs, labels, key and budget.
 
     Args:
       name: of `names.ATTACKS`.
       num_steps: of iterated attacks; those without gradients take 25 queries a step.
       num_restarts: starts of PGD and APGD.
+      num_classes: K.
     """
     iterated = {"num_steps": num_steps, "num_restarts": num_restarts}
     losses = {"apgd_ce": "cross_entropy", "apgd_dlr": "dlr"}
@@ -103,26 +102,12 @@ def make_attack(name: str, num_steps: int, num_restarts: int) -> Callable[..., d
     if name.startswith("pgd"):
         return partial(attacks.pgd, **iterated)
     if name == "apgd_targeted":
-        return partial(_apgd_targeted, **iterated)
+        num_targets = min(num_classes - 1, MAX_TOWARDS)
+        return partial(attacks.apgd, loss="targeted_dlr", num_targets=num_targets, **iterated)
     if name.startswith("apgd"):
         return partial(attacks.apgd, loss=losses.get(name, "margin"), **iterated)
     if name == "hop_skip_jump":
         return partial(attacks.hop_skip_jump, num_iterations=num_steps)
     return partial(
         {"square": attacks.square, "random_search": attacks.random_search}[name], **queries
-    )
-
-
-def _apgd_targeted(
-    log_prob_fn: Callable[..., jax.Array], x: Any, *rest: Any, **options: Any
-) -> Any:
-    """APGD towards every wrong class, or the likeliest nine."""
-    num_classes = jax.eval_shape(log_prob_fn, x).shape[-1]
-    return attacks.apgd(
-        log_prob_fn,
-        x,
-        *rest,
-        loss="targeted_dlr",
-        num_targets=min(num_classes - 1, _MAX_TARGETS),
-        **options,
     )

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jacfuse_jax import _precision
+
 _NUM_ROUNDS = 3  # of alternating projections
 # What is outside comes this far inside, since bounds push it out again.
 _TARGET = 0.9
@@ -26,10 +28,8 @@ class Subspace(NamedTuple):
 
 
 def project(subspace: Subspace, x: jax.Array) -> jax.Array:
-    """The closest points of the subspace, m + V V^T (x - m), in the shape of x, (B, ...)."""
-    point, basis = (jnp.asarray(array, x.dtype) for array in subspace[:2])
-    kept = (x.reshape(len(x), -1) - point[None]) @ basis
-    return (point[None] + kept @ basis.T).reshape(x.shape)
+    """The closest points of the subspace, in the shape of x, (B, ...)."""
+    return _precision.project(x, subspace.point, subspace.basis)
 
 
 def residual(subspace: Subspace, x: jax.Array) -> jax.Array:

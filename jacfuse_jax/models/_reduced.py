@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jacfuse_jax._precision import project
 from jacfuse_jax._unimodal import UnimodalOutput
 
 
@@ -56,9 +57,7 @@ class Reduced(nnx.Module):
         Returns:
           `UnimodalOutput(logits (B, K), features (B, H))`.
         """
-        point, basis = (array[...].astype(x.dtype) for array in (self.point, self.basis))
-        kept = (x.reshape(len(x), -1) - point[None]) @ basis
-        return self.classifier((point[None] + kept @ basis.T).reshape(x.shape))
+        return self.classifier(project(x, self.point[...], self.basis[...]))
 
     def lipschitz_bound(self, key: jax.Array) -> jax.Array:
         """That of the classifier: projections bring no two inputs further apart.

@@ -2,24 +2,20 @@
 
 import gzip
 import io
-import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import soundfile
 from numpy.typing import NDArray
 
 from data_pipelines.av_mnist import AvMnistConfig
 from data_pipelines.av_mnist.sources import PUBLISHED, Sources, listed
+from tests.real_data import needs_real_data
 
-needs_published_files = pytest.mark.skipif(
-    "JACFUSE_TEST_DATA" not in os.environ,
-    reason="JACFUSE_TEST_DATA names no folder with mnist/*.gz, fsdd/*.tar.gz and esc10/*.tar.gz",
-)
+needs_published_files = needs_real_data("mnist/*.gz, fsdd/*.tar.gz and esc10/*.tar.gz")
 UNCHECKED = Sources(
     **{name: source._replace(sha256=None) for name, source in listed(PUBLISHED).items()}
 )

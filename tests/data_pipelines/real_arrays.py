@@ -1,35 +1,26 @@
 """Real data that JACFUSE_TEST_DATA holds, converted into folders for --dataset=arrays."""
 
 import io
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import soundfile
 from numpy.typing import NDArray
 
 from data_pipelines.media.audio import log_mel, read_wav
+from tests.real_data import needs_real_data, real_data
 
-needs_real_arrays = pytest.mark.skipif(
-    "JACFUSE_TEST_DATA" not in os.environ,
-    reason="JACFUSE_TEST_DATA names no folder with hapt/, leaves/, mfeat/ and ravdess/",
-)
+needs_real_arrays = needs_real_data("hapt/, leaves/, mfeat/ and ravdess/")
 SAMPLE_RATE_HZ = 16_000
 RECORDINGS = "ravdess/ravdess_speech_16k_flac.zip"
 LOGITS = "ravdess/ravdess_logits.npz"
 
 
-def data_file(name: str) -> Path:
-    """A file of the real data."""
-    return Path(os.environ["JACFUSE_TEST_DATA"]) / name
-
-
 def read_npz(name: str) -> dict[str, NDArray[Any]]:
     """All arrays of an archive."""
-    with np.load(data_file(name)) as archive:
+    with np.load(real_data(name)) as archive:
         return {key: archive[key] for key in archive.files}
 
 
@@ -78,7 +69,7 @@ def write_ravdess(folder: Path, rows: slice = slice(None)) -> Path:
 
 def recordings(names: list[str]) -> list[bytes]:
     """Recordings of RAVDESS as the WAV files that their published names belong to."""
-    with zipfile.ZipFile(data_file(RECORDINGS)) as archive:
+    with zipfile.ZipFile(real_data(RECORDINGS)) as archive:
         return [_wav(archive.read(f"Actor_{name[-2:]}/{name}.flac")) for name in names]
 
 

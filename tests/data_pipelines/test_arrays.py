@@ -1,6 +1,5 @@
 """Arrays of one's own: layouts, splits, and whatever can be wrong with them."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from data_pipelines.catalogue import NAMES
 from data_pipelines.datasets import MultimodalDataset, load
 from data_pipelines.errors import DataError
 from data_pipelines.prepare import prepare
+from tests.real_data import needs_real_data, real_data
 
 N = 40
 RNG = np.random.default_rng(0)
@@ -498,13 +498,10 @@ class TestLayouts:
             arrays.peek(tmp_path)
 
 
-@pytest.mark.skipif(
-    "JACFUSE_TEST_DATA" not in os.environ,
-    reason="JACFUSE_TEST_DATA names no folder with mfeat/mfeat.npz",
-)
+@needs_real_data("mfeat/mfeat.npz")
 def test_views_of_real_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     said = _listen(monkeypatch)
-    dataset = load_arrays(Path(os.environ["JACFUSE_TEST_DATA"]) / "mfeat")
+    dataset = load_arrays(real_data("mfeat"))
     assert dataset.modalities == ("fac", "fou", "kar", "mor", "pix", "zer")
     assert set(dataset.kinds.values()) == {"vector"}
     assert [len(columns["label"]) for columns in dataset.splits.values()] == [1200, 400, 400]

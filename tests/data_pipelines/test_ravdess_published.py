@@ -22,13 +22,13 @@ from tests.data_pipelines.media_files import (
 )
 from tests.data_pipelines.real_arrays import (
     LOGITS,
-    data_file,
     needs_real_arrays,
     read_npz,
     recordings,
     spectrogram,
 )
 from tests.data_pipelines.test_media_audio import mel_levels
+from tests.real_data import real_data
 
 pytestmark = needs_real_arrays
 Columns = dict[str, NDArray[Any]]
@@ -37,7 +37,7 @@ Columns = dict[str, NDArray[Any]]
 @pytest.fixture(scope="module")
 def published() -> dict[str, bytes]:
     """{name: WAV file exactly as published}."""
-    folder = data_file("ravdess/wav_sample")
+    folder = real_data("ravdess/wav_sample")
     return {path.stem: path.read_bytes() for path in sorted(folder.glob("*.wav"))}
 
 

@@ -164,7 +164,8 @@ def test_the_targeted_attack_aims_at_every_wrong_class_or_nine(num_classes, expe
     monkeypatch.setattr(attacks, "apgd", lambda *_, **options: given.append(options))
     x = {"image": jnp.zeros((2, num_classes))}
     labels = jnp.zeros(2, int)
-    stages.make_attack("apgd_targeted", 3, 1)(lambda x: x["image"], x, labels, KEY)
+    attack_fn = stages.make_attack("apgd_targeted", 3, 1, num_classes=num_classes)
+    attack_fn(lambda x: x["image"], x, labels, KEY)
     assert [(o["loss"], o["num_targets"]) for o in given] == [("targeted_dlr", expected)]
 
 

@@ -1,7 +1,6 @@
 """Arrays of one's own in the experiments: flags, what they need, classifiers, tables."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from experiments.run.flags import config_from_flags
 from jacfuse_jax.models import MLP, ResNet, SeriesResNet
 from jacfuse_jax.programs import InputError
 from tests.experiments import runs
+from tests.real_data import needs_real_data, real_data
 
 N = 60
 SHAPES = {
@@ -142,10 +142,7 @@ def accuracies(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "JACFUSE_TEST_DATA" not in os.environ,
-    reason="JACFUSE_TEST_DATA names no folder with mfeat/mfeat.npz",
-)
+@needs_real_data("mfeat/mfeat.npz")
 @pytest.mark.parametrize(
     ("views", "expected"),
     [(("fou", "zer"), 0.75), (("fou", "kar", "mor"), 0.85), (None, 0.95)],
@@ -153,7 +150,7 @@ def accuracies(workdir):
 )
 def test_views_of_real_digits_from_arrays_to_tables(views, expected, tmp_path):
     """Alone, a linear classifier has 82% from "fou", 82% from "zer", 95% from "kar"."""
-    path = Path(os.environ["JACFUSE_TEST_DATA"]) / "mfeat/mfeat.npz"
+    path = real_data("mfeat/mfeat.npz")
     if views is not None:  # fewer than the archive has, as files
         with np.load(path) as archive:
             path = tmp_path / "arrays"

@@ -21,6 +21,12 @@ SMALL = (
 CONVOLUTIONS = (*SMALL, "--batch_size=32", "--num_train=640", "--num_eval=100", "--num_epochs=3")
 
 
+def run_convolutions(workdir, *arguments):
+    """In a process of its own, optimised."""
+    code, _, stderr = runs.run_process(workdir, *CONVOLUTIONS, *arguments, is_optimised=True)
+    assert code == 0, stderr
+
+
 def accuracies(workdir, perturbed):
     """{(method, perturbation, severity): the worst accuracy of any target}."""
     worst: dict[tuple[str, str, str], float] = {}
@@ -34,15 +40,12 @@ def accuracies(workdir, perturbed):
 @pytest.mark.extended  # compiling convolutions takes long
 def test_phones(tmp_path):
     """Logistic regression of simple features has 89% of accelerometers, 79% of gyroscopes."""
-    code, _, stderr = runs.run_process(
+    run_convolutions(
         tmp_path / "run",
-        *CONVOLUTIONS,
         f"--manual_dir={write_hapt(tmp_path / 'hapt')}",
         "--perturbations=clean,stuck_value,pgd",
         "--perturbed=gyroscope",
-        is_optimised=True,
     )
-    assert code == 0, stderr
     found = accuracies(tmp_path / "run", "gyroscope")
     clean = {m: found[f"unimodal:{m}", "clean", "0"] for m in ("accelerometer", "gyroscope")}
     assert min(clean.values()) > 0.4
@@ -73,15 +76,12 @@ def test_leaves(tmp_path):
 @pytest.mark.extended  # compiling convolutions takes long
 def test_acted_emotions(tmp_path):
     """Of action units logistic regression has 55% of eight emotions."""
-    code, _, stderr = runs.run_process(
+    run_convolutions(
         tmp_path / "run",
-        *CONVOLUTIONS,
         f"--manual_dir={write_ravdess(tmp_path / 'ravdess')}",
         "--kinds=voice:spectrogram",
         "--perturbations=clean,time_mask,pgd",
-        is_optimised=True,
     )
-    assert code == 0, stderr
     for perturbed in ("face", "voice"):
         found = accuracies(tmp_path / "run", perturbed)
         assert found["unimodal:face", "clean", "0"] > 0.35
