@@ -57,7 +57,8 @@ def run(config: Config) -> None:
         when = "before" if config.attack_at == "raw" else "after"
         note = f"Images are perturbed {when} they are reduced (--attack_at={config.attack_at})."
     paths = robust_fusion.write(findings, config.workdir, note=note)
-    paths.append(start.finish(config, dataset, time.monotonic() - began))
+    num_gradients = sum(of_seed.num_gradients for of_seed in findings.values())
+    paths.append(start.finish(config, dataset, time.monotonic() - began, num_gradients))
     for path in paths:
         print(f"wrote {path}")
 

@@ -122,7 +122,7 @@ def test_the_settings_are_those_of_the_run(tmp_path):
     with flagsaver.flagsaver():
         flags.FLAGS(["robust_fusion", f"--workdir={tmp_path}", *SMALL])
         config = config_from_flags()
-    write_config(config, "", "", wall_time_s=None)
+    write_config(config, "", "")
     assert hold_against.read_config(tmp_path, data_dir=None) == config
     moved = hold_against.read_config(tmp_path, data_dir="~/elsewhere", manual_dir=None)
     assert moved == dataclasses.replace(config, data_dir=Path("~/elsewhere").expanduser())

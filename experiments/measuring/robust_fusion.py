@@ -26,12 +26,14 @@ class Findings(NamedTuple):
       outcomes: which rows each rule gets right in the worst case.
       scores: of the choice of parameters.
       groups: (N,), of the test rows.
+      num_gradients: that attacks took, see `worst_case`, those that chose parameters included.
     """
 
     rows: list[Row]
     outcomes: Outcomes
     scores: list[Score]
     groups: NDArray[np.int32]
+    num_gradients: int
 
 
 def run_seed(
@@ -76,6 +78,7 @@ def run_seed(
     beliefs = list(dict.fromkeys(scenario.believed for scenario in scenarios))
     contests: Contests = dict.fromkeys(beliefs, Contest(rules, frozenset()))
     scores: list[Score] = []
+    gradients: list[int] = []
     options: dict[str, Any] = {
         "attack_steps": attack_steps,
         "num_restarts": num_restarts,
@@ -86,7 +89,7 @@ def run_seed(
         contests, scores = selection.select(
             beliefs,
             rules,
-            make_perturb_fn(models, **options),
+            make_perturb_fn(models, on_gradients=gradients.append, **options),
             make_rows(models, validation, batch_size=batch_size, with_grams=with_grams),
             models.evidence,
             attack=select_attack,
@@ -111,4 +114,5 @@ def run_seed(
         seed=seed,
         **options,
     )
-    return Findings(found.rows, found.outcomes, scores, found.groups)
+    num_gradients = sum(gradients) + found.num_gradients
+    return Findings(found.rows, found.outcomes, scores, found.groups, num_gradients)

@@ -131,12 +131,16 @@ def _make_batches(
     seed: tuple[int, int],
     valid_range: tuple[float, float],
 ) -> Callable[[int], Iterable[training.Batch]]:
-    """Batches of an epoch, in an order that depends on seed and epoch alone, behind a bar."""
+    """Batches of an epoch, in an order that depends on seed and epoch alone, behind a bar.
+
+    Adversarial perturbations grow for half of the epochs.
+    """
 
     def make_batches(epoch: int) -> Iterable[training.Batch]:
         batches = training.iterate_batches(arrays, batch_size, shuffle_seed=(*seed, epoch))
+        share = min(1.0, 2 * (epoch + 1) / num_epochs)
         return tqdm(
-            training.add_randomness(batches, (*seed, epoch), valid_range),
+            training.add_randomness(batches, (*seed, epoch), valid_range, radius_share=share),
             desc=f"train {modality}, epoch {epoch + 1}/{num_epochs}",
             total=training.num_batches(len(arrays["label"]), batch_size),
             leave=epoch + 1 == num_epochs,

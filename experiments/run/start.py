@@ -90,7 +90,7 @@ def load(config: Config, *, classifiers_only: bool = False) -> datasets.Multimod
     data = _digest(dataset)
     check_workdir(config, data, classifiers_only=classifiers_only)
     if not classifiers_only or not (config.workdir / "config.json").exists():
-        write_config(config, data, _device(), wall_time_s=None)
+        write_config(config, data, _device())
     return dataset
 
 
@@ -128,18 +128,27 @@ def prepare(config: Config, dataset: datasets.MultimodalDataset, seed: int) -> P
     return Prepared(dataset, models, folder, seed)
 
 
-def finish(config: Config, dataset: datasets.MultimodalDataset, wall_time_s: float) -> Path:
-    """Writes into config.json how long a run took.
+def finish(
+    config: Config, dataset: datasets.MultimodalDataset, wall_time_s: float, num_gradients: int
+) -> Path:
+    """Writes into config.json what a run, or the last part of one that was killed, took.
 
     Args:
       config: all settings.
       dataset: see `load`.
       wall_time_s: in seconds.
+      num_gradients: in attacks, those of every row counted.
 
     Returns:
       The path written.
     """
-    write_config(config, _digest(dataset), _device(), wall_time_s=round(wall_time_s, 1))
+    write_config(
+        config,
+        _digest(dataset),
+        _device(),
+        wall_time_s=round(wall_time_s, 1),
+        num_gradients=num_gradients,
+    )
     return config.workdir / "config.json"
 
 

@@ -140,8 +140,15 @@ def check_workdir(
         )
 
 
-def write_config(config: Config, data: str, device: str, *, wall_time_s: float | None) -> None:
-    """Writes config.json: flags, data, versions, device and, when done, seconds since the start."""
+def write_config(
+    config: Config,
+    data: str,
+    device: str,
+    *,
+    wall_time_s: float | None = None,
+    num_gradients: int | None = None,
+) -> None:
+    """Writes config.json: flags, data, versions, device and, when done, what it took."""
     content = {
         "flags": _flags(config),
         "data": data,
@@ -152,6 +159,7 @@ def write_config(config: Config, data: str, device: str, *, wall_time_s: float |
         "device": device,
         "platform": platform.platform(),
         "wall_time_s": wall_time_s,
+        "num_gradients": num_gradients,
     }
     write_atomically(config.workdir / "config.json", json.dumps(content, indent=2) + "\n")
 

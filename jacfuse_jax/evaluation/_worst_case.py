@@ -26,11 +26,13 @@ class WorstCase(NamedTuple):
         attack target and rule; see `measure.flatten` for a table.
       outcomes: which rows each rule gets right in the worst case.
       groups: (N,) or (N, G), of the rows.
+      num_gradients: that attacks took, those of every row counted, of steps not kept before.
     """
 
     rows: list[Row]
     outcomes: Outcomes
     groups: NDArray[np.int32]
+    num_gradients: int
 
     def summary(self) -> list[Summary]:
         """A line for every threat model, perturbed modality and rule."""
@@ -115,12 +117,14 @@ def worst_case(
         num_classes=num_classes,
         shapes={modality: tuple(array.shape[1:]) for modality, array in arrays.items()},
     )
+    gradients: list[int] = []
     perturb_fn = make_perturb_fn(
         models,
         attack_steps=attack_steps,
         num_restarts=num_restarts,
         batch_size=batch_size,
         with_grams=with_grams,
+        on_gradients=gradients.append,
     )
     split = {**arrays, "label": labels, "group": groups}
     rows = make_rows(models, split, batch_size=batch_size, with_grams=with_grams)
@@ -130,4 +134,4 @@ def worst_case(
     found = evaluate(
         plan, rows, models.evidence, store, num_attack=num_attack, dataset=dataset, seed=seed
     )
-    return WorstCase(*found, groups)
+    return WorstCase(*found, groups, sum(gradients))

@@ -18,7 +18,13 @@ from jacfuse_jax.evaluation.observing import ObserveFn, concatenate
 from jacfuse_jax.evaluation.outcomes import certified_rows, lead_of, predict_all
 from jacfuse_jax.evaluation.rows import Rows, observe
 from jacfuse_jax.evaluation.rules import EachAlone, predict, regime_of
-from jacfuse_jax.evaluation.stages import Stage, make_attack, stages_of
+from jacfuse_jax.evaluation.stages import (
+    Stage,
+    make_attack,
+    num_gradients,
+    num_steps_of,
+    stages_of,
+)
 from jacfuse_jax.evaluation.subspaces import Subspace, residual
 from jacfuse_jax.evaluation.targets import STRENGTHS, Branch, Step, Target, branch_of
 from jacfuse_jax.evaluation.through import Through, get_through, linf_bounds
@@ -40,6 +46,7 @@ def make_attack_fn(
     num_restarts: int,
     batch_size: int,
     with_grams: bool,
+    on_gradients: Callable[[int], object] | None = None,
 ) -> PerturbFn:
     """Makes the function that attacks rows with one budget after another.
 
@@ -58,6 +65,7 @@ def make_attack_fn(
       num_restarts: starts of PGD and APGD.
       batch_size: rows at a time.
       with_grams: fusion regularises the Jacobian in the input.
+      on_gradients: see `perturb.make_perturb_fn`.
 
     Returns:
       attack_fn(chain, branches, key, rows, found), see `perturb.make_perturb_fn`.
@@ -77,7 +85,7 @@ def make_attack_fn(
             surrogate=branch.surrogate,
         )
 
-    @partial(jax.jit, static_argnames=("attack", "branches", "through"))
+    @partial(jax.jit, static_argnames=("attack", "num_steps", "branches", "through"))
     def attack_batch(
         parameters: Mapping[str, Mapping[str, Any]],
         heads: Mapping[str, Any],
@@ -92,6 +100,7 @@ def make_attack_fn(
         relative_step_size: float,
         *,
         attack: str,
+        num_steps: int,
         branches: tuple[Branch, ...],
         through: Through,
     ) -> dict[str, jax.Array]:
@@ -130,14 +139,14 @@ def make_attack_fn(
                 key,
                 fraction=dict.fromkeys(x, strength),
                 fill_value={modality: models.fill_values[modality] for modality in x},
-                num_steps=attack_steps,
+                num_steps=num_steps,
             )
         options: dict[str, Any] = {} if targets is None else {"targets": targets}
         if attack.startswith(("pgd", "apgd")):
             options["initial"] = start
         if attack.startswith("apgd"):
             options["relative_step_size"] = relative_step_size
-        found = make_attack(attack, attack_steps, num_restarts, num_classes=num_classes)(
+        found = make_attack(attack, num_steps, num_restarts, num_classes=num_classes)(
             attacked_fn,
             x,
             rows.labels,
@@ -175,6 +184,10 @@ def make_attack_fn(
         )
         found: list[dict[str, jax.Array]] = []
         size = max(1, round(stage.batch_share * batch_size))
+        num_steps = num_steps_of(stage, attack_steps)
+        if on_gradients is not None:
+            a_row = num_gradients(stage, num_steps, num_restarts, num_classes=num_classes)
+            on_gradients(len(rows.labels) * a_row)
         for index, batch in enumerate(with_start.batches(size)):
             found.append(
                 attack_batch(
@@ -194,6 +207,7 @@ def make_attack_fn(
                     STRENGTHS[step.perturbation][step.severity - 1],
                     stage.relative_step_size,
                     attack=stage.attack,
+                    num_steps=num_steps,
                     branches=branches,
                     through=stage.through,
                 )

@@ -1,6 +1,6 @@
 """Perturbed inputs of one or several modalities, as fusion sees them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,13 @@ from jacfuse_jax.evaluation.targets import STRENGTHS, Branch, Step
 
 
 def make_perturb_fn(
-    models: Models, *, attack_steps: int, num_restarts: int, batch_size: int, with_grams: bool
+    models: Models,
+    *,
+    attack_steps: int,
+    num_restarts: int,
+    batch_size: int,
+    with_grams: bool,
+    on_gradients: Callable[[int], object] | None = None,
 ) -> PerturbFn:
     """Makes the function that perturbs rows and classifies them.
 
@@ -31,6 +37,8 @@ def make_perturb_fn(
       batch_size: rows at a time.
       with_grams: whether fusion regularises the Jacobian in the input, whose Gram matrices are then
         returned; attacks on the fusion differentiate through them.
+      on_gradients: told how many gradients an attack takes, those of every row counted, from the
+        thread that perturbs; attacks without gradients take none.
 
     Returns:
       perturb_fn(chain, branches, key, rows, found) -> `Observed` of the perturbed rows for each
@@ -47,6 +55,7 @@ def make_perturb_fn(
         num_restarts=num_restarts,
         batch_size=batch_size,
         with_grams=with_grams,
+        on_gradients=on_gradients,
     )
 
     def corrupt(

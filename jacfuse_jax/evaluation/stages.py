@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from jacfuse_jax import attacks
 from jacfuse_jax.evaluation.input_checks import ResidualCheck
-from jacfuse_jax.evaluation.names import APGD_ENSEMBLE
+from jacfuse_jax.evaluation.names import APGD_ENSEMBLE, L0_ATTACKS
 from jacfuse_jax.evaluation.rules import EachAlone, Trained
 from jacfuse_jax.evaluation.targets import MAX_TOWARDS, Step
-from jacfuse_jax.evaluation.through import Through
+from jacfuse_jax.evaluation.through import NUM_DRAWS, Through
 
 # Attacks without gradients evaluate more often than the others take steps.
 _QUERIES_A_STEP = 25
@@ -23,6 +23,7 @@ class Stage(NamedTuple):
       attack: of `names.ATTACKS`.
       from_clean: starts at the clean input; or else at what is best so far.
       relative_step_size: of APGD's first step, as a share of the budget.
+      steps_share: of the steps that an attack has.
       through: how it gets through the check of a rule that has one.
       share_left: how much of the clean input's margin a row may have left to be attacked; 1: any.
       batch_share: of the batch size, where few rows are left.
@@ -31,6 +32,7 @@ class Stage(NamedTuple):
     attack: str
     from_clean: bool = False
     relative_step_size: float = 2.0
+    steps_share: float = 1.0
     share_left: float = 1.0
     batch_share: float = 1.0
     through: Through = ""
@@ -70,7 +72,9 @@ def stages_of(step: Step, *, num_classes: int) -> list[Stage]:
     rule = step.target.rule
     is_own = isinstance(rule, EachAlone)
     stages = [Stage("apgd")]
-    if step.target.towards or step.target.surrogate:
+    if step.target.towards:
+        return [Stage("apgd", steps_share=0.5)]
+    if step.target.surrogate:
         return stages
     if is_own or isinstance(rule, Trained):  # what is found on a classifier is tried on its rules
         stages.append(_SHORT)
@@ -81,6 +85,40 @@ def stages_of(step: Step, *, num_classes: int) -> list[Stage]:
     if not is_checked:
         return stages
     return [*(stage._replace(through="inside") for stage in stages), *_ROUND_A_CHECK]
+
+
+def num_steps_of(stage: Stage, attack_steps: int) -> int:
+    """The steps of the attack of a stage.
+
+    Args:
+      stage: of a step.
+      attack_steps: of iterated attacks.
+    """
+    return max(1, round(stage.steps_share * attack_steps))
+
+
+def num_gradients(stage: Stage, num_steps: int, num_restarts: int, *, num_classes: int) -> int:
+    """How often the attack of a stage differentiates the prediction of one row.
+
+    Args:
+      stage: of a step.
+      num_steps: see `num_steps_of`.
+      num_restarts: starts of PGD and APGD.
+      num_classes: K.
+    """
+    draws = NUM_DRAWS if stage.through.startswith("averaged") else 1
+    if stage.attack == "fgm":
+        return draws
+    if stage.attack in L0_ATTACKS:
+        return num_steps
+    if not stage.attack.startswith(("pgd", "apgd")):
+        return 0
+    goals = _num_targets(num_classes) if stage.attack == "apgd_targeted" else 1
+    return draws * goals * num_steps * num_restarts
+
+
+def _num_targets(num_classes: int) -> int:
+    return min(num_classes - 1, MAX_TOWARDS)
 
 
 def make_attack(
@@ -102,8 +140,8 @@ def make_attack(
     if name.startswith("pgd"):
         return partial(attacks.pgd, **iterated)
     if name == "apgd_targeted":
-        num_targets = min(num_classes - 1, MAX_TOWARDS)
-        return partial(attacks.apgd, loss="targeted_dlr", num_targets=num_targets, **iterated)
+        iterated["num_targets"] = _num_targets(num_classes)
+        return partial(attacks.apgd, loss="targeted_dlr", **iterated)
     if name.startswith("apgd"):
         return partial(attacks.apgd, loss=losses.get(name, "margin"), **iterated)
     if name == "hop_skip_jump":

@@ -11,7 +11,8 @@ from jacfuse_jax.evaluation.subspaces import Subspace, residual, stay_inside
 
 Through = Literal["", "inside", "outside", "averaged", "averaged_anew"]
 """How an attack gets through a check, see `get_through`."""
-_NUM_DRAWS = 4
+NUM_DRAWS = 4
+"""Of the noise that predictions are averaged over."""
 
 Inputs = Mapping[str, jax.Array]
 LogProbFn = Callable[[Inputs], jax.Array]
@@ -105,5 +106,5 @@ def _average(
         return log_prob_fn(noisy)
 
     # One after the other in a loop: unrolled, they take as many times as long to compile.
-    draws = jax.lax.map(draw, jnp.arange(_NUM_DRAWS))
-    return jax.nn.logsumexp(draws, axis=0) - math.log(_NUM_DRAWS)
+    draws = jax.lax.map(draw, jnp.arange(NUM_DRAWS))
+    return jax.nn.logsumexp(draws, axis=0) - math.log(NUM_DRAWS)

@@ -50,6 +50,8 @@ def add_randomness(
     batches: Iterable[Mapping[str, Any]],
     seed: Sequence[int],
     valid_range: tuple[float, float],
+    *,
+    radius_share: float = 1.0,
 ) -> Iterator[dict[str, Any]]:
     """Adds to every batch what the losses of the regimes read.
 
@@ -57,15 +59,21 @@ def add_randomness(
       batches: of one epoch.
       seed: for `np.random.default_rng`, for example (seed, modality index, epoch).
       valid_range: (low, high) of the training inputs.
+      radius_share: what adversarial perturbations have of `PGD_EPSILON`, see `pgd_loss`.
 
     Yields:
-      The batches with "key", a PRNG key that depends on the seed and the batch's place alone, and
-      "valid_range".
+      The batches with "key", a PRNG key that depends on the seed and the batch's place alone,
+      "valid_range" and "radius_share".
     """
     rng = np.random.default_rng((*seed, _STREAM))
     for batch in batches:
         key = jax.random.key(int(rng.integers(2**32)))
-        yield {**batch, "key": key, "valid_range": valid_range}
+        yield {
+            **batch,
+            "key": key,
+            "valid_range": valid_range,
+            "radius_share": np.float32(radius_share),
+        }
 
 
 def noise_loss(model: Any, batch: Batch) -> jax.Array:
@@ -88,13 +96,15 @@ def pgd_loss(model: Any, batch: Batch) -> jax.Array:
     """Cross-entropy on adversarial inputs, max of -log p(label | x') over ||x' - x||_inf <= eps.
 
     The maximum is what `attacks.pgd` finds against the model in `PGD_STEPS` steps from one random
-    start, eps = `PGD_EPSILON`, and in evaluation mode never below the loss of the clean input. Its
-    derivative in the parameters is that at a fixed x' (Danskin's theorem).
+    start, eps = `radius_share` `PGD_EPSILON`, and in evaluation mode never below the loss of the
+    clean input. Its derivative in the parameters is that at a fixed x' (Danskin's theorem). At the
+    whole radius from the first step on, a model of noisy inputs learns to answer one class always.
 
     Args:
       model: maps inputs (B, ...) to a `UnimodalOutput`; in evaluation mode sample b may depend on
         sample b only.
-      batch: {"inputs": (B, ...), floating, "label": (B,), "key", "valid_range": (low, high)}.
+      batch: {"inputs": (B, ...), floating, "label": (B,), "key", "valid_range": (low, high),
+        "radius_share"}.
 
     Returns:
       (B,) losses.
@@ -112,7 +122,7 @@ def pgd_loss(model: Any, batch: Batch) -> jax.Array:
         {"inputs": batch["inputs"]},
         batch["label"],
         batch["key"],
-        epsilon={"inputs": PGD_EPSILON},
+        epsilon={"inputs": batch["radius_share"] * PGD_EPSILON},
         num_steps=PGD_STEPS,
         valid_range={"inputs": batch["valid_range"]},
     )
