@@ -72,7 +72,7 @@ def add_randomness(
             **batch,
             "key": key,
             "valid_range": valid_range,
-            "radius_share": np.float32(radius_share),
+            "radius_share": radius_share,
         }
 
 

@@ -121,6 +121,45 @@ def test_rows_that_another_attack_has_overcome_are_not_attacked(models, rows):
     assert not same[20:][was_right[20:]].all()
 
 
+def test_gradients_are_counted_where_rows_are_attacked(models, rows):
+    counts: list[int] = []
+    options: Any = {"attack_steps": 6, "num_restarts": 2, "on_gradients": counts.append}
+    attack(models, rows, chain_of(OWN), **options)
+    assert counts == [40 * 6 * 2] * 5
+    counts.clear()
+    attack(models, rows, chain_of(OWN._replace(towards=1), APGD_ENSEMBLE), **options)
+    assert counts == [40 * 3 * 2] * 5
+    counts.clear()
+    attack(models, rows, chain_of(OWN, "square", severities=(1,)), **options)
+    assert counts == [0]
+    for target in (CONTAMINATED, SCALED):
+        counts.clear()
+        results = attack(models, rows, chain_of(target), **options)
+        certified = certified_rows(target.rule, ("image",), ("image",), rows, models.evidence)
+        before = [rows.observed(), *results[:-1]]
+        left = [(right(models, rows, target, o) & ~certified).sum() for o in before]
+        assert counts == [12 * count for count in left]
+        assert 0 < left[0] < 40
+    assert left[0] > left[-1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (Stage("apgd"), 10 * 3),
+        (Stage("pgd_l2"), 10 * 3),
+        (Stage("apgd_targeted"), 4 * 10 * 3),
+        (Stage("apgd", through="inside"), 10 * 3),
+        (Stage("apgd", through="averaged_anew"), 4 * 10 * 3),
+        (Stage("fgm", through="outside"), 1),
+        (Stage("adversarial_missing"), 10),
+        (Stage("hop_skip_jump"), 0),
+    ],
+)
+def test_gradients_of_a_row(stage, expected):
+    assert stages.num_gradients(stage, 10, 3, num_classes=5) == expected
+
+
 def test_closing_stages_are_for_rows_that_are_nearly_lost(models, rows, monkeypatch):
     chain = chain_of(SCALED, severities=(3,))
     first = Stage("fgm")

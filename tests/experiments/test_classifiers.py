@@ -55,6 +55,8 @@ def test_regimes_share_initial_parameters_and_batches_but_no_folder(dataset, tmp
     state, batches, _ = calls[tmp_path / "checkpoints" / "upper"]
     assert len(batches) == 9
     assert len({tuple(jax.random.key_data(batch["key"]).tolist()) for batch in batches}) == 9
+    shares = [float(batch["radius_share"]) for batch in batches]
+    np.testing.assert_allclose(shares, np.repeat([2 / 3, 1, 1], 3), rtol=1e-6)
     for regime in regimes.REGIMES[1:]:
         other_state, other_batches, loss_fn = calls[tmp_path / f"checkpoints_{regime}" / "upper"]
         chex.assert_trees_all_equal(state, other_state)

@@ -236,13 +236,14 @@ def test_other_files_tell_the_same_methods(finished):
 
 
 @pytest.mark.slow
-def test_config_holds_flags_versions_device_and_wall_time(finished):
+def test_config_holds_flags_versions_device_and_what_it_took(finished):
     config = json.loads((finished[0] / "config.json").read_text())
     assert config["flags"]["num_eval"] == 60
     assert config["flags"]["scales"] == [0.5, 0.2]
     assert {"python", "jax", "flax", "jacfuse_jax"} <= set(config["versions"])
     assert config["device"]
     assert config["wall_time_s"] > 0
+    assert config["num_gradients"] > 0
 
 
 # One run for two questions: each takes as long as it takes to start.

@@ -20,9 +20,9 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 VALID_RANGE = (0.0, 1.0)
 
 
-def make_batch(epoch=0, inputs=INPUTS):
+def make_batch(epoch=0, inputs=INPUTS, **options):
     batches = [{"inputs": inputs, "label": LABELS, "mask": np.ones(6)}]
-    return next(regimes.add_randomness(batches, (0, 1, epoch), VALID_RANGE))
+    return next(regimes.add_randomness(batches, (0, 1, epoch), VALID_RANGE, **options))
 
 
 class Linear(nnx.Module):
@@ -158,14 +158,15 @@ class TestNoise:
 
 
 class TestPgd:
-    def test_finds_the_worst_input_of_a_linear_model(self):
+    @pytest.mark.parametrize("share", [1, 0.25, 0])
+    def test_finds_the_worst_input_of_a_linear_model(self, share):
         # With two classes the gradient keeps its sign, so the best vertex of the ball is known.
         model, labels = Linear(num_classes=2), LABELS % 2
-        batch = {**make_batch(), "label": labels}
+        batch = {**make_batch(radius_share=share), "label": labels}
         kernel = np.asarray(model.kernel[...])
         uphill = np.sign(kernel[:, 1] - kernel[:, 0]).reshape(5, 4, 1)
         direction = np.where(labels[:, None, None, None] == 0, uphill, -uphill)
-        worst = np.clip(INPUTS + regimes.PGD_EPSILON * direction, *VALID_RANGE)
+        worst = np.clip(INPUTS + share * regimes.PGD_EPSILON * direction, *VALID_RANGE)
         log_probs = scipy.special.log_softmax(worst.reshape(6, -1) @ kernel, axis=1)
         losses, gradient = losses_and_gradient(regimes.pgd_loss, model, batch)
         np.testing.assert_allclose(losses, -log_probs[np.arange(6), labels], rtol=1e-9)
