@@ -62,7 +62,8 @@ def write_trade_off(summaries: Sequence[Summary], folder: Path) -> list[Path]:
 
     A star marks what validation data chose; the area that a rule dominates stands below. Means
     over severities, of the first seed, where the defender knows what is perturbed. Methods that
-    lose more than five points of clean accuracy against the best lie outside.
+    lose more than five points of clean accuracy against the best lie outside, and are named below
+    if all their parameters do.
 
     Args:
       summaries: of all seeds.
@@ -106,9 +107,16 @@ def write_trade_off(summaries: Sequence[Summary], folder: Path) -> list[Path]:
         areas = hypervolumes(x for x in chosen if x.perturbed == panel)
         shares = ", ".join(f"{name} {area:.3f}" for name, area in areas.items())
         axis.set_title(f"{panel} perturbed")
-        note = textwrap.fill(f"area dominated: {shares or 'none'}", 80)
-        axis.set_xlabel(f"clean accuracy in %\n{note}", fontsize=8)
         best = 100 * lines.clean.max()
+        notes = [f"area dominated: {shares or 'none'}"]
+        most = 100 * lines.groupby("method").clean.transform("max")
+        outside = lines[most < best - _CLEAN_RANGE]
+        if len(outside):
+            points = zip(outside.method, 100 * outside.clean, 100 * outside.worst, strict=True)
+            named = ", ".join(f"{name} ({x:.1f}, {y:.1f})" for name, x, y in points)
+            notes.append(f"further left (clean, worst): {named}")
+        note = "\n".join(textwrap.fill(line, 80) for line in notes)
+        axis.set_xlabel(f"clean accuracy in %\n{note}", fontsize=8)
         axis.set_xlim(best - _CLEAN_RANGE, best + 0.05 * _CLEAN_RANGE)
     _finish(figure, axes, "worst-case accuracy in %")
     figure.suptitle("Worst case over linf attacks and targets, mean over epsilon")

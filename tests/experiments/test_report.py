@@ -294,7 +294,17 @@ class TestFigures:
             stars = [line for line in axis.get_lines() if line.get_marker() == "*"]
             assert len(stars) == 1  # of the scaled method
             assert axis.get_xlim() == pytest.approx((70, 75.25))
+            assert "further left" not in axis.get_xlabel()
         assert figure.axes[0].get_ylabel() == "worst-case accuracy in %"
+
+    def test_trade_off_names_what_lies_outside(self, tmp_path, kept_figures):
+        summaries = summaries_of(FIGURE_ROWS, outcomes_of(FIGURE_ROWS))
+        moved = [line._replace(clean=0.69) if line.rule == MEAN else line for line in summaries]
+        write_trade_off(moved, tmp_path)
+        (figure,) = kept_figures
+        for axis in figure.axes:
+            *_, last = axis.get_xlabel().splitlines()
+            assert last == "further left (clean, worst): mean (69.0, 50.0)"
 
 
 def read_csv(path):
@@ -322,7 +332,7 @@ def test_all_files_of_several_seeds_are_written_and_named(tmp_path, capsys):
             for row in FIGURE_ROWS
         ]
         scores = [Score("image", scaled(), 0.5, None, True)]
-        findings[seed] = robust_fusion.Findings(rows, outcomes_of(rows), scores, GROUPS)
+        findings[seed] = robust_fusion.Findings(rows, outcomes_of(rows), scores, GROUPS, 7)
     paths = robust_fusion.write(findings, tmp_path, note="How it was.")
     files = {"results.csv", "summary.csv", "comparison.csv", "selection.csv", "report.md"}
     figures = {"accuracy_known_image.png", "accuracy_known_audio.png", "trade_off.png"}
