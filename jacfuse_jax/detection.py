@@ -20,6 +20,7 @@ from jacfuse_jax._checks import (
 )
 from jacfuse_jax._likelihoods import like_rows
 from jacfuse_jax._precision import product
+from jacfuse_jax._presence import Present, any_of, check_available, silence
 from jacfuse_jax.calibration import fit_temperature
 from jacfuse_jax.fusion import Rule, fuse, statistical_fusion
 from jacfuse_jax.fusion._rule import Grams
@@ -97,6 +98,7 @@ def detect(
     class_prior: AnyArray,
     *,
     prevalence: ArrayLike = 0.5,
+    present: Present | None = None,
 ) -> Detection:
     """Posterior probabilities of which modality is perturbed, if any.
 
@@ -121,6 +123,8 @@ def detect(
       detector: {modality: reference}, from `fit_detector`, of all modalities.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       prevalence: pi in [0, 1], a scalar, traced or not.
+      present: see `fusion.statistical_fusion`. M is the number of modalities that a row has; what
+        it lacks is not perturbed.
 
     Returns:
       `Detection`, NaN for samples whose logits are not finite.
@@ -133,28 +137,37 @@ def detect(
     References:
       Derived here; of the deviation see `fit_detector`.
     """
-    arrays, log_prior = check_inputs(logits, class_prior)
+    arrays, log_prior, checked = check_available(logits, class_prior, present)
     check_mapping("detector", detector, "reference")
     check_modalities("logits", tuple(arrays), detector)
     prevalence = check_scalar("prevalence", prevalence, log_prior.dtype, high=1)
-    calibrated = {
-        name: jax.nn.log_softmax(z / detector[name].temperature.astype(z.dtype))
-        for name, z in arrays.items()
-    }
+    calibrated = silence(
+        {
+            name: jax.nn.log_softmax(z / detector[name].temperature.astype(z.dtype))
+            for name, z in arrays.items()
+        },
+        log_prior,
+        checked,
+    )
+    n = len(next(iter(arrays.values())))
     log_agreement = _log_agreement(calibrated, log_prior)
     disagreement = {
         name: _log_agreement({n: z for n, z in calibrated.items() if n != name}, log_prior)
         - log_agreement
         for name in arrays
     }
-    deviation = {name: _deviation(z, detector[name], log_prior) for name, z in arrays.items()}
-    log_share = jnp.log(prevalence / len(arrays))
-    scores = jnp.stack(
-        [
-            jnp.broadcast_to(jnp.log1p(-prevalence), log_agreement.shape),
-            *(log_share + disagreement[name] + deviation[name] for name in arrays),
-        ]
+    has = {name: jnp.broadcast_to(any_of([name], checked), (n, 1))[:, 0] for name in arrays}
+    deviation = {
+        name: jnp.where(has[name], _deviation(z, detector[name], log_prior), 0)
+        for name, z in arrays.items()
+    }
+    count = jnp.stack(list(has.values())).sum(axis=0)
+    log_share = jnp.log(prevalence / jnp.maximum(count, 1).astype(log_prior.dtype))
+    of_perturbed = (
+        jnp.where(has[name], log_share + disagreement[name] + deviation[name], -jnp.inf)
+        for name in arrays
     )
+    scores = jnp.stack([jnp.where(count > 0, jnp.log1p(-prevalence), 0), *of_perturbed])
     log_posterior = jax.nn.log_softmax(scores, axis=0)
     return Detection(
         log_posterior[0],
@@ -172,6 +185,7 @@ def detected_fusion(
     *,
     prevalence: ArrayLike = 0.5,
     grams: Grams | None = None,
+    present: Present | None = None,
 ) -> jax.Array:
     """Fuses without knowing which modality is perturbed: averages over the answers.
 
@@ -187,6 +201,7 @@ def detected_fusion(
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       prevalence: see `detect`.
       grams: as in `fusion.fuse`, of every modality, for the rules that need them.
+      present: see `detect`.
 
     Returns:
       (B, K) log-probabilities, in the dtype of the logits.
@@ -197,12 +212,14 @@ def detected_fusion(
     References:
       Derived here.
     """
-    detection = detect(logits, detector, class_prior, prevalence=prevalence)
+    detection = detect(logits, detector, class_prior, prevalence=prevalence, present=present)
     arrays = check_logits(logits)
     terms = [
-        detection.log_unperturbed[:, None] + statistical_fusion(arrays, class_prior),
+        detection.log_unperturbed[:, None]
+        + statistical_fusion(arrays, class_prior, present=present),
         *(
-            log_posterior[:, None] + fuse(rule, arrays, class_prior, perturbed=name, grams=grams)
+            log_posterior[:, None]
+            + fuse(rule, arrays, class_prior, perturbed=name, grams=grams, present=present)
             for name, log_posterior in detection.log_perturbed.items()
         ),
     ]

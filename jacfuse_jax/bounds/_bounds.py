@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import (
-    check_inputs,
     check_mapping,
     check_modalities,
     check_scalar,
 )
 from jacfuse_jax._likelihoods import rounding_of_probs
+from jacfuse_jax._presence import Present, any_of, check_available
 from jacfuse_jax._simplex import fill_excluded, log_jacobian_norm
 from jacfuse_jax.fusion import statistical_fusion
 from jacfuse_jax.linalg import GramSpectrum
@@ -77,6 +77,7 @@ def bias_bound(
     *,
     perturbed: str | tuple[str, ...],
     gamma: ArrayLike,
+    present: Present | None = None,
 ) -> jax.Array:
     """How far one recalibration moves a prediction at most: what robustness costs on clean data.
 
@@ -100,6 +101,7 @@ def bias_bound(
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities believed perturbed; static.
       gamma: in (0, 1], a scalar, traced or not.
+      present: see `fusion.statistical_fusion`.
 
     Returns:
       (B,), in the dtype of the logits, float32 for half precision.
@@ -110,7 +112,7 @@ def bias_bound(
     References:
       Derived here.
     """
-    arrays, log_prior = check_inputs(logits, class_prior)
+    arrays, log_prior, checked = check_available(logits, class_prior, present)
     dtype = log_prior.dtype
     names = check_modalities("perturbed", perturbed, arrays)
     check_mapping("grams", grams, "spectrum")
@@ -130,5 +132,7 @@ def bias_bound(
         # Zero where it is, not by underflow.
         smallest = float(jnp.finfo(dtype).tiny) / float(jnp.finfo(dtype).eps)
         share = jnp.where(log_x > -jnp.inf, jnp.maximum(jax.nn.sigmoid(log_x), smallest), 0)
-        total += jnp.sqrt(rank) * share * jnp.linalg.norm(z, axis=-1)
+        moved = jnp.sqrt(rank) * share * jnp.linalg.norm(z, axis=-1)
+        is_moved = any_of([name], checked).reshape(-1)
+        total += jnp.asarray(jnp.where(is_moved, moved, 0))
     return total * (1 + 8 * jnp.finfo(dtype).eps) / 2

@@ -10,12 +10,12 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax._checks import (
     check_batch_size,
-    check_inputs,
     check_modalities,
 )
 from jacfuse_jax._precision import product
+from jacfuse_jax._presence import Present, check_available
 from jacfuse_jax.fusion import robust_fusion
-from jacfuse_jax.fusion._iterations import iterate
+from jacfuse_jax.fusion._iterations import Sample, iterate
 from jacfuse_jax.fusion._robust import RobustInputs, check_robust
 from jacfuse_jax.jacobians import softmax_jacobian
 from jacfuse_jax.linalg import GramSpectrum
@@ -31,6 +31,7 @@ def frozen_jacobian(
     perturbed: str | tuple[str, ...],
     gamma: ArrayLike,
     num_iterations: int = 1,
+    present: Present | None = None,
 ) -> dict[str, jax.Array]:
     """Jacobian of `fusion.robust_fusion` in the logits, with the matrices R_m held fixed.
 
@@ -44,15 +45,16 @@ def frozen_jacobian(
       perturbed: name or names of the modalities believed perturbed; static.
       gamma: in (0, 1], a scalar, traced or not.
       num_iterations: at least 1; static.
+      present: see `fusion.statistical_fusion`.
 
     Returns:
-      {perturbed modality: (B, K, K)}.
+      {perturbed modality: (B, K, K)}, zero in what a row lacks.
 
     Raises:
       TypeError, ValueError: as `fusion.robust_fusion`.
     """
     names, inputs = check_robust(
-        logits, grams, class_prior, perturbed, gamma, num_iterations, "closed_form"
+        logits, grams, class_prior, perturbed, gamma, num_iterations, "closed_form", present
     )
     return _frozen_jacobian(inputs, names, num_iterations)
 
@@ -64,9 +66,14 @@ def _frozen_jacobian(
 ) -> dict[str, jax.Array]:
     """`frozen_jacobian` of arguments that are checked."""
 
-    def fuse_sample(*arguments: Any) -> tuple[jax.Array, list[jax.Array]]:
-        log_probs, _, recalibrations = iterate(names, num_iterations, "closed_form", *arguments)
-        return log_probs, [recalibration.matrix for recalibration in recalibrations]
+    def fuse_sample(sample: Sample, *arguments: Any) -> tuple[jax.Array, list[jax.Array]]:
+        log_probs, _, recalibrations = iterate(
+            names, num_iterations, "closed_form", sample, *arguments
+        )
+        return log_probs, [
+            sample.where_present(name, recalibration.matrix, 0)
+            for name, recalibration in zip(names, recalibrations, strict=True)
+        ]
 
     log_probs, matrices = map_samples(fuse_sample, *inputs)
     J = softmax_jacobian(jnp.exp(log_probs))
@@ -82,6 +89,7 @@ def total_jacobian(
     gamma: ArrayLike,
     num_iterations: int = 1,
     batch_size: int | None = None,
+    present: Present | None = None,
 ) -> dict[str, jax.Array]:
     """Jacobian of `fusion.robust_fusion` in the logits, through the solve, by `jax.jacfwd`.
 
@@ -98,19 +106,23 @@ def total_jacobian(
       num_iterations: at least 1; static.
       batch_size: samples differentiated at a time, which bounds memory; None takes all at once.
         With one, every call outside of `jax.jit` compiles anew.
+      present: see `fusion.statistical_fusion`.
 
     Returns:
-      {modality: dp'/dz_m, (B, K, K)} of all modalities, trusted ones included.
+      {modality: dp'/dz_m, (B, K, K)} of all modalities, trusted ones included; zero in what a row
+      lacks.
 
     Raises:
       TypeError, ValueError: as `fusion.robust_fusion`, or a spectrum is not shared.
     """
-    arrays, _ = check_inputs(logits, class_prior)
+    arrays, _, checked = check_available(logits, class_prior, present)
     for name in check_modalities("perturbed", perturbed, arrays):
         if name in grams and jnp.ndim(grams[name].eigenvalues) != 1:
             raise ValueError(f"grams[{name!r}] must be shared by all samples")
 
-    def fuse(sample: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def fuse(
+        sample: dict[str, jax.Array], of_sample: dict[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         out = robust_fusion(
             {name: z[None] for name, z in sample.items()},
             grams,
@@ -118,12 +130,15 @@ def total_jacobian(
             perturbed=perturbed,
             gamma=gamma,
             num_iterations=num_iterations,
+            present=of_sample,
         )
         return out.log_probs[0], out.log_probs[0]
 
-    def of_sample(sample: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def differentiate(
+        batched: tuple[dict[str, jax.Array], dict[str, jax.Array]],
+    ) -> dict[str, jax.Array]:
         # Through exp, 1 - p would be left to rounding where p rounds to one.
-        jacobians, log_probs = jax.jacfwd(fuse, has_aux=True)(sample)
+        jacobians, log_probs = jax.jacfwd(fuse, has_aux=True)(*batched)
         J, is_possible = softmax_jacobian(jnp.exp(log_probs)), log_probs[:, None] > -jnp.inf
         return {
             name: product(J, jnp.asarray(jnp.where(is_possible, jac, 0)))
@@ -132,5 +147,5 @@ def total_jacobian(
 
     check_batch_size(batch_size)
     if batch_size is None:
-        return jax.vmap(of_sample)(arrays)
-    return map_in_chunks(of_sample, arrays, batch_size)
+        return jax.vmap(differentiate)((arrays, checked))
+    return map_in_chunks(differentiate, (arrays, checked), batch_size)

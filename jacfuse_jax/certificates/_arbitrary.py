@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacfuse_jax._checks import check_inputs, check_labelled, check_modalities
+from jacfuse_jax._checks import check_labelled, check_modalities
 from jacfuse_jax._likelihoods import fuse_independent
+from jacfuse_jax._presence import Present, any_of, check_available
 from jacfuse_jax._simplex import mark_class, rounding_of_sum
 from jacfuse_jax.certificates._bounded import (
     Bounded,
@@ -75,6 +76,7 @@ def certify_modality(
     *,
     corrupted: str | tuple[str, ...] | int,
     perturbed: str | tuple[str, ...] | None = None,
+    present: Present | None = None,
 ) -> Certificate:
     """Certifies fused classes against arbitrary corruption of modalities.
 
@@ -87,6 +89,9 @@ def certify_modality(
     sample enters the fused class only, so that the certificate of a sample is the same before and
     after the corruption where the class is certified.
 
+    Which modalities a row has is given, and not the attacker's choice: what it lacks cannot be
+    corrupted.
+
     Args:
       rule: `fusion.Contaminated`, `Cascade`, `Scaled` or `Statistical`; its numbers are scalars,
         traced or not.
@@ -95,6 +100,7 @@ def certify_modality(
       corrupted: name or names of the modalities that may say anything, all at once; or a number s:
         any s of them at once; "any_one" is 1. Static.
       perturbed: name or names of the modalities that the rule bounds; static. None: all of them.
+      present: see `fusion.statistical_fusion`.
 
     Returns:
       `Certificate(label (B,), certified (B,), margin (B,))`. A perturbed modality may be NaN or
@@ -111,12 +117,12 @@ def certify_modality(
       Derived here.
     """
     rule = check_supported(rule, _CERTIFIED, "that can be certified")
-    arrays, log_prior = check_inputs(logits, class_prior)
+    arrays, log_prior, checked = check_available(logits, class_prior, present)
     dtype = log_prior.dtype
     names = check_perturbed(perturbed, arrays)
     cases = _cases(corrupted, arrays)
     rule = check_numbers_of(rule, dtype)
-    fused = fuse(rule, arrays, class_prior, perturbed=names)
+    fused = fuse(rule, arrays, class_prior, perturbed=names, present=present)
     bounded = Bounded.of(rule, names, dtype)
     names, e, t, c = bounded
     label = fused.argmax(axis=-1).astype(jnp.int32)
@@ -130,7 +136,10 @@ def certify_modality(
 
     def certify(corrupted: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
         rest = sum((r for name, r in ratios.items() if name not in corrupted), start=log_prior)
-        gain = sum(bound if name in names else jnp.inf for name in corrupted)
+        gain = sum(
+            jnp.where(any_of([name], checked), bound if name in names else jnp.inf, 0)
+            for name in corrupted
+        )
         # Where another modality excludes a class, it stays excluded, whatever is gained.
         worst = jnp.where(rest == -jnp.inf, rest, rest + gain)
 
@@ -139,13 +148,15 @@ def certify_modality(
             return of_label - jnp.where(is_label, -jnp.inf, worst + rounding).max(axis=-1)
 
         certified, margin = lead(rounding) > 0, lead(0.0)
-        if trusted and set(corrupted) <= set(names):
+        may_decide = any_of(trusted, checked) & ~any_of(set(corrupted) - set(names), checked)
+        if trusted:
             log_trusted = fuse_independent(trusted, log_prior[0])
             confidence = jnp.exp(log_trusted.max(axis=-1))
+            confidence = jnp.where(may_decide.reshape(-1), confidence, 0)
             top = jnp.where(is_label, -jnp.inf, log_trusted).max(axis=-1)
             margin = jnp.where(confidence > c, log_trusted.max(axis=-1) - top, margin)
             certified |= confidence > c + 8 * (len(arrays) + 1) * jnp.finfo(dtype).eps
-        return certified, margin
+        return certified | ~any_of(corrupted, checked).reshape(-1), margin
 
     results = [certify(case) for case in cases]
     certified = jnp.stack([of_case for of_case, _ in results]).all(axis=0)
@@ -162,6 +173,7 @@ def certified_accuracy(
     *,
     corrupted: str | tuple[str, ...] | int,
     perturbed: str | tuple[str, ...] | None = None,
+    present: Present | None = None,
 ) -> CertifiedAccuracy:
     """Clean and certified accuracy of a rule, or of C rules of one kind in one vectorised call.
 
@@ -175,6 +187,7 @@ def certified_accuracy(
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       corrupted: as for `certify_modality`.
       perturbed: as there.
+      present: as there.
 
     Returns:
       `CertifiedAccuracy(clean, certified)`, scalars, or (C,) where a number of the rule is.
@@ -189,7 +202,12 @@ def certified_accuracy(
 
     def accuracies(rule: BoundedRule) -> CertifiedAccuracy:
         label, certified, _ = certify_modality(
-            rule, arrays, class_prior, corrupted=corrupted, perturbed=perturbed
+            rule,
+            arrays,
+            class_prior,
+            corrupted=corrupted,
+            perturbed=perturbed,
+            present=present,
         )
         is_correct = jnp.where(is_known, (label == classes).astype(dtype), jnp.nan)
         # Of a parameter that is no number the margins are none either.

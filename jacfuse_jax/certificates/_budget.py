@@ -59,6 +59,7 @@ from jacfuse_jax._checks import (
     check_with_prior,
 )
 from jacfuse_jax._likelihoods import rounding_of_probs
+from jacfuse_jax._presence import Present, any_of, check_present, silence
 from jacfuse_jax._simplex import (
     log_complement,
     log_jacobian_norm,
@@ -88,6 +89,7 @@ def certified_radius(
     grams: Mapping[str, GramSpectrum] | None = None,
     lipschitz: ArrayLike = 1.0,
     perturbed: str | tuple[str, ...] | None = None,
+    present: Present | None = None,
 ) -> jax.Array:
     """Radius within which the class that a rule fuses provably does not change.
 
@@ -107,6 +109,7 @@ def certified_radius(
         `bounds.spectral_norm`.
       perturbed: name or names of the modalities that the rule believes perturbed; static. None: all
         of them.
+      present: see `fusion.statistical_fusion`; the radius of what a row lacks is infinite.
 
     Returns:
       (B,), radii in the 2-norm of the input; zero where nothing can be said, as for NaN or, in
@@ -124,13 +127,15 @@ def certified_radius(
     """
     rule = check_supported(rule, _WITH_RADIUS, "that have a radius")
     arrays, prior = check_with_prior(logits, class_prior)
+    checked = check_present(present, arrays)
+    arrays = silence(arrays, jnp.log(prior), checked)
     dtype = prior.dtype
     check_modalities("corrupted", (corrupted,), arrays)
     names = check_perturbed(perturbed, arrays)
     lipschitz = check_scalar("lipschitz", lipschitz, dtype, positive=True)
     if not isinstance(rule, Robust):
         rule = check_numbers_of(rule, dtype)
-        return _bounded_radius(rule, arrays, prior, lipschitz, corrupted, names)
+        return _bounded_radius(rule, arrays, prior, lipschitz, checked, corrupted, names)
     if names != (corrupted,):
         raise ValueError(
             f"robust fusion has radii where perturbed is the modality that moves, {corrupted!r}, "
@@ -148,21 +153,29 @@ def certified_radius(
     spectrum = check_spectrum(
         f"grams[{corrupted!r}]", grams[corrupted], arrays[corrupted].shape, dtype
     )
-    return _robust_radius(rule, arrays, prior, spectrum, lipschitz, corrupted)
+    return _robust_radius(rule, arrays, prior, spectrum, lipschitz, checked, corrupted)
 
 
 # Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=(5, 6))
 def _bounded_radius(
     rule: Statistical | Scaled | Contaminated,
     arrays: dict[str, jax.Array],
     class_prior: jax.Array,
     lipschitz: jax.Array,
+    present: dict[str, jax.Array],
     corrupted: str,
     names: tuple[str, ...],
 ) -> jax.Array:
     """`certified_radius` of a rule that bounds what modalities say, of arguments checked."""
-    certificate = certify_modality(rule, arrays, class_prior, corrupted=corrupted, perturbed=names)
+    certificate = certify_modality(
+        rule,
+        arrays,
+        class_prior,
+        corrupted=corrupted,
+        perturbed=names,
+        present={name: mask[:, 0] for name, mask in present.items()},
+    )
     log_prior = jnp.log(class_prior)
     bounded = Bounded.of(rule, names, log_prior.dtype)
     ratios = bounded.log_ratios(arrays, log_prior)
@@ -201,13 +214,14 @@ def _bounded_radius(
     return jnp.where(certificate.certified, jnp.inf, radius)
 
 
-@functools.partial(jax.jit, static_argnums=5)
+@functools.partial(jax.jit, static_argnums=6)
 def _robust_radius(
     rule: Robust,
     arrays: dict[str, jax.Array],
     class_prior: jax.Array,
     spectrum: GramSpectrum,
     lipschitz: jax.Array,
+    present: dict[str, jax.Array],
     perturbed: str,
 ) -> jax.Array:
     """`certified_radius` of robust fusion, of arguments that are checked."""
@@ -237,7 +251,9 @@ def _robust_radius(
         moved = (norm_R + slope * rho) * rho + slope * rho * norm_z
         return log_odds.max(axis=-1) + _SQRT2 * (1 + 8 * eps) * moved < 0
 
-    return _largest_radius(is_safe, log_odds) / lipschitz
+    radius = _largest_radius(is_safe, log_odds) / lipschitz
+    is_fixed = ~any_of([perturbed], present).reshape(-1) & ~jnp.isnan(fused).any(axis=-1)
+    return jnp.where(is_fixed, jnp.inf, radius)
 
 
 def _against_label(scores: jax.Array, rounding: jax.Array) -> jax.Array:

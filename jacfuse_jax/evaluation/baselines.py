@@ -14,7 +14,8 @@ from jax.typing import ArrayLike
 
 from jacfuse_jax import fusion
 from jacfuse_jax._arrays import AnyArray, in_dtype_of, known_array
-from jacfuse_jax._checks import check_logits, in_full_precision
+from jacfuse_jax._checks import in_full_precision
+from jacfuse_jax._presence import any_of, check_available, stack_log_probs
 from jacfuse_jax._simplex import mark_likeliest
 from jacfuse_jax.fusion import FusionInputs, Rule
 
@@ -29,12 +30,13 @@ class Calibrated(Rule):
     """Statistical fusion of z_m / T_m, with the temperatures of the evidence."""
 
     kind = "temperature"
+    takes_missing = True
 
     temperatures: Any = None
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
         calibrated = {name: z / self.temperatures[name] for name, z in inputs.logits.items()}
-        return fusion.statistical_fusion(calibrated, inputs.class_prior)
+        return fusion.statistical_fusion(calibrated, inputs.class_prior, present=inputs.present)
 
 
 @register_dataclass
@@ -66,6 +68,7 @@ class DropSuspect(Rule):
     """
 
     kind = "drop_suspect"
+    takes_missing = True
     searched: ClassVar[Mapping[str, str]] = {"confidence": "c"}
 
     confidence: ArrayLike = 0.0
@@ -101,12 +104,13 @@ class DempsterShafer(Rule):
     """
 
     kind = "dempster_shafer"
+    takes_missing = True
 
     temperatures: Any = None
     error_rates: Any = None
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
-        arrays = check_logits(inputs.logits)
+        arrays, log_prior, checked = check_available(*inputs[:2], inputs.present)
         first = next(iter(arrays.values()))
         # Sums of products of masses, as differences of plausibilities would cancel.
         log_mass = jnp.full_like(first, -jnp.inf)
@@ -116,11 +120,17 @@ class DempsterShafer(Rule):
             error_rate = known_array(self.error_rates[name], z.dtype)
             log_own = jnp.log1p(-error_rate) + jax.nn.log_softmax(z / temperature)
             log_error = jnp.log(error_rate)
+            # What is missing leaves all mass to all classes.
+            is_present = any_of([name], checked)
+            log_own = jnp.where(is_present, log_own, -jnp.inf)
+            log_error = jnp.where(is_present, log_error, 0)
             log_mass = _log_add(log_mass + _log_add(log_own, log_error), log_frame + log_own)
             log_frame = log_frame + log_error
         log_probs = _log_add(log_mass, log_frame - math.log(first.shape[-1]))
         is_undefined = (log_probs == -jnp.inf).all(axis=-1, keepdims=True)
-        return in_dtype_of(inputs.logits, jax.nn.log_softmax(jnp.where(is_undefined, 0, log_probs)))
+        log_probs = jax.nn.log_softmax(jnp.where(is_undefined, 0, log_probs))
+        log_probs = jnp.where(any_of(arrays, checked), log_probs, log_prior[None])
+        return in_dtype_of(inputs.logits, log_probs)
 
 
 @register_dataclass
@@ -141,17 +151,20 @@ class EnergyWeighted(Rule):
     """
 
     kind = "energy_weighted"
+    takes_missing = True
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
-        arrays = check_logits(inputs.logits)
+        arrays, log_prior, checked = check_available(*inputs[:2], inputs.present)
         _check_unnormalised(inputs.logits)
         fused = jnp.zeros_like(next(iter(arrays.values())))
+        # The energy of log-probabilities, such as the prior in the place of what is missing, is 0.
         for z in arrays.values():
             weight = _ENERGY_SCALE * jax.nn.logsumexp(z, axis=-1, keepdims=True)
             is_excluded = z == -jnp.inf
             # The product would be NaN for w = 0, and infinite for w < 0.
             term = weight * jnp.where(is_excluded, 0, z)
             fused = fused + jnp.where(is_excluded, -jnp.inf, term)
+        fused = jnp.where(any_of(arrays, checked), fused, log_prior[None])
         return in_dtype_of(inputs.logits, jax.nn.log_softmax(fused))
 
 
@@ -172,11 +185,12 @@ class MajorityVote(Rule):
     """
 
     kind = "majority_vote"
+    takes_missing = True
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
-        log_probs = _stack_log_probs(inputs.logits)
-        votes = mark_likeliest(log_probs).sum(axis=0)
-        total = log_probs.sum(axis=0)
+        log_probs, counts = stack_log_probs(*inputs[:2], inputs.present)
+        votes = (mark_likeliest(log_probs) & counts).sum(axis=0)
+        total = jnp.where(counts, log_probs, 0).sum(axis=0)
         is_leading = votes == votes.max(axis=-1, keepdims=True)
         leading = jnp.where(is_leading, total, -jnp.inf)
         # Leading classes may all be excluded by others.
@@ -185,6 +199,9 @@ class MajorityVote(Rule):
         log_q = jnp.where(is_leading, jax.nn.log_softmax(leading), jax.nn.log_softmax(total))
         log_votes = jnp.log(votes.astype(log_q.dtype))
         fused = _log_add(log_votes, log_q + math.log(_TIE_BREAK))
+        if inputs.present is not None:  # nobody votes for the prior
+            arrays, log_prior, checked = check_available(*inputs[:2], inputs.present)
+            fused = jnp.where(any_of(arrays, checked), fused, log_prior[None])
         return in_dtype_of(inputs.logits, jax.nn.log_softmax(fused))
 
 
@@ -202,9 +219,10 @@ class Median(Rule):
     """
 
     kind = "median"
+    takes_missing = True
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
-        return _mean_of_middle(inputs.logits, (len(inputs.logits) - 1) // 2)
+        return _mean_of_middle(inputs, None)
 
 
 @register_dataclass
@@ -212,7 +230,8 @@ class Median(Rule):
 class TrimmedMean(Rule):
     """log p = mean_m log softmax(z_m) without the largest and the smallest, normalised.
 
-    Entry by entry. Of three modalities it is the median.
+    Entry by entry. Of three modalities it is the median; of what is left of a row that lacks some,
+    of two or one, the mean.
 
     Raises:
       ValueError: there are fewer than three modalities.
@@ -222,10 +241,11 @@ class TrimmedMean(Rule):
     """
 
     kind = "trimmed_mean"
+    takes_missing = True
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
         self.check_modalities(tuple(inputs.logits))
-        return _mean_of_middle(inputs.logits, 1)
+        return _mean_of_middle(inputs, 1)
 
     @classmethod
     def check_modalities(cls, modalities: tuple[str, ...]) -> None:
@@ -243,18 +263,22 @@ BASELINES: tuple[type[Rule], ...] = (
 """What is compared with under the names of the literature."""
 
 
-def _mean_of_middle(logits: Mapping[str, AnyArray], num_dropped: int) -> jax.Array:
-    """The mean without so many of the largest and of the smallest, entry by entry, normalised."""
-    log_probs = _stack_log_probs(logits)
-    kept = jnp.sort(log_probs, axis=0)[num_dropped : len(log_probs) - num_dropped]
+def _mean_of_middle(inputs: FusionInputs, num_dropped: int | None) -> jax.Array:
+    """The mean without so many of the largest and of the smallest, entry by entry, normalised.
+
+    None leaves one or two, and one at least is left.
+    """
+    log_probs, counts = stack_log_probs(*inputs[:2], inputs.present)
+    total = counts.sum(axis=0, keepdims=True)  # what is missing comes last
+    ordered = jnp.sort(jnp.where(counts, log_probs, jnp.inf), axis=0)
+    most = (total - 1) // 2
+    first = most if num_dropped is None else jnp.minimum(num_dropped, most)
+    rank = jnp.arange(len(log_probs))[:, None, None]
+    is_kept = (rank >= first) & (rank < total - first)
+    mean = jnp.mean(ordered, axis=0, where=is_kept)
     # Sorted, NaN is the largest, and would be dropped.
-    is_nan = jnp.isnan(log_probs).any(axis=0)
-    return in_dtype_of(logits, jax.nn.log_softmax(jnp.where(is_nan, jnp.nan, kept.mean(axis=0))))
-
-
-def _stack_log_probs(logits: Mapping[str, AnyArray]) -> jax.Array:
-    """The log-probabilities of all modalities, (M, B, K)."""
-    return jnp.stack([jax.nn.log_softmax(z) for z in check_logits(logits).values()])
+    is_nan = (jnp.isnan(log_probs) & counts).any(axis=0)
+    return in_dtype_of(inputs.logits, jax.nn.log_softmax(jnp.where(is_nan, jnp.nan, mean)))
 
 
 def _log_add(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -25,6 +25,7 @@ class InputCheck(Rule):
     """
 
     searched: ClassVar[Mapping[str, str]] = {"confidence": "c"}
+    takes_missing = True
 
     confidence: ArrayLike
 

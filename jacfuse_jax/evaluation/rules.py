@@ -12,7 +12,9 @@ from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
 
 from jacfuse_jax import detection, fusion
+from jacfuse_jax._arrays import in_dtype_of
 from jacfuse_jax._precision import product
+from jacfuse_jax._presence import check_available
 from jacfuse_jax.evaluation.baselines import BASELINES, Calibrated, DempsterShafer, TrimmedMean
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.input_checks import INPUT_CHECKS, InputCheck, checked_logits
@@ -32,6 +34,7 @@ class Unimodal(Rule):
     """log softmax(z_m) of one modality: all others are dropped."""
 
     kind = "unimodal"
+    takes_missing = True
 
     modality: str = dataclasses.field(metadata={"static": True})
 
@@ -41,7 +44,8 @@ class Unimodal(Rule):
         return f"unimodal:{self.modality}"
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
-        return jax.nn.log_softmax(jnp.asarray(inputs.logits[self.modality]))
+        arrays, *_ = check_available(*inputs[:2], inputs.present)
+        return in_dtype_of(inputs.logits, jax.nn.log_softmax(arrays[self.modality]))
 
 
 @register_dataclass
@@ -77,6 +81,7 @@ class FixedRobust(Rule):
     """
 
     kind = "fixed_robust"
+    takes_missing = True
     searched: ClassVar[Mapping[str, str]] = {"gamma": "γ"}
     needs_grams = True
 
@@ -95,7 +100,7 @@ class FixedRobust(Rule):
             R = solve_generalized(squared, gram, identity, method="eigh")
             z = jnp.asarray(logits[name])
             logits[name] = product(z, R.astype(z.dtype).T)
-        return fusion.statistical_fusion(logits, inputs.class_prior)
+        return fusion.statistical_fusion(logits, inputs.class_prior, present=inputs.present)
 
 
 @register_dataclass
@@ -119,6 +124,7 @@ class Trained(Rule):
     """Statistical fusion of classifiers that a regime of training has made robust."""
 
     kind = "trained"
+    takes_missing = True
     names: ClassVar[Mapping[str, str]] = {
         "noise": "noise_training",
         "pgd": "adversarial_training",
@@ -133,7 +139,7 @@ class Trained(Rule):
         return self.names[self.regime]
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
-        return fusion.statistical_fusion(inputs.logits, inputs.class_prior)
+        return fusion.Statistical().apply(inputs)
 
 
 @register_dataclass

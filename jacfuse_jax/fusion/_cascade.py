@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacfuse_jax._arrays import AnyArray, in_dtype_of
-from jacfuse_jax._checks import check_inputs, check_modalities, check_scalar
+from jacfuse_jax._checks import check_modalities, check_scalar
 from jacfuse_jax._likelihoods import fuse_independent
+from jacfuse_jax._presence import Present, any_of, check_available
 from jacfuse_jax.fusion._contaminated import contaminated_fusion
 
 
@@ -20,6 +21,7 @@ def cascade_fusion(
     confidence: ArrayLike,
     contamination: ArrayLike = 0.0,
     tempering: ArrayLike = 1.0,
+    present: Present | None = None,
 ) -> jax.Array:
     """Asks perturbed modalities only where the trusted ones are not sure.
 
@@ -34,7 +36,7 @@ def cascade_fusion(
     on these and fusing everything elsewhere.
 
     confidence = 0 drops the perturbed modalities, confidence = 1 is contaminated fusion; so is any
-    confidence where no modality is trusted.
+    confidence where no modality is trusted, or a row has none that is.
 
     Args:
       logits: {modality: (B, K)}, floating, at least one modality.
@@ -43,12 +45,13 @@ def cascade_fusion(
       confidence: in [0, 1], a scalar, traced or not.
       contamination: of the perturbed modalities where they are asked, in [0, 1].
       tempering: of the perturbed modalities where they are asked, in [0, 1].
+      present: see `statistical_fusion`.
 
     Returns:
       (B, K) log-probabilities, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not floating.
+      TypeError: logits are not floating, or presence is not bool.
       ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
         one, or confidence, contamination or tempering lies outside [0, 1].
 
@@ -57,7 +60,7 @@ def cascade_fusion(
       Simple Features", 2001; confidence thresholds: Chow, "On Optimum Recognition Error and Reject
       Tradeoff", 1970.
     """
-    arrays, log_prior = check_inputs(logits, class_prior)
+    arrays, log_prior, checked = check_available(logits, class_prior, present)
     names = check_modalities("perturbed", perturbed, arrays)
     confidence = check_scalar("confidence", confidence, log_prior.dtype, high=1)
     fused = contaminated_fusion(
@@ -72,4 +75,5 @@ def cascade_fusion(
         return fused
     log_trusted = fuse_independent(trusted, log_prior)
     is_sure = jnp.exp(log_trusted.max(axis=-1, keepdims=True)) > confidence
+    is_sure &= any_of(trusted, checked)
     return in_dtype_of(logits, jnp.where(is_sure, log_trusted, fused))

@@ -10,12 +10,12 @@ from jax.typing import ArrayLike
 from jacfuse_jax._arrays import AnyArray, as_array, in_dtype_of
 from jacfuse_jax._checks import (
     check_class_prior,
-    check_inputs,
     check_modalities,
     check_scalar,
     in_full_precision,
 )
 from jacfuse_jax._likelihoods import log_ratio, temper
+from jacfuse_jax._presence import Present, check_available
 from jacfuse_jax._simplex import says_nothing
 
 _LARGEST = 80.0  # logarithm of a weight that neither dtype overflows at
@@ -62,6 +62,7 @@ def contaminate_modalities(
     *,
     contamination: ArrayLike,
     perturbed: str | tuple[str, ...],
+    present: Present | None = None,
 ) -> dict[str, jax.Array]:
     """The logits, with `contaminated_log_probs` in the place of those of perturbed modalities.
 
@@ -72,16 +73,17 @@ def contaminate_modalities(
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       contamination: e in [0, 1], a scalar, traced or not.
       perturbed: name or names of the modalities believed perturbed; static.
+      present: see `statistical_fusion`; what a row lacks reads log prior.
 
     Returns:
       {modality: (B, K)}, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not floating.
+      TypeError: logits are not floating, or presence is not bool.
       ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
         one, or e lies outside [0, 1].
     """
-    arrays, log_prior = check_inputs(logits, class_prior)
+    arrays, log_prior, _ = check_available(logits, class_prior, present)
     names = check_modalities("perturbed", perturbed, arrays)
     e = check_scalar("contamination", contamination, log_prior.dtype, high=1)
     return {
@@ -97,6 +99,7 @@ def contaminated_fusion(
     contamination: ArrayLike,
     tempering: ArrayLike = 1.0,
     perturbed: str | tuple[str, ...] | None = None,
+    present: Present | None = None,
 ) -> jax.Array:
     """Statistical fusion of modalities with bounded influence.
 
@@ -115,12 +118,13 @@ def contaminated_fusion(
       contamination: e in [0, 1], a scalar, traced or not.
       tempering: t in [0, 1], a scalar, traced or not.
       perturbed: name or names of the modalities believed perturbed; static. None: all of them.
+      present: see `statistical_fusion`.
 
     Returns:
       (B, K) log-probabilities, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not floating.
+      TypeError: logits are not floating, or presence is not bool.
       ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
         one, or contamination or tempering lies outside [0, 1].
 
@@ -128,7 +132,7 @@ def contaminated_fusion(
       Derived here, from the contamination model of Huber, "Robust Estimation of a Location
       Parameter", 1964.
     """
-    arrays, log_prior = check_inputs(logits, class_prior)
+    arrays, log_prior, _ = check_available(logits, class_prior, present)
     names = tuple(arrays) if perturbed is None else check_modalities("perturbed", perturbed, arrays)
     e = check_scalar("contamination", contamination, log_prior.dtype, high=1)
     t = check_scalar("tempering", tempering, log_prior.dtype, high=1)

@@ -1,5 +1,6 @@
 """One sample of robust fusion: its iterations, and R in the form that its solver gives."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
@@ -63,11 +64,27 @@ class Matrix(NamedTuple):
 Recalibration = ClosedForm | Matrix
 
 
+class Sample(NamedTuple):
+    """One sample, or a batch of them.
+
+    Attributes:
+      logits: {modality: (K,)}, or (B, K); see `_presence.silence`.
+      present: {modality: (1,)}, or (B, 1), bool, of those that samples may lack.
+    """
+
+    logits: dict[str, jax.Array]
+    present: Mapping[str, jax.Array]
+
+    def where_present(self, name: str, x: jax.Array, missing: jax.Array | float) -> jax.Array:
+        """What is made of a sample that has the modality, x (...); or else what stands for it."""
+        return jnp.where(self.present[name][0], x, missing) if name in self.present else x
+
+
 def iterate(
     names: tuple[str, ...],
     num_iterations: int,
     solver: Solver,
-    sample: dict[str, jax.Array],
+    sample: Sample,
     grams: list[GramSpectrum | jax.Array],
     log_prior: jax.Array,
     strength: jax.Array,
@@ -77,12 +94,13 @@ def iterate(
     def step(log_probs: jax.Array) -> tuple[jax.Array, list[Recalibration]]:
         probs = jnp.exp(log_probs)
         recalibrations = [_solve(probs, gram, strength, solver) for gram in grams]
-        fused = dict(sample)
+        fused = dict(sample.logits)
         for name, recalibration in zip(names, recalibrations, strict=True):
-            fused[name] = _recalibrate(recalibration, sample[name])
+            z = sample.logits[name]
+            fused[name] = sample.where_present(name, _recalibrate(recalibration, z), z)
         return fuse_independent(fused, log_prior), recalibrations
 
-    log_probs = fuse_independent(sample, log_prior)
+    log_probs = fuse_independent(sample.logits, log_prior)
     if num_iterations > 1:
         log_probs, _ = jax.lax.scan(
             lambda previous, _: (step(previous)[0], None),

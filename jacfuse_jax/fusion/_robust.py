@@ -12,13 +12,13 @@ from jacfuse_jax._arrays import AnyArray, in_dtype_of
 from jacfuse_jax._checks import (
     check_batch_size,
     check_choice,
-    check_inputs,
     check_mapping,
     check_modalities,
     check_scalar,
 )
+from jacfuse_jax._presence import Present, check_available
 from jacfuse_jax._simplex import complement
-from jacfuse_jax.fusion._iterations import Solver, iterate
+from jacfuse_jax.fusion._iterations import Sample, Solver, iterate
 from jacfuse_jax.linalg import GramSpectrum, gram_spectrum
 from jacfuse_jax.linalg._arguments import check_gram, check_spectrum
 from jacfuse_jax.linalg._samples import map_samples
@@ -44,13 +44,13 @@ class RobustInputs(NamedTuple):
     """Arguments of `robust_fusion` that are checked.
 
     Attributes:
-      logits: {modality: (B, K)}.
+      samples: all of them.
       grams: of the perturbed modalities, in their order.
       log_prior: (K,).
       strength: c = (1 - gamma) / gamma.
     """
 
-    logits: dict[str, jax.Array]
+    samples: Sample
     grams: list[GramSpectrum | jax.Array]
     log_prior: jax.Array
     strength: jax.Array
@@ -67,6 +67,7 @@ def robust_fusion(
     atol: float = 1e-4,
     solver: Solver = "closed_form",
     batch_size: int | None = None,
+    present: Present | None = None,
 ) -> FusedOutput:
     """Statistical fusion recalibrated per sample to lean less on the perturbed modalities.
 
@@ -116,13 +117,15 @@ def robust_fusion(
       solver: "closed_form", "eigh" or "bartels_stewart"; static.
       batch_size: samples solved at a time, at least 1; None: about 2^20 entries of K x K matrices
         on CPU, so that they stay in cache, and 2^26 on accelerators.
+      present: see `statistical_fusion`. What a row lacks is not recalibrated, and not part of the
+        norm.
 
     Returns:
       `FusedOutput(log_probs (B, K), jacobian_norm (B,), converged (B,))`, the first in the dtype of
       the logits, the second in float32 for half precision.
 
     Raises:
-      TypeError: an array is not float32 or float64.
+      TypeError: an array is not float32 or float64, or presence is not bool.
       ValueError: shapes disagree, a modality is unknown or lacks a Gram spectrum, a prior is not
         positive, gamma lies outside (0, 1] in the dtype of the logits, num_iterations < 1,
         batch_size < 1, or the solver is unknown.
@@ -132,7 +135,7 @@ def robust_fusion(
       Regularization", 2022, arXiv 2204.02485. The closed form is derived in `linalg._closed_form`.
     """
     names, inputs = check_robust(
-        logits, grams, class_prior, perturbed, gamma, num_iterations, solver
+        logits, grams, class_prior, perturbed, gamma, num_iterations, solver, present
     )
     check_batch_size(batch_size)
     limit = jnp.asarray(atol, inputs.log_prior.dtype)
@@ -148,9 +151,10 @@ def check_robust(
     gamma: ArrayLike,
     num_iterations: int,
     solver: Solver,
+    present: Present | None,
 ) -> tuple[tuple[str, ...], RobustInputs]:
     """Names of the perturbed modalities and what is computed with; raises as `robust_fusion`."""
-    arrays, log_prior = check_inputs(logits, class_prior)
+    arrays, log_prior, checked_present = check_available(logits, class_prior, present)
     dtype = log_prior.dtype
     names = check_modalities("perturbed", perturbed, arrays)
     check_mapping("grams", grams, "spectrum or (K, K)")
@@ -161,7 +165,8 @@ def check_robust(
     gamma = check_scalar("gamma", gamma, dtype, high=1, positive=True)
     if num_iterations < 1:
         raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
-    return names, RobustInputs(arrays, checked, log_prior, (1 - gamma) / gamma)
+    sample = Sample(arrays, checked_present)
+    return names, RobustInputs(sample, checked, log_prior, (1 - gamma) / gamma)
 
 
 def _check_gram(
@@ -198,7 +203,7 @@ def _fuse_sample(
     names: tuple[str, ...],
     num_iterations: int,
     solver: Solver,
-    sample: dict[str, jax.Array],
+    sample: Sample,
     grams: list[GramSpectrum | jax.Array],
     log_prior: jax.Array,
     strength: jax.Array,
@@ -212,7 +217,10 @@ def _fuse_sample(
     # Squares of entries of this size would underflow long before it does.
     scale = jax.lax.stop_gradient((probs * complement(probs)).max())
     scale = jnp.where(scale > 0, scale, 1)
-    squares = (recalibration.squared_norm(probs, scale) for recalibration in recalibrations)
+    squares = (
+        sample.where_present(name, recalibration.squared_norm(probs, scale), 0)
+        for name, recalibration in zip(names, recalibrations, strict=True)
+    )
     norm = scale * _sqrt(sum(squares, start=jnp.zeros((), log_prior.dtype)))
     return final, norm, change
 

@@ -9,6 +9,7 @@ import jax
 from jax.typing import ArrayLike
 
 from jacfuse_jax._arrays import AnyArray
+from jacfuse_jax._presence import Present
 from jacfuse_jax.linalg import GramSpectrum
 
 SCHEMA = 1  # of `Rule.to_json`
@@ -22,6 +23,7 @@ class FusionInputs(NamedTuple):
     class_prior: AnyArray
     perturbed: tuple[str, ...]
     grams: Grams
+    present: Present | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Rule:
       searched: {parameter that values are searched over: its symbol}; a rule that has none does not
         heed which modalities are believed perturbed.
       needs_grams: whether it takes Gram matrices.
+      takes_missing: whether it heeds which rows have which modalities.
     """
 
     kind: ClassVar[str]
     searched: ClassVar[Mapping[str, str]] = {}
     needs_grams: ClassVar[bool] = False
+    takes_missing: ClassVar[bool] = False
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
         """Log-probabilities (B, K); what a subclass defines, and `fuse` calls."""
@@ -85,7 +89,7 @@ def fuse(
     *,
     perturbed: str | tuple[str, ...],
     grams: Grams | None = None,
-    present: Mapping[str, AnyArray] | None = None,
+    present: Present | None = None,
 ) -> jax.Array:
     """Fuses logits by a rule.
 
@@ -96,22 +100,22 @@ def fuse(
       perturbed: name or names of the modalities believed perturbed; static. Rules without
         parameters do not heed it.
       grams: as in `robust_fusion`, for the rules that need them.
-      present: for rows that lack modalities; not supported yet.
+      present: {modality: (B,), bool}, which rows have it; those not named are in all rows. What a
+        row lacks is not looked at: it has the result of its modalities alone, or the prior where it
+        has none.
 
     Returns:
       (B, K) log-probabilities, in the dtype of the logits.
 
     Raises:
-      TypeError: logits are not floating.
+      TypeError: logits are not floating, or presence is not bool.
       ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
-        one, a parameter lies outside its interval, or Gram matrices are missing.
-      NotImplementedError: `present` is given.
+        one, a parameter lies outside its interval, Gram matrices are missing, or `present` is given
+        to a rule that does not take it.
     """
-    if present is not None:
-        raise NotImplementedError(
-            "present is not supported yet; leave out modalities that all rows of a batch lack"
-        )
+    if present is not None and not rule.takes_missing:
+        raise ValueError(f"the rule {rule.name} does not take rows that lack modalities")
     if rule.needs_grams and grams is None:
         raise ValueError(f"the rule {rule.name} needs grams; see linalg.spectrum_from_kernel")
     names = (perturbed,) if isinstance(perturbed, str) else perturbed
-    return rule.apply(FusionInputs(logits, class_prior, names, grams or {}))
+    return rule.apply(FusionInputs(logits, class_prior, names, grams or {}, present))

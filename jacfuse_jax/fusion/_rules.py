@@ -30,9 +30,10 @@ class Mean(Rule):
     """log p = log((1/M) sum_m softmax(z_m)), see `mean_fusion`."""
 
     kind = "mean"
+    takes_missing = True
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
-        return mean_fusion(inputs.logits)
+        return mean_fusion(inputs.logits, inputs.class_prior, present=inputs.present)
 
 
 @register_dataclass
@@ -41,9 +42,10 @@ class Max(Rule):
     """p ~ max_m softmax(z_m), see `max_fusion`."""
 
     kind = "max"
+    takes_missing = True
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
-        return max_fusion(inputs.logits)
+        return max_fusion(inputs.logits, inputs.class_prior, present=inputs.present)
 
 
 @register_dataclass
@@ -52,9 +54,10 @@ class Product(Rule):
     """log p = sum_m log softmax(z_m), normalised, see `product_fusion`."""
 
     kind = "product"
+    takes_missing = True
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
-        return product_fusion(inputs.logits)
+        return product_fusion(inputs.logits, inputs.class_prior, present=inputs.present)
 
 
 @register_dataclass
@@ -63,9 +66,10 @@ class Statistical(Rule):
     """log p = sum_m log softmax(z_m) - (M - 1) log prior, see `statistical_fusion`."""
 
     kind = "statistical"
+    takes_missing = True
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
-        return statistical_fusion(inputs.logits, inputs.class_prior)
+        return statistical_fusion(inputs.logits, inputs.class_prior, present=inputs.present)
 
 
 @register_dataclass
@@ -78,13 +82,18 @@ class Scaled(Rule):
     """
 
     kind = "scaled"
+    takes_missing = True
     searched: ClassVar[Mapping[str, str]] = {"scale": "t"}
 
     scale: ArrayLike
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
         return scaled_fusion(
-            inputs.logits, inputs.class_prior, perturbed=inputs.perturbed, scale=self.scale
+            inputs.logits,
+            inputs.class_prior,
+            perturbed=inputs.perturbed,
+            scale=self.scale,
+            present=inputs.present,
         )
 
 
@@ -103,6 +112,7 @@ class Robust(Rule):
     """
 
     kind = "robust"
+    takes_missing = True
     searched: ClassVar[Mapping[str, str]] = {"gamma": "γ"}
     needs_grams = True
 
@@ -123,6 +133,7 @@ class Robust(Rule):
             gamma=self.gamma,
             num_iterations=self.num_iterations,
             solver=self.solver,
+            present=inputs.present,
         )
 
 
@@ -139,6 +150,7 @@ class Contaminated(Rule):
     """
 
     kind = "contaminated"
+    takes_missing = True
     searched: ClassVar[Mapping[str, str]] = {"contamination": "e", "tempering": "t"}
 
     contamination: ArrayLike
@@ -151,6 +163,7 @@ class Contaminated(Rule):
             contamination=self.contamination,
             tempering=self.tempering,
             perturbed=inputs.perturbed,
+            present=inputs.present,
         )
 
 
@@ -167,6 +180,7 @@ class ContaminatedRobust(Rule):
     """
 
     kind = "contaminated_robust"
+    takes_missing = True
     searched: ClassVar[Mapping[str, str]] = {"contamination": "e", "gamma": "γ"}
     needs_grams = True
 
@@ -194,6 +208,7 @@ class ContaminatedRobust(Rule):
             inputs.class_prior,
             contamination=self.contamination,
             perturbed=inputs.perturbed,
+            present=inputs.present,
         )
         return inputs._replace(logits=contaminated)
 
@@ -212,6 +227,7 @@ class Cascade(Rule):
     """
 
     kind = "cascade"
+    takes_missing = True
     searched: ClassVar[Mapping[str, str]] = {"confidence": "c", "tempering": "t"}
 
     confidence: ArrayLike
@@ -226,6 +242,7 @@ class Cascade(Rule):
             confidence=self.confidence,
             contamination=self.contamination,
             tempering=self.tempering,
+            present=inputs.present,
         )
 
 

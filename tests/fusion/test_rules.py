@@ -214,8 +214,6 @@ def test_what_is_missing_is_named():
         fusion.fuse(fusion.Robust(0.1), LOGITS, PRIOR, perturbed="audio")
     with pytest.raises(ValueError, match="perturbed"):
         fusion.fuse(fusion.Scaled(0.1), LOGITS, PRIOR, perturbed="smell")
-    with pytest.raises(NotImplementedError, match="present is not supported yet"):
-        fusion.fuse(fusion.Mean(), LOGITS, PRIOR, perturbed="audio", present={})
 
 
 def test_a_rule_of_ones_own_is_a_class():
@@ -232,3 +230,5 @@ def test_a_rule_of_ones_own_is_a_class():
     expected = jax.nn.log_softmax(2 * fusion.product_fusion(LOGITS))
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     assert fusion.rule_from_json(Power(2.0).to_json(), [Power]) == Power(2.0)
+    with pytest.raises(ValueError, match="rule power does not take rows that lack modalities"):
+        fusion.fuse(Power(2.0), LOGITS, PRIOR, perturbed="audio", present={})
