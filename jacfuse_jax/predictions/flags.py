@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from absl import flags
@@ -14,6 +14,8 @@ from jacfuse_jax.programs.parsers import NumberOrAuto, OfModality
 
 OUTPUT_ENDINGS = (".parquet", ".csv", ".npz")  # those of `outputs.FORMATS`
 INPUT_KINDS = ("logits", "probabilities", "log_probabilities")
+Missing = Literal["fuse", "drop", "error"]
+"""What becomes of rows that lack a modality."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class FuseConfig:
     class_prior: str
     output: Path
     join: str | None
+    missing: Missing
     ids_column: str | None
     labels_column: str | None
     logits_column: str | None
@@ -72,6 +75,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
             "join",
             None,
             "position: rows are joined in the order in which they are, whatever ids there are.",
+        ),
+        (
+            flags.EnumParser(get_args(Missing)),
+            "missing",
+            "fuse",
+            "Rows that lack a modality, where ids or NaN say so: fuse without it, drop, or error.",
         ),
         (
             flags.EnumParser(INPUT_KINDS),

@@ -13,23 +13,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from jacfuse_jax.predictions.flags import Missing
 from jacfuse_jax.predictions.ids import name_some
 from jacfuse_jax.predictions.inputs import Predictions
 from jacfuse_jax.predictions.kinds import log_of_probs
 from jacfuse_jax.predictions.parquet import Arrow
 from jacfuse_jax.programs import InputError
 
+_CHUNK_ENTRIES = 2**20  # in memory at a time
+
 
 class Joined(NamedTuple):
-    """The rows that all inputs have, in the order of the first input.
+    """The rows of all inputs, in the order of the first input that has them.
 
     Attributes:
       inputs: {modality: what its classifier predicted}.
       ids_name: the column that rows were joined by; None: their position.
       ids: (N,), int64 or large_string; where rows were joined by position, that.
-      rows: {modality: (N,)}, where they are in each input.
-      labels: (N,); None where no input has any.
-      left_out: a line for every input that has other rows, too.
+      rows: {modality: (N,)}, where they are in each input; -1 in what is missing.
+      labels: (N,), -1 where no input has one; None where no input has any.
+      remarks: a line for everything that is missing.
       are_probs: whether logits are the logarithms of what inputs hold.
     """
 
@@ -38,7 +41,7 @@ class Joined(NamedTuple):
     ids: Arrow
     rows: dict[str, NDArray[np.int64]]
     labels: NDArray[np.int64] | None
-    left_out: list[str]
+    remarks: list[str]
     are_probs: bool = False
 
     @property
@@ -46,35 +49,44 @@ class Joined(NamedTuple):
         """K."""
         return next(iter(self.inputs.values())).logits.shape[1]
 
+    @property
+    def present(self) -> dict[str, NDArray[np.bool_]]:
+        """{modality: (N,)}, which rows have it."""
+        return {name: rows >= 0 for name, rows in self.rows.items()}
+
     def read(self, rows: NDArray[np.int64], dtype: Any) -> dict[str, NDArray[Any]]:
-        """Reads logits, {modality: (n, K)}, into memory.
+        """Reads logits, {modality: (n, K)}, into memory; of what is missing, anything.
 
         Args:
           rows: (n,), positions among the shared rows.
           dtype: of the result; what it cannot hold is infinite.
         """
-        logits = {name: p.logits.read(self.rows[name][rows]) for name, p in self.inputs.items()}
+        places = {name: np.maximum(of_input[rows], 0) for name, of_input in self.rows.items()}
+        logits = {name: p.logits.read(places[name]) for name, p in self.inputs.items()}
         if self.are_probs:
             logits = {name: log_of_probs(z) for name, z in logits.items()}
         with np.errstate(over="ignore"):
             return {name: z.astype(dtype) for name, z in logits.items()}
 
 
-def join(predictions: Mapping[str, Predictions]) -> Joined:
-    """Finds the rows that all inputs have.
+def join(predictions: Mapping[str, Predictions], missing: Missing = "fuse") -> Joined:
+    """Finds the rows of several inputs that belong together.
 
     They have a column of ids if each has one that was named, or if just one of the candidates is in
-    all of them. Where no input has either, rows are joined by position.
+    all of them. Where no input has either, rows are joined by position. A modality is missing in
+    rows whose id its input lacks, or that are all NaN there.
 
     Args:
       predictions: {modality: what its classifier predicted}, at least one.
+      missing: "fuse" keeps rows that lack a modality, "drop" leaves them out, "error" refuses them.
 
     Returns:
       The rows.
 
     Raises:
       InputError: numbers of classes differ, some inputs have ids but not all have one column, no
-        row is shared, lengths differ without ids, or inputs disagree about a label.
+        row is shared, lengths differ without ids, inputs disagree about a label, some entries of a
+        row are NaN and others not, or something is missing and must not be.
     """
     shapes = {str(p.path): p.logits.shape for p in predictions.values()}
     if len({num_classes for _, num_classes in shapes.values()}) > 1:
@@ -92,8 +104,28 @@ def join(predictions: Mapping[str, Predictions]) -> Joined:
         }
         predictions = {name: p._replace(ids=ids[name]) for name, p in predictions.items()}
         shared, rows = _join_by_id(predictions, ids)
+    is_nan = {name: _find_nan(p) for name, p in predictions.items()}
+    remarks = _remarks(predictions, shared, rows, is_nan)
+    if remarks and missing == "error":
+        raise InputError(f"--missing=error: {remarks[0]}; give --missing=fuse, or drop")
     labels = _labels(predictions, shared, rows)
-    return Joined(predictions, ids_name, shared, rows, labels, _left_out(predictions, rows))
+    rows = {name: np.where(is_nan[name][of], -1, of) for name, of in rows.items()}
+    is_whole = np.all([of >= 0 for of in rows.values()], axis=0)
+    if not remarks:
+        return Joined(predictions, ids_name, shared, rows, labels, [])
+    if missing == "fuse":
+        remarks = [f"{line}; it is fused without" for line in remarks]
+        return Joined(predictions, ids_name, shared, rows, labels, remarks)
+    if not is_whole.any():
+        raise InputError(f"--missing=drop leaves no row: {remarks[0]}")
+    return Joined(
+        predictions,
+        ids_name,
+        shared.filter(pa.array(is_whole)),
+        {name: of[is_whole] for name, of in rows.items()},
+        None if labels is None else labels[is_whole],
+        [f"{line}; such rows are left out" for line in remarks],
+    )
 
 
 def _ids_name(predictions: Mapping[str, Predictions]) -> str | None:
@@ -115,56 +147,90 @@ def _ids_name(predictions: Mapping[str, Predictions]) -> str | None:
 def _join_by_id(
     predictions: Mapping[str, Predictions], ids: Mapping[str, Arrow]
 ) -> tuple[Arrow, dict[str, NDArray[np.int64]]]:
-    """The ids that all inputs have, and where they are."""
-    (first, reference), *others = ids.items()
-    positions = {first: np.arange(len(reference))}
-    for name, own in others:
+    """The ids of all inputs, and where they are; -1 where they are not."""
+    first, reference = next(iter(ids.items()))
+    every = reference
+    for name, own in ids.items():
         if own.type != reference.type:
             raise InputError(
                 f"ids are {reference.type} in {predictions[first].path}, but {own.type} in "
                 f"{predictions[name].path}; save one kind"
             )
-        found = pc.call_function("index_in", [reference], pc.SetLookupOptions(value_set=own))
-        positions[name] = found.fill_null(-1).to_numpy().astype(np.int64)
-    is_shared = np.all([rows >= 0 for rows in positions.values()], axis=0)
-    if not is_shared.any():
+        is_new = _places(own, every) < 0
+        if is_new.any():
+            every = pa.concat_arrays([every, own.filter(pa.array(is_new))])
+    rows = {name: _places(every, own) for name, own in ids.items()}
+    if not np.all([of >= 0 for of in rows.values()], axis=0).any():
         paths = ", ".join(str(p.path) for p in predictions.values())
         raise InputError(f"no id is in all of {paths}")
-    return reference.filter(pa.array(is_shared)), {
-        name: rows[is_shared] for name, rows in positions.items()
-    }
+    return every, rows
+
+
+def _places(ids: Arrow, of: Arrow) -> NDArray[np.int64]:
+    """Where each id is in another column; -1 where it is not."""
+    found = pc.call_function("index_in", [ids], pc.SetLookupOptions(value_set=of))
+    return found.fill_null(-1).to_numpy().astype(np.int64)
+
+
+def _find_nan(p: Predictions) -> NDArray[np.bool_]:
+    """Which rows (N,) of an input are NaN; raises where some entries of a row are."""
+    num_rows, num_classes = p.logits.shape
+    is_nan = np.zeros(num_rows, bool)
+    size = max(1, _CHUNK_ENTRIES // num_classes)
+    for start in range(0, num_rows, size):
+        rows = np.arange(start, min(start + size, num_rows))
+        counts = np.isnan(p.logits.read(rows)).sum(axis=1)
+        is_nan[rows] = counts == num_classes
+        partly = np.flatnonzero((counts > 0) & (counts < num_classes))
+        if partly.size:
+            i = int(partly[0])
+            raise InputError(
+                f"{p.logits.name}: row {start + i} has NaN in {counts[i]} of {num_classes} "
+                "entries; all of them would say that the modality is missing"
+            )
+    return is_nan
 
 
 def _labels(
     predictions: Mapping[str, Predictions], ids: Arrow, rows: Mapping[str, NDArray[np.int64]]
 ) -> NDArray[np.int64] | None:
-    """The labels of shared rows, from any input that has them; raises where two disagree."""
-    first: tuple[Path, NDArray[np.int64]] | None = None
+    """The labels of rows, from any input that has them; raises where two disagree."""
+    known: NDArray[np.int64] | None = None
+    paths: list[Path] = []
     for name, p in predictions.items():
         if p.labels is None:
             continue
-        labels = p.labels[rows[name]]
-        if first is None:
-            first = p.path, labels
-        differing = np.flatnonzero(labels != first[1])
+        labels = np.where(rows[name] >= 0, p.labels[rows[name]], -1)
+        if known is None:
+            known = labels
+        differing = np.flatnonzero((labels != known) & (labels >= 0) & (known >= 0))
         if differing.size:
             raise InputError(
-                f"{first[0]} and {p.path} disagree about {differing.size} of {len(labels)} labels, "
+                f"{paths[0]} and {p.path} disagree about {differing.size} of {len(labels)} labels, "
                 f"of id {name_some(ids, differing)}"
             )
-    return None if first is None else first[1]
+        known = np.where(known >= 0, known, labels)
+        paths.append(p.path)
+    return known
 
 
-def _left_out(
-    predictions: Mapping[str, Predictions], rows: Mapping[str, NDArray[np.int64]]
+def _remarks(
+    predictions: Mapping[str, Predictions],
+    ids: Arrow,
+    rows: Mapping[str, NDArray[np.int64]],
+    is_nan: Mapping[str, NDArray[np.bool_]],
 ) -> list[str]:
-    """A line for every input with rows that another one lacks."""
+    """A line for everything that is missing."""
     lines: list[str] = []
     for name, p in predictions.items():
-        if p.ids is not None and len(p.ids) > len(rows[name]):
-            left_out = np.delete(np.arange(len(p.ids)), rows[name])
-            lines.append(
-                f"{p.path}: {left_out.size} of {len(p.ids)} rows are left out, since another input "
-                f"lacks their ids: {name_some(p.ids, left_out)}"
-            )
+        where = {
+            "whose ids are not in": rows[name] < 0,
+            "which are NaN in": (rows[name] >= 0) & is_nan[name][rows[name]],
+        }
+        lines += [
+            f"{name} is missing in {is_missing.sum()} of {len(ids)} rows, {why} {p.path}: "
+            f"{name_some(ids, np.flatnonzero(is_missing))}"
+            for why, is_missing in where.items()
+            if is_missing.any()
+        ]
     return lines

@@ -43,7 +43,8 @@ def check_fuse_run(config: FuseConfig, names: Names) -> None:
     if config.output.suffix == ".csv":
         number_bytes = _DIGITS[number_bytes]
     row_bytes = _ID_BYTES + number_bytes * (inputs[0].num_classes + 2)
-    disk = min(e.num_rows for e in inputs) * row_bytes
+    bound = min if config.missing == "drop" else max
+    disk = bound(e.num_rows for e in inputs) * row_bytes
     disk += sum(e.unpacked_bytes for e in (*inputs, *validation))
     resources.check(memory, {config.output.parent: disk}, remedy="fuse fewer rows at a time")
 

@@ -45,12 +45,17 @@ def make_report(facts: Mapping[str, Any], found: Sequence[Found]) -> str:
     lines += [
         f"no kernel of {name}: its Gram matrix is the identity" for name in facts["identity_gram"]
     ]
+    lines += [
+        f"{name} is missing in {count} rows, which are fused without it"
+        for name, count in facts["num_missing"].items()
+        if count
+    ]
     for name in facts["input"]:
         num_silent = sum(each.num_silent[name] for each in found)
         if num_silent:
             then = "; it counts as the class prior there" if name in facts["perturbed"] else ""
             lines.append(
-                f"{name} says nothing in {num_silent} rows, of NaN, +inf or nothing finite{then}"
+                f"{name} says nothing in {num_silent} rows, of +inf or nothing finite{then}"
             )
     num_nan = sum(each.num_nan for each in found)
     if num_nan:
@@ -66,12 +71,17 @@ def make_report(facts: Mapping[str, Any], found: Sequence[Found]) -> str:
         num_counted = int(total.result.num_examples)
         if num_counted < facts["num_rows"]:
             lines.append(
-                f"figures are of {num_counted} rows, in which all modalities say something"
+                f"figures are of {num_counted} rows, which have labels and no modality that says "
+                "nothing"
             )
         unimodal = {name: total.unimodal[name] for name in facts["input"]}  # as they were given
         rows = {**unimodal, "statistical fusion": total.statistical, "result": total.result}
         headers = ["", "accuracy in %", "95% interval", "NLL"]
         body = [[name, *_cells(metrics.finalise(sums))] for name, sums in rows.items()]
+        if any(facts["num_missing"].values()):
+            headers.append("rows")
+            for line, sums in zip(body, rows.values(), strict=True):
+                line.append(str(int(sums.num_examples)))
         lines += ["", tabulate(body, headers, tablefmt="github", disable_numparse=True), ""]
     return "\n".join(lines)
 

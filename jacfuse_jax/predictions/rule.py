@@ -47,24 +47,32 @@ class Evaluation(NamedTuple):
 
 
 @jax.jit
-def fuse(fitted: FittedRule, logits: Mapping[str, Any]) -> fusion.FusedOutput:
+def fuse(
+    fitted: FittedRule, logits: Mapping[str, Any], present: Mapping[str, Any] | None = None
+) -> fusion.FusedOutput:
     """Fuses the logits of a batch.
 
     Args:
       fitted: the rule.
       logits: {modality: (B, K)}.
+      present: {modality: (B,)}, as in `fusion.fuse`.
 
     Returns:
       As `fusion.robust_fusion`.
     """
     return fitted.rule.fuse_output(
-        fusion.FusionInputs(logits, fitted.class_prior, fitted.perturbed, fitted.grams)
+        fusion.FusionInputs(logits, fitted.class_prior, fitted.perturbed, fitted.grams, present)
     )
 
 
 @jax.jit
 def evaluate(
-    fitted: FittedRule, logits: Mapping[str, Any], log_probs: Any, labels: Any, mask: Any
+    fitted: FittedRule,
+    logits: Mapping[str, Any],
+    log_probs: Any,
+    labels: Any,
+    mask: Any,
+    present: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Sums of metrics over a batch.
 
@@ -73,16 +81,21 @@ def evaluate(
       logits: {modality: (B, K)}.
       log_probs: (B, K), the result.
       labels: (B,).
-      mask: (B,), 1 for rows that count.
+      mask: (B,), bool, rows that count.
+      present: {modality: (B,)}, as in `fusion.fuse`; alone, a modality counts where it is.
 
     Returns:
       The sums.
     """
-    sums = functools.partial(metrics.classification_sums, labels=labels, mask=mask)
+    sums = functools.partial(metrics.classification_sums, labels=labels)
+    has = present or {}
     return Evaluation(
-        {name: sums(jax.nn.log_softmax(z)) for name, z in logits.items()},
-        sums(fusion.statistical_fusion(logits, fitted.class_prior)),
-        sums(log_probs),
+        {
+            name: sums(jax.nn.log_softmax(z), mask=mask & has.get(name, True))
+            for name, z in logits.items()
+        },
+        sums(fusion.statistical_fusion(logits, fitted.class_prior, present=present), mask=mask),
+        sums(log_probs, mask=mask),
     )
 
 

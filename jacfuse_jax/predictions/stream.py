@@ -87,6 +87,8 @@ def run(config: FuseConfig) -> None:
             fitted = _choose(fitted, chosen, reference, source, dtype)
         facts = {
             "joined_by": joined.ids_name or "position",
+            "missing": config.missing,
+            "num_missing": {name: int((~has).sum()) for name, has in joined.present.items()},
             "inputs_are": config.inputs_are or "logits",
             "perturbed": config.perturbed,
             "rule": fitted.rule.to_json(),
@@ -121,9 +123,10 @@ def _open(
         {
             name: open_predictions(path, scratch_fn=scratch_fn, names=names)
             for name, path in paths.items()
-        }
+        },
+        config.missing,
     )
-    for line in joined.left_out:
+    for line in joined.remarks:
         print(line, file=sys.stderr)
     if joined.ids_name is None and config.join is None and len(paths) > 1:
         print("no input has a column of ids: rows are joined by position", file=sys.stderr)
@@ -168,7 +171,8 @@ def _class_prior(
     if source == "labels":
         if reference.labels is None:
             raise InputError("--class_prior=labels needs `labels` in --validation or --input")
-        counts = np.bincount(reference.labels, minlength=num_classes)
+        known = reference.labels[reference.labels >= 0]
+        counts = np.bincount(known, minlength=num_classes)
         if not counts.all():
             raise InputError(
                 f"--class_prior=labels: no label is {counts.argmin()}; give uniform, or a file of "
@@ -201,15 +205,20 @@ def _choose(
     num_rows = len(reference.labels)
     sample = np.random.default_rng(0).permutation(num_rows)[:NUM_CHOICE_ROWS]
     logits = reference.read(sample, dtype)
-    is_used = ~np.any([*_find_silent(logits).values()], axis=0)
+    is_whole = np.all([has[sample] for has in reference.present.values()], axis=0)
+    is_labelled = reference.labels[sample] >= 0
+    is_silent = np.any([*_find_silent(logits).values()], axis=0)
+    is_used = is_whole & is_labelled & ~is_silent
     if not is_used.any():
         raise InputError(
-            f"--{chosen[0]}=auto: in each labelled row a modality says nothing, of NaN, +inf or "
-            "nothing finite"
+            f"--{chosen[0]}=auto: in each labelled row a modality is missing or says nothing, of "
+            "+inf or nothing finite"
         )
     left_out = {
         f"not among {len(sample)} drawn at random": num_rows - len(sample),
-        "in which a modality says nothing": int((~is_used).sum()),
+        "in which a modality is missing": int((~is_whole).sum()),
+        "without a label": int((is_whole & ~is_labelled).sum()),
+        "in which a modality says nothing": int((is_whole & is_labelled & is_silent).sum()),
     }
     reasons = [f"{count} {reason}" for reason, count in left_out.items() if count]
     if reasons:
@@ -240,20 +249,27 @@ def _fuse_chunks(
     """The fused rows, some at a time; adds what they are to `found`."""
     num_rows = len(joined.ids)
     size = min(num_rows, max(1, _CHUNK_ENTRIES // joined.num_classes))
+    every = joined.present
+    is_whole = all(has.all() for has in every.values())
     with tqdm(total=num_rows, unit="row", unit_scale=True, disable=None) as progress:
         for start in range(0, num_rows, size):
             # The last rows again fill the last chunk, so that one program serves all.
             rows = np.minimum(np.arange(start, start + size), num_rows - 1)
             count = min(size, num_rows - start)
             logits = joined.read(rows, dtype)
-            fused = fuse(fitted, logits)
+            present = None if is_whole else {name: has[rows] for name, has in every.items()}
+            fused = fuse(fitted, logits, present)
             log_probs = np.asarray(fused.log_probs)
             is_nan = np.isnan(log_probs.sum(axis=1))
-            is_silent = _find_silent(logits)
+            is_silent = {
+                name: silent & every[name][rows] for name, silent in _find_silent(logits).items()
+            }
             evaluation = None
             if joined.labels is not None:
-                mask = ~np.any([is_nan, *is_silent.values()], axis=0) & (np.arange(size) < count)
-                sums = evaluate(fitted, logits, fused.log_probs, joined.labels[rows], mask)
+                labels = joined.labels[rows]
+                mask = ~np.any([is_nan, *is_silent.values(), labels < 0], axis=0)
+                mask &= np.arange(size) < count
+                sums = evaluate(fitted, logits, fused.log_probs, labels, mask, present)
                 # In float64: float32 stops counting at 2^24.
                 evaluation = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
             num_silent = {name: int(each[:count].sum()) for name, each in is_silent.items()}

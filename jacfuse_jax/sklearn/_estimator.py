@@ -41,14 +41,17 @@ from jacfuse_jax.sklearn._members import (
     check_classes,
     check_decision,
     classes_of,
+    find_present,
     fit_copy,
     gram_of,
     is_mapping,
     logits_of,
     split_columns,
+    take_rows,
 )
 
 _Logits = dict[str, NDArray[np.float64]]
+_Present = dict[str, NDArray[np.bool_]]
 _SMALLEST_BATCH = 256
 _DEFAULT_RULE = Robust(0.1)
 _CHOOSABLE = {"contamination": WITH_CONTAMINATION, "gamma": WITH_GAMMA}  # in the order of choices
@@ -75,6 +78,12 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
     of copies trained on the other folds of `cv`, or, with cv="prefit", those on `X`. Classifiers in
     `sklearn.frozen.FrozenEstimator` are not trained either and, unlike prefit ones, survive the
     copying of `GridSearchCV`. Sample weights are not supported.
+
+    A row of a modality that is all NaN, or None, is missing: its classifier is neither trained on
+    it nor asked, and the row is fused as `fusion.fuse` does with `present`. Rows that are partly
+    NaN go to the classifier, which may take them or not. Parameters are chosen on rows that lack
+    nothing. Where all that a row has left is believed perturbed, recalibration takes from it what
+    nothing else makes up for: say what is `perturbed`.
 
     Args:
       estimators: {modality: classifier}, at least one. `fit` trains copies, unless cv="prefit".
@@ -163,10 +172,10 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
         # Without tags: classifiers that only behave like scikit-learn's.
         with suppress(AttributeError):
             inputs = [get_tags(classifier).input_tags for classifier in self.estimators.values()]
-            tags.input_tags.allow_nan = all(tag.allow_nan for tag in inputs)
             tags.input_tags.sparse = all(tag.sparse for tag in inputs)
         return tags
 
@@ -196,7 +205,11 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         assert_all_finite(y, input_name="y")
         check_consistent_length(next(iter(arrays.values())), y)
         check_classification_targets(y)
-        self.estimators_ = self._trained(arrays, y)
+        present = {name: find_present(array) for name, array in arrays.items()}
+        for name, has in present.items():
+            if not has.any():
+                raise ValueError(f"X has no row of the modality {name!r} that is not all NaN")
+        self.estimators_ = self._trained(arrays, present, y)
         first, classifier = next(iter(self.estimators_.items()))
         self.classes_ = classes_of(first, classifier)
         for name, classifier in self.estimators_.items():
@@ -206,17 +219,25 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         self.class_prior_ = _class_prior(self.class_prior, labels, self.classes_)
         logits: _Logits = {}
         if self.calibrate or self.choose:
-            logits, labels = self._held_out(arrays, y, labels)
+            logits, present, labels = self._held_out(arrays, present, y, labels)
         self.temperatures_ = {
-            name: _temperature(logits[name], labels) if self.calibrate else 1.0
+            name: _temperature(logits[name][present[name]], labels[present[name]])
+            if self.calibrate
+            else 1.0
             for name in self.estimators_
         }
         self.grams_ = {
             name: gram_of(self.estimators_[name], len(self.classes_), self.temperatures_[name])
             for name in (self.perturbed_ if rule.needs_grams else ())
         }
-        logits = {name: z / self.temperatures_[name] for name, z in logits.items()}
-        self.rule_ = self._chosen(rule, logits, labels)
+        is_whole = np.all(list(present.values()), axis=0)
+        if self.choose and not is_whole.any():
+            raise ValueError(
+                f"choose={self.choose!r} needs held-out rows that have all modalities, and there "
+                "are none: give the parameters by rule, and choose=()"
+            )
+        logits = {name: z[is_whole] / self.temperatures_[name] for name, z in logits.items()}
+        self.rule_ = self._chosen(rule, logits, labels[is_whole] if self.choose else labels)
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -235,10 +256,13 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         if not is_mapping(X) and getattr(X, "ndim", 2) != 1:
             validate_data(self, X, skip_check_array=True, reset=False)
         arrays = split_columns(X, self.estimators_, self.columns)
+        present = {name: find_present(array) for name, array in arrays.items()}
         logits = {
-            name: logits_of(name, classifier, arrays[name]) / self.temperatures_[name]
+            name: logits_of(name, classifier, arrays[name], present[name])
+            / self.temperatures_[name]
             for name, classifier in self.estimators_.items()
         }
+        is_whole = all(has.all() for has in present.values())
         num_samples = len(next(iter(logits.values())))
         log_probs = _fuse(
             self.rule_,
@@ -246,6 +270,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
             self.class_prior_,
             grams=self.grams_,
             perturbed=self.perturbed_,
+            present=None if is_whole else {name: _pad(has) for name, has in present.items()},
         )
         probs = np.exp(np.asarray(log_probs, np.float64)[:num_samples])
         return probs / probs.sum(axis=1, keepdims=True)
@@ -300,34 +325,42 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         _check_numbers(_replace(rule, **dict.fromkeys(self.choose, 1.0)))
         return rule
 
-    def _trained(self, arrays: dict[str, Any], y: NDArray[Any]) -> dict[str, Any]:
-        """Copies of the classifiers, trained on everything, or the prefit ones themselves."""
+    def _trained(
+        self, arrays: dict[str, Any], present: _Present, y: NDArray[Any]
+    ) -> dict[str, Any]:
+        """Copies of the classifiers, trained on all there is, or the prefit ones themselves."""
         if not self._is_prefit():
-            return {name: fit_copy(self.estimators[name], arrays[name], y) for name in arrays}
+            return {
+                name: fit_copy(self.estimators[name], take_rows(array, has), y[has])
+                for name, (array, has) in _zip(arrays, present).items()
+            }
         for classifier in self.estimators.values():
             check_is_fitted(classifier)
         return dict(self.estimators)
 
     def _held_out(
-        self, arrays: dict[str, Any], y: NDArray[Any], labels: NDArray[Any]
-    ) -> tuple[_Logits, NDArray[Any]]:
-        """Logits of data that the classifiers were not trained on, and the labels of these."""
+        self, arrays: dict[str, Any], present: _Present, y: NDArray[Any], labels: NDArray[Any]
+    ) -> tuple[_Logits, _Present, NDArray[Any]]:
+        """Logits of rows that the classifiers were not trained on, which are there, labels."""
         if self._is_prefit():
             logits = {
-                name: logits_of(name, self.estimators_[name], arrays[name]) for name in arrays
+                name: logits_of(name, self.estimators_[name], array, has)
+                for name, (array, has) in _zip(arrays, present).items()
             }
-            return logits, labels
+            return logits, present, labels
         splitter: Any = check_cv(self.cv, y, classifier=True)
         splits = list(splitter.split(np.zeros(len(y)), y))
         logits: _Logits = {}
-        for name, array in arrays.items():
+        for name, (array, has) in _zip(arrays, present).items():
             parts: list[NDArray[np.float64]] = []
             for train, test in splits:
-                fold = fit_copy(self.estimators[name], _safe_indexing(array, train), y[train])
+                there = np.arange(len(y))[train][has[train]]
+                fold = fit_copy(self.estimators[name], _safe_indexing(array, there), y[there])
                 check_classes(name, fold, self.classes_)
-                parts.append(logits_of(name, fold, _safe_indexing(array, test)))
+                parts.append(logits_of(name, fold, _safe_indexing(array, test), has[test]))
             logits[name] = np.concatenate(parts)
-        return logits, np.concatenate([labels[test] for _, test in splits])
+        tested = np.concatenate([np.arange(len(y))[test] for _, test in splits])
+        return logits, {name: has[tested] for name, has in present.items()}, labels[tested]
 
     def _chosen(self, rule: Rule, logits: _Logits, labels: NDArray[Any]) -> Rule:
         """The rule, with the parameters that are chosen on held-out logits."""
@@ -364,6 +397,11 @@ def _class_prior(
     if not (prior > 0).all() or not np.isclose(prior.sum(), 1):
         raise ValueError(f"class_prior must be positive and sum to one, got {prior}")
     return prior
+
+
+def _zip(arrays: dict[str, Any], present: _Present) -> dict[str, tuple[Any, Any]]:
+    """What every classifier takes, and which rows of it are there."""
+    return {name: (array, present[name]) for name, array in arrays.items()}
 
 
 def _temperature(logits: NDArray[np.float64], labels: NDArray[Any]) -> float:

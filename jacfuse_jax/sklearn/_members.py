@@ -1,6 +1,7 @@
 """What a classifier of scikit-learn says: logits, last linear layer, classes."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import jax
@@ -36,6 +37,32 @@ def split_columns(
     return dict(zip(modalities, indexable(*arrays), strict=True))
 
 
+def find_present(X: Any) -> NDArray[np.bool_]:
+    """Which rows (N,) of what a classifier takes hold anything but NaN, or None."""
+    if issparse(X):
+        return np.ones(X.shape[0], bool)
+    if hasattr(X, "isna"):
+        is_nan = np.asarray(X.isna(), bool)
+    else:
+        try:
+            array = np.asarray(X)
+        except ValueError:  # rows of different lengths
+            return np.ones(len(X), bool)
+        if array.dtype.hasobject:
+            flat = [x is None or (isinstance(x, Real) and x != x) for x in array.ravel()]
+            is_nan = np.reshape(np.array(flat, bool), array.shape)
+        else:
+            is_nan = np.asarray(array != array)
+    if not is_nan.size:
+        return np.ones(len(is_nan), bool)
+    return ~np.asarray(is_nan.reshape(len(is_nan), -1).all(axis=1))
+
+
+def take_rows(X: Any, rows: NDArray[np.bool_]) -> Any:
+    """The rows that are marked."""
+    return X if rows.all() else _safe_indexing(X, np.flatnonzero(rows))
+
+
 def is_mapping(X: Any) -> bool:
     """Whether X has an entry for every modality. Sparse arrays by keys (DOK) are dicts, too."""
     return isinstance(X, Mapping) and not issparse(X)
@@ -48,7 +75,17 @@ def fit_copy(classifier: Any, X: Any, y: NDArray[Any]) -> Any:
     return copy
 
 
-def logits_of(name: str, classifier: Any, X: Any) -> NDArray[np.float64]:
+def logits_of(
+    name: str, classifier: Any, X: Any, present: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Logits (N, K), zeros in rows that are missing; raises unless they are finite."""
+    logits = np.zeros((len(present), len(classes_of(name, classifier))))
+    if present.any():
+        logits[present] = _logits_of(name, classifier, take_rows(X, present))
+    return logits
+
+
+def _logits_of(name: str, classifier: Any, X: Any) -> NDArray[np.float64]:
     """Logits (N, K), log-probabilities where the classifier has them; raises unless finite."""
     if hasattr(classifier, "predict_proba"):
         probs = np.asarray(classifier.predict_proba(X), np.float64)

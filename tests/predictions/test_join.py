@@ -1,11 +1,14 @@
 """Rows of several inputs that belong together."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_array_equal
 
 from jacfuse_jax.predictions import inputs
+from jacfuse_jax.predictions import join as join_module
 from jacfuse_jax.predictions.inputs import Names, open_predictions
 from jacfuse_jax.predictions.join import join
 from jacfuse_jax.programs import InputError
@@ -29,31 +32,86 @@ class TestJoin:
             }
         )
         assert_array_equal(joined.ids.to_numpy(), IDS)
-        assert joined.left_out == []
+        assert joined.remarks == []
         logits = joined.read(np.array([4, 2]), np.float64)
         for factor, name in enumerate(("audio", "video", "image"), 1):
             assert_array_equal(logits[name], factor * LOGITS[[4, 2]])
             assert logits[name].dtype == np.float64
 
-    def test_keeps_what_all_have_and_names_the_rest(self, write):
+    @pytest.fixture
+    def overlapping(self, write):
+        """Audio of ids 0 to 11, labelled, row 6 NaN; video of ids 5 to 19."""
+        audio = LOGITS[:12].copy()
+        audio[6] = np.nan
+        ids = np.arange(NUM_ROWS)
+        return {
+            "audio": write("npz", "a", logits=audio, ids=ids[:12], labels=LABELS[:12]),
+            "video": write("npz", "v", logits=LOGITS[5:], ids=ids[5:]),
+        }
+
+    def test_keeps_what_any_has_and_says_what_is_missing(self, overlapping):
+        joined = join(overlapping)
+        ids = np.arange(NUM_ROWS)
+        assert_array_equal(joined.ids.to_numpy(), ids)
+        assert_array_equal(joined.labels, np.where(ids < 12, LABELS, -1))
+        has = {"audio": (ids < 12) & (ids != 6), "video": ids >= 5}
+        for name, z in joined.read(ids, np.float32).items():
+            assert_array_equal(joined.present[name], has[name])
+            assert_array_equal(z[has[name]], LOGITS[has[name]])
+        lines = (
+            "audio is missing in 8 of 20 rows, whose ids are not in .*a.npz: 12, 13, 14, ...; it",
+            "audio is missing in 1 of 20 rows, which are NaN in .*a.npz: 6; it is fused without",
+            "video is missing in 5 of 20 rows, whose ids are not in .*v.npz: 0, 1, 2, ...; it is",
+        )
+        for line, remark in zip(lines, joined.remarks, strict=True):
+            assert re.match(line, remark)
+
+    def test_drops_what_lacks_something(self, overlapping):
+        joined = join(overlapping, "drop")
+        kept = np.array([5, 7, 8, 9, 10, 11])
+        assert_array_equal(joined.ids.to_numpy(), kept)
+        assert_array_equal(joined.labels, LABELS[kept])
+        for z in joined.read(np.arange(6), np.float32).values():
+            assert_array_equal(z, LOGITS[kept])
+        assert len(joined.remarks) == 3
+        assert all(remark.endswith("; such rows are left out") for remark in joined.remarks)
+
+    def test_refuses_what_lacks_something(self, overlapping, write):
+        message = "--missing=error: audio is missing in 8 of 20 rows, .*; give --missing=fuse, or"
+        with pytest.raises(InputError, match=message):
+            join(overlapping, "error")
+        nothing = write("npz", "n", logits=LOGITS[:12] * np.nan, ids=np.arange(12))
+        with pytest.raises(InputError, match="--missing=drop leaves no row: image is missing in"):
+            join({"video": overlapping["video"], "image": nothing}, "drop")
+        whole = join({m: write("npz", m, logits=LOGITS, ids=IDS) for m in "av"}, "error")
+        assert whole.remarks == []
+
+    @pytest.mark.parametrize("kind", WRITERS)
+    def test_rows_of_nan_by_position(self, kind, write, monkeypatch):
+        monkeypatch.setattr(join_module, "_CHUNK_ENTRIES", 3 * NUM_CLASSES)
+        video = LOGITS.copy()
+        video[[0, 7, 19]] = np.nan
+        joined = join({"a": write(kind, "a", logits=LOGITS), "v": write(kind, "v", logits=video)})
+        assert_array_equal(np.flatnonzero(~joined.present["v"]), [0, 7, 19])
+        assert joined.present["a"].all()
+
+    @pytest.mark.parametrize("kind", WRITERS)
+    def test_rows_that_are_partly_nan_are_named(self, kind, write, monkeypatch):
+        monkeypatch.setattr(join_module, "_CHUNK_ENTRIES", 3 * NUM_CLASSES)
+        logits = LOGITS.copy()
+        logits[8, 1] = logits[9, 2] = np.nan
+        with pytest.raises(InputError, match=rf"a.{kind}: logits: row 8 has NaN in 1 of 4 entries"):
+            join({"audio": write(kind, "a", logits=logits)})
+
+    def test_labels_of_several_inputs_add_up(self, write):
+        ids = np.arange(NUM_ROWS)
         joined = join(
             {
-                "audio": write(
-                    "npz", "a", logits=LOGITS[:12], ids=np.arange(12), labels=LABELS[:12]
-                ),
-                "video": write("npz", "v", logits=LOGITS[5:], ids=np.arange(5, NUM_ROWS)),
+                "audio": write("npz", "a", logits=LOGITS[:9], ids=ids[:9], labels=LABELS[:9]),
+                "video": write("npz", "v", logits=LOGITS[4:], ids=ids[4:], labels=LABELS[4:]),
             }
         )
-        assert_array_equal(joined.ids.to_numpy(), np.arange(5, 12))
-        assert_array_equal(joined.labels, LABELS[5:12])
-        assert_array_equal(joined.read(np.arange(7), np.float32)["video"], LOGITS[5:12])
-        audio, video = joined.left_out
-        assert audio.endswith(
-            "a.npz: 5 of 12 rows are left out, since another input lacks their ids: 0, 1, 2, ..."
-        )
-        assert video.endswith(
-            "v.npz: 8 of 15 rows are left out, since another input lacks their ids: 12, 13, 14, ..."
-        )
+        assert_array_equal(joined.labels, LABELS)
 
     def test_by_position_without_ids(self, write):
         joined = join({m: write("npz", m, logits=LOGITS, labels=LABELS) for m in "av"})

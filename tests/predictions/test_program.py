@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import safetensors.numpy
 import scipy.special
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -238,7 +237,7 @@ class TestReport:
     def test_rows_that_are_not_numbers(self, kind, is_perturbed, files, tmp_path, output, capsys):
         np.save(tmp_path / "kernel.npy", KERNEL)
         bad = AUDIO.copy()
-        bad[3, 1], bad[7] = np.nan, np.inf
+        bad[3, 1], bad[7] = np.inf, -np.inf
         path = tmp_path / f"bad.{kind}"
         WRITERS[kind](path, {"logits": bad, "ids": np.arange(NUM_ROWS) + 100, "labels": LABELS})
         perturbed_flag = "--perturbed=audio" if is_perturbed else "--perturbed=video"
@@ -251,14 +250,15 @@ class TestReport:
             arguments.append(f"--kernel=audio={tmp_path}/kernel.npy")
         fuse(*arguments, f"--output={output}")
         printed = capsys.readouterr().out
-        said = "\naudio says nothing in 2 rows, of NaN, +inf or nothing finite"
+        said = "\naudio says nothing in 2 rows, of +inf or nothing finite"
         if is_perturbed:
             said += "; it counts as the class prior there"
         else:
             said += (
                 "\n2 rows have no prediction: a trusted modality says nothing, or no class is left"
             )
-        assert f"{said}\nfigures are of 38 rows, in which all modalities say something\n" in printed
+        said += "\nfigures are of 38 rows, which have labels and no modality that says nothing\n"
+        assert said in printed
         is_bad = np.isin(np.arange(NUM_ROWS), (3, 7))
         with np.load(output) as file:
             for name in ("prediction", "log_probs", "jacobian_norm"):
@@ -284,22 +284,88 @@ class TestReport:
 
     def test_nothing_but_such_rows(self, files, tmp_path, output, capsys):
         ids = np.arange(NUM_ROWS) + 100
-        np.savez(tmp_path / "audio.npz", logits=AUDIO * np.nan, ids=ids, labels=LABELS)
+        np.savez(tmp_path / "audio.npz", logits=AUDIO + np.inf, ids=ids, labels=LABELS)
         fuse(*files, "--perturbed=video", f"--output={output}")
         printed = capsys.readouterr().out
         assert f"\n{NUM_ROWS} rows have no prediction" in printed
         assert "accuracy" not in printed
 
-    def test_rows_that_another_input_lacks(self, files, tmp_path, output, capsys):
-        logits, ids = np.concatenate([VIDEO, VIDEO[:10]]), np.arange(NUM_ROWS + 10) + 100
-        safetensors.numpy.save_file({"logits": logits, "ids": ids}, tmp_path / "video.safetensors")
-        fuse(*files, "--perturbed=audio", f"--output={output}")
-        assert capsys.readouterr().err.startswith(
-            f"{tmp_path}/video.safetensors: 10 of 50 rows are left out, since another input lacks "
-            "their ids: 140, 141, 142, ...\n"
-        )
+
+class TestMissing:
+    @pytest.fixture
+    def holed(self, tmp_path):
+        """Audio of rows 0 to 29, labelled, two of them NaN; video of rows 10 to 39."""
+        audio = AUDIO[:30].copy()
+        audio[[12, 20]] = np.nan
+        ids = np.arange(NUM_ROWS)
+        np.savez(tmp_path / "a.npz", logits=audio, ids=ids[:30], labels=LABELS[:30], kernel=KERNEL)
+        np.savez(tmp_path / "v.npz", logits=VIDEO[10:], ids=ids[10:])
+        return f"--input=audio={tmp_path}/a.npz", f"--input=video={tmp_path}/v.npz"
+
+    def test_is_fused_as_what_is_left(self, holed, output, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(stream, "_CHUNK_ENTRIES", 7 * NUM_CLASSES)
+        fuse(*holed, "--perturbed=audio", "--contamination=0.3", f"--output={output}")
+        ids = np.arange(NUM_ROWS)
+        lacks = {"audio": np.isin(ids, [12, 20]) | (ids >= 30), "video": ids < 10}
+        grams = {"audio": KERNEL.T @ KERNEL}
+        options = {"gamma": 0.1, "contamination": 0.3}
+        probs, norms = oracle({"audio": AUDIO, "video": VIDEO}, grams, UNIFORM, **options)
+        alone = oracle({"audio": AUDIO}, grams, UNIFORM, **options)
+        probs[lacks["video"]], norms[lacks["video"]] = (x[lacks["video"]] for x in alone)
+        probs[lacks["audio"]] = scipy.special.softmax(VIDEO[lacks["audio"]], axis=1)
+        norms[lacks["audio"]] = 0
+        assert_agrees(output, (probs, norms))
         with np.load(output) as file:
-            assert_array_equal(file["ids"], ids[:NUM_ROWS])
+            assert_array_equal(file["ids"], ids)
+            metadata = json.loads(str(file["jacfuse_jax"]))
+        assert metadata["num_missing"] == {"audio": 12, "video": 10}
+        printed = capsys.readouterr()
+        assert printed.err.startswith(
+            f"audio is missing in 10 of 40 rows, whose ids are not in {tmp_path}/a.npz: 30, 31, "
+            "32, ...; it is fused without\n"
+        )
+        assert "\naudio is missing in 12 rows, which are fused without it\n" in printed.out
+        cells = {
+            cell[0].strip(): [x.strip() for x in cell[1:]]
+            for line in printed.out.splitlines()
+            if line.startswith("|")
+            for cell in [line.strip("|").split("|")]
+        }
+        right = {
+            "audio": (AUDIO.argmax(axis=1) == LABELS)[~lacks["audio"] & (ids < 30)],
+            "video": (VIDEO.argmax(axis=1) == LABELS)[10:30],
+            "result": (probs.argmax(axis=1) == LABELS)[:30],
+        }
+        for name, of_rows in right.items():
+            assert cells[name][0] == f"{100 * of_rows.mean():.2f}"
+            assert cells[name][-1] == str(len(of_rows))
+
+    def test_may_be_left_out_or_refused(self, holed, output, capsys):
+        fuse(*holed, "--missing=drop", f"--output={output}")
+        with np.load(output) as file:
+            assert_array_equal(file["ids"], np.delete(np.arange(10, 30), [2, 10]))
+        assert capsys.readouterr().err.count("; such rows are left out\n") == 3
+        message = error_of(*holed, "--missing=error", f"--output={output}")
+        assert message.startswith("--missing=error: audio is missing in 10 of 40 rows, whose ids")
+
+    def test_parameters_are_chosen_where_nothing_is(self, holed, output, monkeypatch, capsys):
+        def choose(fitted, logits, labels, **_):
+            assert {len(labels), *map(len, logits.values())} == {18}
+            return fitted._replace(rule=dataclasses.replace(fitted.rule, gamma=0.5))
+
+        monkeypatch.setattr(stream, "choose", choose)
+        fuse(*holed, "--perturbed=audio", "--gamma=auto", f"--output={output}")
+        said = "of 40 rows of --input: 22 in which a modality is missing\n"
+        assert said in capsys.readouterr().err
+
+    def test_of_everything_gives_the_prior(self, tmp_path, output):
+        np.savez(tmp_path / "a.npz", logits=np.where(np.arange(40) < 3, np.nan, AUDIO.T).T)
+        np.save(tmp_path / "prior.npy", [1, 2, 3, 4, 10])
+        inputs = [f"--input={m}={tmp_path}/a.npz" for m in ("audio", "video")]
+        fuse(*inputs, f"--class_prior={tmp_path}/prior.npy", f"--output={output}")
+        with np.load(output) as file:
+            assert_allclose(np.exp(file["log_probs"][:3]), [[0.05, 0.1, 0.15, 0.2, 0.5]] * 3, 1e-6)
+            assert_array_equal(file["prediction"][:3], 4)
 
 
 class TestJoin:
