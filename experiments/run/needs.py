@@ -13,6 +13,7 @@ from jacfuse_jax.programs.resources import check
 
 PROCESS_BYTES = 1.5 * 2**30
 """Libraries, and the programs that they compile."""
+_PROGRAM_BYTES = 0.12e9  # an attack on all targets, compiled; of AV-MNIST, --suite=standard
 _REPORT_BYTES = 10e6  # tables and figures
 _CLIP_BYTES = 0.41e6  # of VGGSound: decoded, and in the data set
 
@@ -38,6 +39,18 @@ class Figures(NamedTuple):
     in_memory: bool
     sample_bytes: float
     num_parameters: float
+
+
+class Extent(NamedTuple):
+    """What one seed of a run perturbs.
+
+    Attributes:
+      num_step_rows: rows of single modalities in the files of its steps.
+      num_programs: attacks that are compiled.
+    """
+
+    num_step_rows: int
+    num_programs: int
 
 
 _FIGURES = {
@@ -80,7 +93,7 @@ def figures_of(config: Config) -> Figures:
     )
 
 
-def check_run(config: Config, data: Figures, num_step_rows: int, *, computes_on_host: bool) -> None:
+def check_run(config: Config, data: Figures, extent: Extent, *, computes_on_host: bool) -> None:
     """Says what a run of `experiments.robust_fusion` takes, and refuses what does not fit.
 
     Upper figures for whole data sets: fewer clips take less, and so does a run that carries on.
@@ -88,7 +101,7 @@ def check_run(config: Config, data: Figures, num_step_rows: int, *, computes_on_
     Args:
       config: its settings.
       data: see `figures_of`.
-      num_step_rows: rows of single modalities in the files of one seed.
+      extent: what one seed perturbs.
       computes_on_host: the memory of batches is that of the host, not of an accelerator.
 
     Raises:
@@ -101,6 +114,7 @@ def check_run(config: Config, data: Figures, num_step_rows: int, *, computes_on_
     grams = data.num_classes**2 if config.jacobian == "input" else 0
     memory = (
         PROCESS_BYTES
+        + computes_on_host * _PROGRAM_BYTES * extent.num_programs
         + data.row_bytes * data.in_memory * (num_train + num_validation + num_test)
         + 2 * 4 * data.row_bytes * num_attacked  # two chains, each with several of all inputs
         + computes_on_host * 2 * config.batch_size * data.sample_bytes  # two programs run at once
@@ -111,7 +125,7 @@ def check_run(config: Config, data: Figures, num_step_rows: int, *, computes_on_
     checkpoints = num_regimes * 2 * 3 * 4 * data.num_parameters
     num_heads = sum(name in HEADS for name in config.methods)
     row_bytes = 4 * ((num_regimes + num_heads) * data.num_classes + grams)
-    steps = num_step_rows * row_bytes
+    steps = extent.num_step_rows * row_bytes
     folders = {config.workdir: config.num_seeds * (checkpoints + steps) + _REPORT_BYTES}
     if not (config.data_dir / config.dataset).exists():
         folders[config.data_dir] = _data_bytes(config)

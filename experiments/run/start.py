@@ -17,6 +17,7 @@ from jacfuse_jax.evaluation.models import Models
 from jacfuse_jax.evaluation.names import ATTACKS
 from jacfuse_jax.evaluation.plan import SEVERITIES, Contest, make_plan
 from jacfuse_jax.evaluation.rules import PARAMETERS, expand
+from jacfuse_jax.evaluation.steps import count_programs
 from jacfuse_jax.evaluation.threat_models import make_scenarios
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.programs import InputError
@@ -59,7 +60,7 @@ def load(config: Config, *, classifiers_only: bool = False) -> datasets.Multimod
     needs.check_run(
         config,
         figures,
-        0 if classifiers_only else _num_step_rows(config, figures),
+        needs.Extent(0, 0) if classifiers_only else _extent_of(config, figures),
         computes_on_host=jax.default_backend() == "cpu",
     )
     dataset = datasets.load(
@@ -172,8 +173,8 @@ def rules_of(config: Config, modalities: tuple[str, ...]) -> list[Rule]:
         raise InputError(f"--methods: {error}") from error
 
 
-def _num_step_rows(config: Config, figures: needs.Figures) -> int:
-    """Rows of single modalities in the files of a seed; the first parameters stand for the best."""
+def _extent_of(config: Config, figures: needs.Figures) -> needs.Extent:
+    """What is perturbed; the first parameters stand for the best."""
     kinds = figures.kinds
     modalities = tuple(kinds)
     rules = rules_of(config, modalities)
@@ -187,10 +188,12 @@ def _num_step_rows(config: Config, figures: needs.Figures) -> int:
     num_test = config.num_eval or figures.num_rows[2]
     num_attack = min(config.num_attack, num_test)
     num_selection_steps = len(SEVERITIES) * len(modalities) * (2 + len(rules))
-    return config.num_select * num_selection_steps + sum(
+    num_rows = config.num_select * num_selection_steps + sum(
         len(step.attacked) * (num_attack if step.perturbation in ATTACKS else num_test)
         for step in plan.steps
     )
+    num_programs = count_programs(plan.steps, num_classes=figures.num_classes)
+    return needs.Extent(num_rows, num_programs + (config.num_select > 0) * len(modalities))
 
 
 def _device() -> str:

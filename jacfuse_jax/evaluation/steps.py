@@ -13,6 +13,7 @@ from jacfuse_jax.evaluation.input_checks import InputCheck
 from jacfuse_jax.evaluation.names import ATTACKS
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.evaluation.rules import EachAlone
+from jacfuse_jax.evaluation.stages import stages_of
 from jacfuse_jax.evaluation.targets import Branch, Step, branch_of
 
 # One chain compiles, or waits for files, while another computes.
@@ -98,6 +99,23 @@ def run_steps(
                         result.result()
         finally:  # after an error, not before all that is queued
             pool.shutdown(cancel_futures=True)
+
+
+def count_programs(steps: Sequence[Step], *, num_classes: int) -> int:
+    """How many attacks are compiled.
+
+    Args:
+      steps: all of an evaluation.
+      num_classes: K.
+    """
+    return len(
+        {
+            (_program(step), stage._replace(share_left=1, relative_step_size=1, from_clean=False))
+            for step in steps
+            if step.target is not None
+            for stage in stages_of(step, num_classes=num_classes)
+        }
+    )
 
 
 def _program(step: Step) -> Any:
