@@ -226,8 +226,8 @@ class TestErrors:
             f"--output={output}",
         )
         assert message == (
-            "--gamma=auto: in each labelled row a modality says nothing, of NaN, +inf or nothing "
-            "finite"
+            "--gamma=auto: in each labelled row a modality is missing or says nothing, of +inf or "
+            "nothing finite"
         )
 
     def test_classes_that_differ(self, tmp_path, output):
