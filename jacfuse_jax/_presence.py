@@ -66,7 +66,7 @@ def any_of(names: Iterable[str], present: Mapping[str, jax.Array]) -> jax.Array:
 def stack_log_probs(
     logits: Mapping[str, AnyArray], class_prior: AnyArray | None, present: Present | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities (M, B, K), and which of them count, (M, B, 1).
+    """Log-probabilities (M, B, K), and which of them count, (M, B, 1) or (M, 1, 1).
 
     Where a row has no modality, the first one counts, and says the prior. Raises ValueError where
     rows may lack modalities and there is no prior.
@@ -78,6 +78,7 @@ def stack_log_probs(
     else:
         arrays, _, checked = check_available(logits, class_prior, present)
     log_probs = jnp.stack([jax.nn.log_softmax(z) for z in arrays.values()])
-    everywhere = jnp.ones((log_probs.shape[1], 1), bool)
+    # Made of a mask, so that it lies where that does.
+    everywhere = next(iter(checked.values()), jnp.ones((1, 1), bool)) | True
     first, *others = (checked.get(name, everywhere) for name in arrays)
     return log_probs, jnp.stack([first | ~any_of(arrays, checked), *others])

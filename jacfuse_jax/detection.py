@@ -149,25 +149,25 @@ def detect(
         log_prior,
         checked,
     )
-    n = len(next(iter(arrays.values())))
     log_agreement = _log_agreement(calibrated, log_prior)
     disagreement = {
         name: _log_agreement({n: z for n, z in calibrated.items() if n != name}, log_prior)
         - log_agreement
         for name in arrays
     }
-    has = {name: jnp.broadcast_to(any_of([name], checked), (n, 1))[:, 0] for name in arrays}
+    has = {name: any_of([name], checked).reshape(-1) for name in arrays}
     deviation = {
         name: jnp.where(has[name], _deviation(z, detector[name], log_prior), 0)
         for name, z in arrays.items()
     }
-    count = jnp.stack(list(has.values())).sum(axis=0)
-    log_share = jnp.log(prevalence / jnp.maximum(count, 1).astype(log_prior.dtype))
+    count = sum(mask.astype(log_prior.dtype) for mask in has.values())
+    log_share = jnp.log(prevalence / jnp.maximum(count, 1))
     of_perturbed = (
         jnp.where(has[name], log_share + disagreement[name] + deviation[name], -jnp.inf)
         for name in arrays
     )
-    scores = jnp.stack([jnp.where(count > 0, jnp.log1p(-prevalence), 0), *of_perturbed])
+    of_none = jnp.where(count > 0, jnp.log1p(-prevalence), 0)
+    scores = jnp.stack([jnp.broadcast_to(of_none, log_agreement.shape), *of_perturbed])
     log_posterior = jax.nn.log_softmax(scores, axis=0)
     return Detection(
         log_posterior[0],

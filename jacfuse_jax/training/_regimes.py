@@ -97,8 +97,8 @@ def pgd_loss(model: Any, batch: Batch) -> jax.Array:
 
     The maximum is what `attacks.pgd` finds against the model in `PGD_STEPS` steps from one random
     start, eps = `radius_share` `PGD_EPSILON`, and in evaluation mode never below the loss of the
-    clean input. Its derivative in the parameters is that at a fixed x' (Danskin's theorem). Where no
-    model can withstand the radius, training ends at one that answers the same class always.
+    clean input. Its derivative in the parameters is that at a fixed x' (Danskin's theorem). Where
+    no model can withstand the radius, training ends at one that answers the same class always.
 
     Args:
       model: maps inputs (B, ...) to a `UnimodalOutput`; in evaluation mode sample b may depend on
