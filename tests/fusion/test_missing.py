@@ -116,6 +116,7 @@ def test_gradients_in_what_is_missing_are_zero_and_finite_in_what_is_left(rule):
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 @every_rule
 def test_presence_is_data_under_jit_and_vmap(rule):
     @jax.jit
@@ -129,6 +130,7 @@ def test_presence_is_data_under_jit_and_vmap(rule):
     np.testing.assert_allclose(fuse_row(HOLED, PRESENT), fuse(rule), rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.slow
 @every_rule
 def test_everything_present_changes_nothing(rule):
     everything = {m: np.ones(B, bool) for m in NAMES}
@@ -172,6 +174,7 @@ def test_rules_without_a_prior_need_one_for_rows_without_modalities():
             function(HOLED, present=PRESENT)
 
 
+@pytest.mark.slow
 class TestSensitivity:
     OPTIONS: ClassVar[Any] = {"perturbed": PERTURBED, "gamma": 0.2}
 
@@ -242,6 +245,7 @@ class TestCertificates:
             np.testing.assert_array_equal(found.certified[rows], expected.certified)
             np.testing.assert_allclose(found.margin[rows], expected.margin, rtol=1e-9, atol=1e-11)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("rule", [*RULES[:5], fusion.Robust(0.2)], ids=lambda rule: rule.label)
     def test_radii(self, rule):
         options: Any = {"corrupted": "audio", "lipschitz": 2.0, "grams": GRAMS}
@@ -275,6 +279,7 @@ def detector():
     return detection.fit_detector(logits, labels, PRIOR)
 
 
+@pytest.mark.slow
 class TestDetection:
     @pytest.mark.parametrize("prevalence", [0.0, 0.3, 1.0])
     def test_what_is_left_is_judged(self, detector, prevalence):
