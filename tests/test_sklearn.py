@@ -886,7 +886,6 @@ class TestMissing:
         estimators = {"left": linear(), "right": linear()}
         model = RobustLateFusion(estimators, columns=columns, cv=3, **PLAIN)
         assert cross_val_score(model, X, y, cv=3).min() > 0.6
-        assert model.__sklearn_tags__().input_tags.allow_nan
 
     @pytest.mark.parametrize("kind", [pd.DataFrame, lambda x: x.astype(object), np.ndarray.tolist])
     def test_of_any_kind(self, fitted, halves, holed, kind):
@@ -917,6 +916,9 @@ class TestMissing:
             {"left": HistGradientBoostingClassifier(max_iter=3), "right": linear()}, **PLAIN
         )
         assert np.isfinite(trees.fit(arrays, y).predict_proba(X)).all()
+        assert not trees.__sklearn_tags__().input_tags.allow_nan
+        both = trees.set_params(right=HistGradientBoostingClassifier())
+        assert both.__sklearn_tags__().input_tags.allow_nan
         X["left"][0, 0] = np.inf
         with pytest.raises(ValueError, match="infinity"):
             halves_of(**PLAIN).fit(arrays, y).predict_proba(X)

@@ -172,10 +172,11 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
         # Without tags: classifiers that only behave like scikit-learn's.
         with suppress(AttributeError):
             inputs = [get_tags(classifier).input_tags for classifier in self.estimators.values()]
+            # NaN in single entries; rows of NaN are missing, whatever the classifiers take.
+            tags.input_tags.allow_nan = all(tag.allow_nan for tag in inputs)
             tags.input_tags.sparse = all(tag.sparse for tag in inputs)
         return tags
 
