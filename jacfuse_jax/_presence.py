@@ -65,8 +65,8 @@ def any_of(names: Iterable[str], present: Mapping[str, jax.Array]) -> jax.Array:
 
 def stack_log_probs(
     logits: Mapping[str, AnyArray], class_prior: AnyArray | None, present: Present | None
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities (M, B, K), and which of them count, (M, B, 1) or (M, 1, 1).
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probabilities (M, B, K), which count, (M, B, 1) or (M, 1, 1), and `any_of` all.
 
     Where a row has no modality, the first one counts, and says the prior. Raises ValueError where
     rows may lack modalities and there is no prior.
@@ -81,4 +81,5 @@ def stack_log_probs(
     # Made of a mask, so that it lies where that does.
     everywhere = next(iter(checked.values()), jnp.ones((1, 1), bool)) | True
     first, *others = (checked.get(name, everywhere) for name in arrays)
-    return log_probs, jnp.stack([first | ~any_of(arrays, checked), *others])
+    has_any = any_of(arrays, checked)
+    return log_probs, jnp.stack([first | ~has_any, *others]), has_any

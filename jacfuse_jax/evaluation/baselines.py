@@ -188,7 +188,7 @@ class MajorityVote(Rule):
     takes_missing = True
 
     def apply(self, inputs: FusionInputs) -> jax.Array:
-        log_probs, counts = stack_log_probs(*inputs[:2], inputs.present)
+        log_probs, counts, has_any = stack_log_probs(*inputs[:2], inputs.present)
         votes = (mark_likeliest(log_probs) & counts).sum(axis=0)
         total = jnp.where(counts, log_probs, 0).sum(axis=0)
         is_leading = votes == votes.max(axis=-1, keepdims=True)
@@ -199,9 +199,8 @@ class MajorityVote(Rule):
         log_q = jnp.where(is_leading, jax.nn.log_softmax(leading), jax.nn.log_softmax(total))
         log_votes = jnp.log(votes.astype(log_q.dtype))
         fused = _log_add(log_votes, log_q + math.log(_TIE_BREAK))
-        if inputs.present is not None:  # nobody votes for the prior
-            arrays, log_prior, checked = check_available(*inputs[:2], inputs.present)
-            fused = jnp.where(any_of(arrays, checked), fused, log_prior[None])
+        # The first says the prior where there is none, but a vote makes more of it.
+        fused = jnp.where(has_any, fused, log_probs[0])
         return in_dtype_of(inputs.logits, jax.nn.log_softmax(fused))
 
 
@@ -268,7 +267,7 @@ def _mean_of_middle(inputs: FusionInputs, num_dropped: int | None) -> jax.Array:
 
     None leaves one or two, and one at least is left.
     """
-    log_probs, counts = stack_log_probs(*inputs[:2], inputs.present)
+    log_probs, counts, _ = stack_log_probs(*inputs[:2], inputs.present)
     total = counts.sum(axis=0, keepdims=True)  # what is missing comes last
     ordered = jnp.sort(jnp.where(counts, log_probs, jnp.inf), axis=0)
     most = (total - 1) // 2

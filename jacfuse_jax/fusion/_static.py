@@ -36,7 +36,7 @@ def mean_fusion(
       TypeError: logits are not floating, or presence is not bool.
       ValueError: shapes disagree, `present` names an unknown modality or comes without a prior.
     """
-    log_probs, counts = stack_log_probs(logits, class_prior, present)
+    log_probs, counts, _ = stack_log_probs(logits, class_prior, present)
     log_sum = jax.nn.logsumexp(jnp.where(counts, log_probs, -jnp.inf), axis=0)
     return in_dtype_of(logits, log_sum - jnp.log(counts.sum(axis=0).astype(log_sum.dtype)))
 
@@ -67,7 +67,7 @@ def max_fusion(
     References:
       Kittler, Hatef, Duin, Matas, "On Combining Classifiers", 1998.
     """
-    log_probs, counts = stack_log_probs(logits, class_prior, present)
+    log_probs, counts, _ = stack_log_probs(logits, class_prior, present)
     largest = jnp.where(counts, log_probs, -jnp.inf).max(axis=0)
     return in_dtype_of(logits, jax.nn.log_softmax(largest))
 
@@ -98,7 +98,7 @@ def product_fusion(
     References:
       Kittler, Hatef, Duin, Matas, "On Combining Classifiers", 1998.
     """
-    log_probs, counts = stack_log_probs(logits, class_prior, present)
+    log_probs, counts, _ = stack_log_probs(logits, class_prior, present)
     return in_dtype_of(logits, jax.nn.log_softmax(jnp.where(counts, log_probs, 0).sum(axis=0)))
 
 

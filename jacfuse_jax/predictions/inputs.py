@@ -259,8 +259,7 @@ def _read_array(array: ArrayOnDisk) -> Iterator[Arrow]:
     """A column, some rows at a time."""
     if len(array.shape) != 1:
         raise InputError(f"{array.name} must have shape (N,), got {array.shape}")
-    for start in range(0, array.shape[0], _COLUMN_ROWS):
-        column = array.read(np.arange(start, min(start + _COLUMN_ROWS, array.shape[0])))
+    for _, column in array.chunks(_COLUMN_ROWS):
         try:
             yield pa.array(column.astype(column.dtype.newbyteorder("=")))
         except pa.ArrowException as error:

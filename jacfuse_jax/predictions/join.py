@@ -20,8 +20,6 @@ from jacfuse_jax.predictions.kinds import log_of_probs
 from jacfuse_jax.predictions.parquet import Arrow
 from jacfuse_jax.programs import InputError
 
-_CHUNK_ENTRIES = 2**20  # in memory at a time
-
 
 class Joined(NamedTuple):
     """The rows of all inputs, in the order of the first input that has them.
@@ -110,21 +108,19 @@ def join(predictions: Mapping[str, Predictions], missing: Missing = "fuse") -> J
         raise InputError(f"--missing=error: {remarks[0]}; give --missing=fuse, or drop")
     labels = _labels(predictions, shared, rows)
     rows = {name: np.where(is_nan[name][of], -1, of) for name, of in rows.items()}
-    is_whole = np.all([of >= 0 for of in rows.values()], axis=0)
+    joined = Joined(predictions, ids_name, shared, rows, labels, remarks)
     if not remarks:
-        return Joined(predictions, ids_name, shared, rows, labels, [])
+        return joined
     if missing == "fuse":
-        remarks = [f"{line}; it is fused without" for line in remarks]
-        return Joined(predictions, ids_name, shared, rows, labels, remarks)
+        return joined._replace(remarks=[f"{line}; it is fused without" for line in remarks])
+    is_whole = np.all(list(joined.present.values()), axis=0)
     if not is_whole.any():
         raise InputError(f"--missing=drop leaves no row: {remarks[0]}")
-    return Joined(
-        predictions,
-        ids_name,
-        shared.filter(pa.array(is_whole)),
-        {name: of[is_whole] for name, of in rows.items()},
-        None if labels is None else labels[is_whole],
-        [f"{line}; such rows are left out" for line in remarks],
+    return joined._replace(
+        ids=shared.filter(pa.array(is_whole)),
+        rows={name: of[is_whole] for name, of in rows.items()},
+        labels=None if labels is None else labels[is_whole],
+        remarks=[f"{line}; such rows are left out" for line in remarks],
     )
 
 
@@ -176,11 +172,9 @@ def _find_nan(p: Predictions) -> NDArray[np.bool_]:
     """Which rows (N,) of an input are NaN; raises where some entries of a row are."""
     num_rows, num_classes = p.logits.shape
     is_nan = np.zeros(num_rows, bool)
-    size = max(1, _CHUNK_ENTRIES // num_classes)
-    for start in range(0, num_rows, size):
-        rows = np.arange(start, min(start + size, num_rows))
-        counts = np.isnan(p.logits.read(rows)).sum(axis=1)
-        is_nan[rows] = counts == num_classes
+    for start, chunk in p.logits.chunks():
+        counts = np.isnan(chunk).sum(axis=1)
+        is_nan[start : start + len(chunk)] = counts == num_classes
         partly = np.flatnonzero((counts > 0) & (counts < num_classes))
         if partly.size:
             i = int(partly[0])

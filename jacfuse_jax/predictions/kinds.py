@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from jacfuse_jax.predictions.npy import ArrayOnDisk
 from jacfuse_jax.programs import InputError
 
-_CHUNK_ENTRIES = 2**20  # in memory at a time
 _SUM_TOLERANCE = 0.02  # of logarithms that were rounded to bfloat16
 
 
@@ -69,10 +68,8 @@ class _Judged(NamedTuple):
 
 def _judge(logits: ArrayOnDisk, *, are_logs: bool) -> Iterator[_Judged]:
     """Goes through all rows, some at a time."""
-    num_rows, num_classes = logits.shape
-    size = max(1, _CHUNK_ENTRIES // num_classes)
-    for start in range(0, num_rows, size):
-        values = logits.read(np.arange(start, min(start + size, num_rows))).astype(np.float64)
+    for start, chunk in logits.chunks():
+        values = chunk.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             values = np.exp(values) if are_logs else values
             smallest, sums = values.min(axis=1), values.sum(axis=1)

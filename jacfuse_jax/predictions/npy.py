@@ -6,9 +6,10 @@ anew.
 """
 
 import contextlib
+import math
 import os
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from jacfuse_jax.programs import InputError
 
 ScratchFn = Callable[[], BinaryIO]  # makes a temporary file that has no name
+_CHUNK_ENTRIES = 2**20  # in memory at a time
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
 _HEADER_FNS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -56,6 +58,16 @@ class ArrayOnDisk(NamedTuple):
         mapping = np.memmap(self.source, self.dtype, "r", self.offset, self.shape, self.order)
         array = np.asarray(mapping)
         return array.copy() if rows is None else array[rows]
+
+    def chunks(self, num_rows: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Reads all rows, some at a time: the position of the first, and they themselves.
+
+        Args:
+          num_rows: at a time; None: about 2^20 entries.
+        """
+        size = num_rows or max(1, _CHUNK_ENTRIES // math.prod(self.shape[1:]))
+        for start in range(0, self.shape[0], size):
+            yield start, self.read(np.arange(start, min(start + size, self.shape[0])))
 
 
 class Shaped(NamedTuple):

@@ -332,8 +332,10 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         """Copies of the classifiers, trained on all there is, or the prefit ones themselves."""
         if not self._is_prefit():
             return {
-                name: fit_copy(self.estimators[name], take_rows(array, has), y[has])
-                for name, (array, has) in _zip(arrays, present).items()
+                name: fit_copy(
+                    self.estimators[name], take_rows(array, present[name]), y[present[name]]
+                )
+                for name, array in arrays.items()
             }
         for classifier in self.estimators.values():
             check_is_fitted(classifier)
@@ -345,14 +347,15 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         """Logits of rows that the classifiers were not trained on, which are there, labels."""
         if self._is_prefit():
             logits = {
-                name: logits_of(name, self.estimators_[name], array, has)
-                for name, (array, has) in _zip(arrays, present).items()
+                name: logits_of(name, self.estimators_[name], array, present[name])
+                for name, array in arrays.items()
             }
             return logits, present, labels
         splitter: Any = check_cv(self.cv, y, classifier=True)
         splits = list(splitter.split(np.zeros(len(y)), y))
         logits: _Logits = {}
-        for name, (array, has) in _zip(arrays, present).items():
+        for name, array in arrays.items():
+            has = present[name]
             parts: list[NDArray[np.float64]] = []
             for train, test in splits:
                 there = np.arange(len(y))[train][has[train]]
@@ -398,11 +401,6 @@ def _class_prior(
     if not (prior > 0).all() or not np.isclose(prior.sum(), 1):
         raise ValueError(f"class_prior must be positive and sum to one, got {prior}")
     return prior
-
-
-def _zip(arrays: dict[str, Any], present: _Present) -> dict[str, tuple[Any, Any]]:
-    """What every classifier takes, and which rows of it are there."""
-    return {name: (array, present[name]) for name, array in arrays.items()}
 
 
 def _temperature(logits: NDArray[np.float64], labels: NDArray[Any]) -> float:

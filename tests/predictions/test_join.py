@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_array_equal
 
-from jacfuse_jax.predictions import inputs
-from jacfuse_jax.predictions import join as join_module
+from jacfuse_jax.predictions import inputs, npy
 from jacfuse_jax.predictions.inputs import Names, open_predictions
 from jacfuse_jax.predictions.join import join
 from jacfuse_jax.programs import InputError
@@ -88,7 +87,7 @@ class TestJoin:
 
     @pytest.mark.parametrize("kind", WRITERS)
     def test_rows_of_nan_by_position(self, kind, write, monkeypatch):
-        monkeypatch.setattr(join_module, "_CHUNK_ENTRIES", 3 * NUM_CLASSES)
+        monkeypatch.setattr(npy, "_CHUNK_ENTRIES", 3 * NUM_CLASSES)
         video = LOGITS.copy()
         video[[0, 7, 19]] = np.nan
         joined = join({"a": write(kind, "a", logits=LOGITS), "v": write(kind, "v", logits=video)})
@@ -97,7 +96,7 @@ class TestJoin:
 
     @pytest.mark.parametrize("kind", WRITERS)
     def test_rows_that_are_partly_nan_are_named(self, kind, write, monkeypatch):
-        monkeypatch.setattr(join_module, "_CHUNK_ENTRIES", 3 * NUM_CLASSES)
+        monkeypatch.setattr(npy, "_CHUNK_ENTRIES", 3 * NUM_CLASSES)
         logits = LOGITS.copy()
         logits[8, 1] = logits[9, 2] = np.nan
         with pytest.raises(InputError, match=rf"a.{kind}.* row 8 has NaN in 1 of 4 entries"):

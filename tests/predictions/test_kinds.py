@@ -6,7 +6,7 @@ import pytest
 import scipy.special
 from numpy.testing import assert_array_equal
 
-from jacfuse_jax.predictions import kinds
+from jacfuse_jax.predictions import npy
 from jacfuse_jax.predictions.arrays import open_arrays
 from jacfuse_jax.predictions.kinds import check_probs, log_of_probs, look_like_probs
 from jacfuse_jax.programs import InputError
@@ -17,7 +17,7 @@ PROBS = scipy.special.softmax(LOGITS, axis=1)
 
 @pytest.fixture
 def on_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(kinds, "_CHUNK_ENTRIES", 7 * 309)
+    monkeypatch.setattr(npy, "_CHUNK_ENTRIES", 7 * 309)
 
     def write_and_open(array):
         np.save(tmp_path / "audio.npy", array)
