@@ -1,6 +1,7 @@
 """Training-free robust late fusion of classifiers, one per modality.
 
-`jacfuse_jax.models` and `jacfuse_jax.training` need flax and orbax and are imported by name.
+`jacfuse_jax.models` and `jacfuse_jax.training` need flax and orbax and are imported by name, as is
+`jacfuse_jax.selection`, which chooses rules on validation rows.
 """
 
 from jacfuse_jax import (

@@ -51,6 +51,12 @@ def fill_excluded(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(is_excluded, least, logits), is_excluded
 
 
+def log_add(x: jax.Array, y: jax.Array) -> jax.Array:
+    """log(exp(x) + exp(y)), with a gradient of zero where both are -inf."""
+    is_zero = (x == -jnp.inf) & (y == -jnp.inf)
+    return jnp.where(is_zero, -jnp.inf, jnp.logaddexp(jnp.where(is_zero, 0, x), y))
+
+
 def rounding_of_sum(*terms: jax.Array) -> jax.Array:
     """By how much a sum of logarithms (B, K) may be wrong, entry by entry; infinite ones are exact.
 

@@ -81,6 +81,7 @@ def detector(d):
 
 
 _RANGE = (0.0, 1.0)
+_WEIGHTS = (1.0, -0.5, 0.2, 0.0, 0.3, -0.1, 0.5)  # of a gate for three classes
 CALLS = {
     attacks: {
         "adversarial_missing": lambda d: attack(
@@ -231,6 +232,9 @@ CALLS = {
         "fuse": lambda d: fusion.fuse(
             fusion.Robust(d.share), d.logits, d.prior, perturbed="a", grams=d.grams
         ),
+        "learned_cascade_fusion": lambda d: fusion.learned_cascade_fusion(
+            d.logits, d.prior, perturbed="a", share=d.share, gate=fusion.Gate(_WEIGHTS, _WEIGHTS)
+        ),
         "max_fusion": lambda d: fusion.max_fusion(d.logits),
         "mean_fusion": lambda d: fusion.mean_fusion(d.logits),
         "product_fusion": lambda d: fusion.product_fusion(d.logits),
@@ -271,6 +275,7 @@ CALLS = {
         "effective_robustness": lambda d: metrics.effective_robustness(
             d.shares[0], d.shares[1], metrics.make_baseline_fn(*d.shares)
         ),
+        "expected_calibration_error": lambda d: metrics.expected_calibration_error(*d.shares),
         "finalise": lambda d: metrics.finalise(metrics.classification_sums(d.log_probs, d.labels)),
         "hypervolume": lambda d: metrics.hypervolume(*d.shares),
         "make_baseline_fn": lambda d: metrics.make_baseline_fn(*d.shares)(d.shares),

@@ -249,6 +249,7 @@ class TestArbitraryCorruption:
         for rule in (fusion.Robust(0.1), fusion.ContaminatedRobust(0.5, 0.1), Mine(0.5)):
             message = (
                 "rules that can be certified are Statistical, Scaled, Contaminated, Cascade, "
+                "LearnedCascade, Mean, Max, MajorityVote, Median, TrimmedMean, "
                 f"got {type(rule).__name__}"
             )
             with pytest.raises(ValueError, match=message):

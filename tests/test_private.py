@@ -20,6 +20,7 @@ PACKAGES = (
     "linalg",
     "metrics",
     "models",
+    "selection",
     "sklearn",
     "training",
 )

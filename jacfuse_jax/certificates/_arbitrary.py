@@ -12,11 +12,12 @@ increases in q_k and decreases in q_y, so that the attacker does best with q_k =
 
 With A the log prior and what all other modalities add, class y is fused whatever the corrupted ones
 say if A_y - A_k > (sum of b_k over corrupted modalities) for all k, and can be overturned if the
-opposite inequality holds for one k. The bound is thus exact. Derived here.
+opposite inequality holds for one k. The bound is thus exact. That of pools is in `_pools`. Derived
+here.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -33,10 +34,31 @@ from jacfuse_jax.certificates._bounded import (
     check_numbers_of,
     check_perturbed,
 )
-from jacfuse_jax.fusion import Cascade, Contaminated, Scaled, Statistical, fuse
+from jacfuse_jax.certificates._pools import Pool, pool_range
+from jacfuse_jax.fusion import (
+    Cascade,
+    Contaminated,
+    LearnedCascade,
+    MajorityVote,
+    Max,
+    Mean,
+    Median,
+    Scaled,
+    Statistical,
+    TrimmedMean,
+    fuse,
+)
 from jacfuse_jax.fusion._supported import check_supported
 
-_CERTIFIED = (Statistical, Scaled, Contaminated, Cascade)
+CertifiedRule = BoundedRule | Pool
+CERTIFIED: tuple[type[CertifiedRule], ...] = (
+    *(Statistical, Scaled, Contaminated, Cascade, LearnedCascade),
+    *(Mean, Max, MajorityVote, Median, TrimmedMean),
+)
+"""Rules whose predictions `certify_modality` certifies."""
+
+_Lead = Callable[[jax.Array, jax.Array], jax.Array]
+_Certify = Callable[[tuple[str, ...]], tuple[jax.Array, jax.Array]]
 
 
 class Certificate(NamedTuple):
@@ -70,7 +92,7 @@ class CertifiedAccuracy(NamedTuple):
 
 
 def certify_modality(
-    rule: BoundedRule,
+    rule: CertifiedRule,
     logits: Mapping[str, ArrayLike],
     class_prior: ArrayLike,
     *,
@@ -93,8 +115,9 @@ def certify_modality(
     corrupted.
 
     Args:
-      rule: `fusion.Contaminated`, `Cascade`, `Scaled` or `Statistical`; its numbers are scalars,
-        traced or not.
+      rule: `fusion.Contaminated`, `Cascade`, `LearnedCascade`, `Scaled`, `Statistical`, or a pool,
+        which heeds no belief: `Mean`, `Max`, `MajorityVote`, `Median`, `TrimmedMean`. Its numbers
+        are scalars, traced or not.
       logits: z, {modality: (B, K)}, floating, at least one modality.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       corrupted: name or names of the modalities that may say anything, all at once; or a number s:
@@ -116,57 +139,98 @@ def certify_modality(
     References:
       Derived here.
     """
-    rule = check_supported(rule, _CERTIFIED, "that can be certified")
+    rule = check_supported(rule, CERTIFIED, "that can be certified")
     arrays, log_prior, checked = check_available(logits, class_prior, present)
-    dtype = log_prior.dtype
     names = check_perturbed(perturbed, arrays)
     cases = _cases(corrupted, arrays)
-    rule = check_numbers_of(rule, dtype)
+    rule = check_numbers_of(rule, log_prior.dtype)
     fused = fuse(rule, arrays, class_prior, perturbed=names, present=present)
-    bounded = Bounded.of(rule, names, dtype)
-    names, e, t, c = bounded
     label = fused.argmax(axis=-1).astype(jnp.int32)
     is_label = mark_class(label, fused)
+
+    def lead(low: jax.Array, high: jax.Array) -> jax.Array:
+        """Least log-odds of the label over another class."""
+        of_label = jnp.where(is_label, low, -jnp.inf).max(axis=-1)
+        of_others = jnp.where(is_label, -jnp.inf, high).max(axis=-1)
+        return jnp.where(of_label == of_others, 0, of_label - of_others)  # also of -inf both
+
+    if isinstance(rule, Pool):
+        certify = _make_certify_pool(rule, arrays, log_prior, checked, lead)
+    else:
+        certify = _make_certify_bounded(rule, names, arrays, log_prior, checked, lead)
+    results = [certify(case) for case in cases]
+    # What a row lacks cannot be corrupted.
+    certified = jnp.stack(
+        [
+            of_case | ~any_of(case, checked).reshape(-1)
+            for case, (of_case, _) in zip(cases, results, strict=True)
+        ]
+    ).all(axis=0)
+    margin = jnp.stack([of_case for _, of_case in results]).min(axis=0)
+    is_nan = jnp.isnan(fused).any(axis=-1)
+    return Certificate(label, certified & ~is_nan, jnp.where(is_nan, jnp.nan, margin))
+
+
+def _make_certify_bounded(
+    rule: BoundedRule,
+    names: tuple[str, ...],
+    arrays: Mapping[str, jax.Array],
+    log_prior: jax.Array,
+    checked: Mapping[str, jax.Array],
+    lead_fn: _Lead,
+) -> _Certify:
+    """Of what bounds the influence of modalities; see the module's text."""
+    dtype = log_prior.dtype
+    bounded = Bounded.of(rule, names, dtype)
+    names, e, t, decides_fn = bounded
     ratios = bounded.log_ratios(arrays, log_prior)
-    log_prior = log_prior[None]
-    bound = jnp.where(t > 0, t * (jnp.log((1 - e) * jnp.exp(-log_prior) + e) - jnp.log(e)), 0)
+    rows = log_prior[None]
+    bound = jnp.where(t > 0, t * (jnp.log((1 - e) * jnp.exp(-rows) + e) - jnp.log(e)), 0)
     trusted = {name: z for name, z in arrays.items() if name not in names}
     # A margin below the rounding errors of both classes may have the wrong sign.
-    rounding = rounding_of_sum(log_prior, bound, *ratios.values())
+    rounding = rounding_of_sum(rows, bound, *ratios.values())
 
     def certify(corrupted: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
-        rest = sum((r for name, r in ratios.items() if name not in corrupted), start=log_prior)
+        rest = sum((r for name, r in ratios.items() if name not in corrupted), start=rows)
         gain = sum(
             jnp.where(any_of([name], checked), bound if name in names else jnp.inf, 0)
             for name in corrupted
         )
         # Where another modality excludes a class, it stays excluded, whatever is gained.
         worst = jnp.where(rest == -jnp.inf, rest, rest + gain)
-
-        def lead(rounding: jax.Array | float) -> jax.Array:
-            of_label = jnp.where(is_label, rest - rounding, -jnp.inf).max(axis=-1)
-            return of_label - jnp.where(is_label, -jnp.inf, worst + rounding).max(axis=-1)
-
-        certified, margin = lead(rounding) > 0, lead(0.0)
+        certified, margin = lead_fn(rest - rounding, worst + rounding) > 0, lead_fn(rest, worst)
         may_decide = any_of(trusted, checked) & ~any_of(set(corrupted) - set(names), checked)
         if trusted:
-            log_trusted = fuse_independent(trusted, log_prior[0])
-            confidence = jnp.exp(log_trusted.max(axis=-1))
-            confidence = jnp.where(may_decide.reshape(-1), confidence, 0)
-            top = jnp.where(is_label, -jnp.inf, log_trusted).max(axis=-1)
-            margin = jnp.where(confidence > c, log_trusted.max(axis=-1) - top, margin)
-            certified |= confidence > c + 8 * (len(arrays) + 1) * jnp.finfo(dtype).eps
-        return certified | ~any_of(corrupted, checked).reshape(-1), margin
+            log_trusted = fuse_independent(trusted, log_prior)
+            may_decide = may_decide.reshape(-1)
+            slack = 8 * (len(arrays) + 1) * float(jnp.finfo(dtype).eps)
+            decide = may_decide & decides_fn(log_trusted, 0.0)
+            margin = jnp.where(decide, lead_fn(log_trusted, log_trusted), margin)
+            certified |= may_decide & decides_fn(log_trusted, slack)
+        return certified, margin
 
-    results = [certify(case) for case in cases]
-    certified = jnp.stack([of_case for of_case, _ in results]).all(axis=0)
-    margin = jnp.stack([of_case for _, of_case in results]).min(axis=0)
-    is_nan = jnp.isnan(fused).any(axis=-1)
-    return Certificate(label, certified & ~is_nan, jnp.where(is_nan, jnp.nan, margin))
+    return certify
+
+
+def _make_certify_pool(
+    rule: Pool,
+    arrays: Mapping[str, jax.Array],
+    log_prior: jax.Array,
+    checked: Mapping[str, jax.Array],
+    lead_fn: _Lead,
+) -> _Certify:
+    """Of pools, which heed no belief; see `_pools`."""
+
+    def certify(corrupted: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+        low, high = pool_range(rule, arrays, log_prior, checked, corrupted)
+        rounding = rounding_of_sum(low, high)
+        return lead_fn(low - rounding, high + rounding) > 0, lead_fn(low, high)
+
+    return certify
 
 
 def certified_accuracy(
-    rule: BoundedRule,
+    rule: CertifiedRule,
     logits: Mapping[str, ArrayLike],
     labels: ArrayLike,
     class_prior: ArrayLike,
@@ -196,11 +260,11 @@ def certified_accuracy(
       TypeError, ValueError: as `certify_modality`, or labels are not (B,), or the rule's numbers
         are neither scalars nor of one shape (C,).
     """
-    rule = check_supported(rule, _CERTIFIED, "that can be certified")
+    rule = check_supported(rule, CERTIFIED, "that can be certified")
     arrays, classes, dtype = check_labelled(logits, labels)
     is_known = classes < next(iter(arrays.values())).shape[1]
 
-    def accuracies(rule: BoundedRule) -> CertifiedAccuracy:
+    def accuracies(rule: CertifiedRule) -> CertifiedAccuracy:
         label, certified, _ = certify_modality(
             rule,
             arrays,

@@ -1,19 +1,20 @@
-"""Rules that bound what a modality may say: all of them are cascades."""
+"""Rules that bound what a modality may say: all of them are cascades, learned or not."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from jacfuse_jax._checks import check_modalities, check_numbers, check_scalar
-from jacfuse_jax.fusion import Cascade, Contaminated, Scaled, Statistical
+from jacfuse_jax.fusion import Cascade, Contaminated, LearnedCascade, Rule, Scaled, Statistical
 from jacfuse_jax.fusion._contaminated import tempered_log_ratios
+from jacfuse_jax.fusion._gate import compare
 
-BoundedRule = Statistical | Scaled | Contaminated | Cascade
+BoundedRule = Statistical | Scaled | Contaminated | Cascade | LearnedCascade
 _NO_CASCADE = {"confidence": 1.0, "tempering": 1.0, "contamination": 0.0}
-R = TypeVar("R", bound=BoundedRule)
+R = TypeVar("R", bound=Rule)
 
 
 class Bounded(NamedTuple):
@@ -23,24 +24,37 @@ class Bounded(NamedTuple):
       perturbed: names of these; none of statistical fusion, which heeds no belief.
       e: their contamination.
       t: their tempering.
-      c: the confidence of the others, above which they are not asked.
+      decides_fn: maps log-probabilities (B, K) of the others to where these decide alone, (B,), by
+        more than some eps of rounding; (log_trusted, slack).
     """
 
     perturbed: tuple[str, ...]
     e: jax.Array
     t: jax.Array
-    c: jax.Array
+    decides_fn: Callable[[jax.Array, float], jax.Array]
 
     @classmethod
     def of(cls, rule: BoundedRule, perturbed: tuple[str, ...], dtype: jnp.dtype) -> "Bounded":
         """Of a rule whose numbers are checked."""
+        if isinstance(rule, LearnedCascade):
+            zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
+
+            def is_worth_more(log_trusted: jax.Array, slack: float) -> jax.Array:
+                margin, size = compare(rule.gate, jnp.asarray(rule.share), log_trusted)
+                return margin > slack * size
+
+            return cls(perturbed, zero, one, is_worth_more)
         given = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
         if isinstance(rule, Scaled):
             given = {"tempering": rule.scale}
         cascade = Cascade(**{**_NO_CASCADE, **given})
         numbers = (cascade.contamination, cascade.tempering, cascade.confidence)
-        names = () if isinstance(rule, Statistical) else perturbed
-        return cls(names, *(jnp.asarray(number, dtype) for number in numbers))
+        e, t, c = (jnp.asarray(number, dtype) for number in numbers)
+
+        def is_confident(log_trusted: jax.Array, slack: float) -> jax.Array:
+            return jnp.exp(log_trusted.max(axis=-1)) > c + slack
+
+        return cls(() if isinstance(rule, Statistical) else perturbed, e, t, is_confident)
 
     def log_ratios(
         self, logits: Mapping[str, jax.Array], log_prior: jax.Array
@@ -61,7 +75,14 @@ def check_numbers_of(rule: R, dtype: jnp.dtype, *, batched: bool = False) -> R:
 
     They are scalars or, of a batch of rules, may be (C,) of one C.
     """
-    values = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
+    fields = {field.name: getattr(rule, field.name) for field in dataclasses.fields(rule)}
+    # Weights of a gate, of any sign.
+    weights = {
+        name: tuple(jnp.asarray(weight, dtype) for weight in value)
+        for name, value in fields.items()
+        if isinstance(value, tuple)
+    }
+    values = {name: value for name, value in fields.items() if name not in weights}
     shapes = {name: jnp.shape(value) for name, value in values.items()}
     if not batched:
         check = check_scalar
@@ -72,4 +93,4 @@ def check_numbers_of(rule: R, dtype: jnp.dtype, *, batched: bool = False) -> R:
     else:
         check = check_numbers
     numbers = {name: check(name, value, dtype, high=1) for name, value in values.items()}
-    return dataclasses.replace(rule, **numbers)
+    return dataclasses.replace(rule, **numbers, **weights)

@@ -15,12 +15,11 @@ from jax.typing import ArrayLike
 from jacfuse_jax import fusion
 from jacfuse_jax._arrays import AnyArray, in_dtype_of, known_array
 from jacfuse_jax._checks import in_full_precision
-from jacfuse_jax._presence import any_of, check_available, stack_log_probs
-from jacfuse_jax._simplex import mark_likeliest
-from jacfuse_jax.fusion import FusionInputs, Rule
+from jacfuse_jax._presence import any_of, check_available
+from jacfuse_jax._simplex import log_add
+from jacfuse_jax.fusion import FusionInputs, MajorityVote, Median, Rule, TrimmedMean
 
 _ENERGY_SCALE = 0.1  # of the published weights
-_TIE_BREAK = 0.5  # of a vote: less than one, so that votes decide
 _ROUNDING = 1e-4  # of the logsumexp of what is normalised
 
 
@@ -124,9 +123,9 @@ class DempsterShafer(Rule):
             is_present = any_of([name], checked)
             log_own = jnp.where(is_present, log_own, -jnp.inf)
             log_error = jnp.where(is_present, log_error, 0)
-            log_mass = _log_add(log_mass + _log_add(log_own, log_error), log_frame + log_own)
+            log_mass = log_add(log_mass + log_add(log_own, log_error), log_frame + log_own)
             log_frame = log_frame + log_error
-        log_probs = _log_add(log_mass, log_frame - math.log(first.shape[-1]))
+        log_probs = log_add(log_mass, log_frame - math.log(first.shape[-1]))
         is_undefined = (log_probs == -jnp.inf).all(axis=-1, keepdims=True)
         log_probs = jax.nn.log_softmax(jnp.where(is_undefined, 0, log_probs))
         log_probs = jnp.where(any_of(arrays, checked), log_probs, log_prior[None])
@@ -168,122 +167,10 @@ class EnergyWeighted(Rule):
         return in_dtype_of(inputs.logits, jax.nn.log_softmax(fused))
 
 
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
-class MajorityVote(Rule):
-    """The class that is likeliest to most modalities, p(k) ~ v_k + q_k / 2.
-
-    v_k modalities vote for class k. Those of most votes share q = 1 by prod_m softmax(z_m), which
-    breaks ties; of the others q is `fusion.Product`.
-
-    Attacks differentiate q, as votes have no gradient: what raises the probability of a class that
-    has no vote is what raises it in the product. A class without votes that a modality excludes is
-    excluded.
-
-    References:
-      Kittler, Hatef, Duin, Matas, "On Combining Classifiers", 1998.
-    """
-
-    kind = "majority_vote"
-    takes_missing = True
-
-    def apply(self, inputs: FusionInputs) -> jax.Array:
-        log_probs, counts, has_any = stack_log_probs(*inputs[:2], inputs.present)
-        votes = (mark_likeliest(log_probs) & counts).sum(axis=0)
-        total = jnp.where(counts, log_probs, 0).sum(axis=0)
-        is_leading = votes == votes.max(axis=-1, keepdims=True)
-        leading = jnp.where(is_leading, total, -jnp.inf)
-        # Leading classes may all be excluded by others.
-        is_excluded = (leading == -jnp.inf).all(axis=-1, keepdims=True)
-        leading = jnp.where(is_leading & is_excluded, 0, leading)
-        log_q = jnp.where(is_leading, jax.nn.log_softmax(leading), jax.nn.log_softmax(total))
-        log_votes = jnp.log(votes.astype(log_q.dtype))
-        fused = _log_add(log_votes, log_q + math.log(_TIE_BREAK))
-        # The first says the prior where there is none, but a vote makes more of it.
-        fused = jnp.where(has_any, fused, log_probs[0])
-        return in_dtype_of(inputs.logits, jax.nn.log_softmax(fused))
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Median(Rule):
-    """log p = median_m log softmax(z_m), entry by entry, normalised.
-
-    The mean of the middle two of an even number: of two modalities, the mean of log-probabilities.
-    Before it is normalised, less than half of the modalities move no entry beyond what the others
-    say: they exclude no class, and save none.
-
-    References:
-      Kittler, Hatef, Duin, Matas, "On Combining Classifiers", 1998 (of probabilities).
-    """
-
-    kind = "median"
-    takes_missing = True
-
-    def apply(self, inputs: FusionInputs) -> jax.Array:
-        return _mean_of_middle(inputs, None)
-
-
-@register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrimmedMean(Rule):
-    """log p = mean_m log softmax(z_m) without the largest and the smallest, normalised.
-
-    Entry by entry. Of three modalities it is the median; of what is left of a row that lacks some,
-    of two or one, the mean.
-
-    Raises:
-      ValueError: there are fewer than three modalities.
-
-    References:
-      Tumer, Ghosh, "Robust Combining of Disparate Classifiers through Order Statistics", 2002.
-    """
-
-    kind = "trimmed_mean"
-    takes_missing = True
-
-    def apply(self, inputs: FusionInputs) -> jax.Array:
-        self.check_modalities(tuple(inputs.logits))
-        return _mean_of_middle(inputs, 1)
-
-    @classmethod
-    def check_modalities(cls, modalities: tuple[str, ...]) -> None:
-        """Raises ValueError unless there are three modalities or more."""
-        if len(modalities) < 3:
-            raise ValueError(
-                f"{cls.kind} needs three modalities or more, got {len(modalities)}: "
-                f"{', '.join(modalities)}"
-            )
-
-
 BASELINES: tuple[type[Rule], ...] = (
     *(ProbEn, DropSuspect, DempsterShafer, EnergyWeighted, MajorityVote, Median, TrimmedMean),
 )
 """What is compared with under the names of the literature."""
-
-
-def _mean_of_middle(inputs: FusionInputs, num_dropped: int | None) -> jax.Array:
-    """The mean without so many of the largest and of the smallest, entry by entry, normalised.
-
-    None leaves one or two, and one at least is left.
-    """
-    log_probs, counts, _ = stack_log_probs(*inputs[:2], inputs.present)
-    total = counts.sum(axis=0, keepdims=True)  # what is missing comes last
-    ordered = jnp.sort(jnp.where(counts, log_probs, jnp.inf), axis=0)
-    most = (total - 1) // 2
-    first = most if num_dropped is None else jnp.minimum(num_dropped, most)
-    rank = jnp.arange(len(log_probs))[:, None, None]
-    is_kept = (rank >= first) & (rank < total - first)
-    mean = jnp.mean(ordered, axis=0, where=is_kept)
-    # Sorted, NaN is the largest, and would be dropped.
-    is_nan = (jnp.isnan(log_probs) & counts).any(axis=0)
-    return in_dtype_of(inputs.logits, jax.nn.log_softmax(jnp.where(is_nan, jnp.nan, mean)))
-
-
-def _log_add(x: jax.Array, y: jax.Array) -> jax.Array:
-    """log(exp(x) + exp(y)), with a gradient of zero where both are -inf."""
-    is_zero = (x == -jnp.inf) & (y == -jnp.inf)
-    return jnp.where(is_zero, -jnp.inf, jnp.logaddexp(jnp.where(is_zero, 0, x), y))
 
 
 def _check_unnormalised(logits: Mapping[str, AnyArray]) -> None:

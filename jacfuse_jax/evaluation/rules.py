@@ -188,9 +188,8 @@ _MAKE_FNS: dict[str, Callable[..., Rule]] = {
     **{name: partial(Trained, regime) for regime, name in Trained.names.items()},
     **{rule.kind: rule for rule in BASELINES},
 }
-RULES = (
-    *(*fusion.RULES, Unimodal, Calibrated, FixedRobust, Head, Trained, *BASELINES, *INPUT_CHECKS),
-)
+_OWN = (Unimodal, Calibrated, FixedRobust, Head, Trained, *BASELINES, *INPUT_CHECKS)
+RULES = (*fusion.RULES, *(rule for rule in _OWN if rule not in fusion.RULES))
 """All classes of rules under test."""
 NAMES = ("unimodal", *_MAKE_FNS)
 """Of all rules under test; "unimodal" stands for one a modality."""

@@ -20,12 +20,14 @@ write to it before the result is there. Tensors that require gradients must be d
 transformations, `jax.jit` among them, take JAX's and NumPy's arrays alone as arguments.
 """
 
-from jacfuse_jax.fusion._cascade import cascade_fusion
+from jacfuse_jax.fusion._cascade import cascade_fusion, learned_cascade_fusion
 from jacfuse_jax.fusion._contaminated import (
     contaminate_modalities,
     contaminated_fusion,
     contaminated_log_probs,
 )
+from jacfuse_jax.fusion._gate import Gate
+from jacfuse_jax.fusion._pools import MajorityVote, Median, TrimmedMean
 from jacfuse_jax.fusion._robust import FusedOutput, robust_fusion
 from jacfuse_jax.fusion._rule import FusionInputs, Rule, fuse
 from jacfuse_jax.fusion._rules import (
@@ -33,6 +35,7 @@ from jacfuse_jax.fusion._rules import (
     Cascade,
     Contaminated,
     ContaminatedRobust,
+    LearnedCascade,
     Max,
     Mean,
     Product,
@@ -56,18 +59,24 @@ __all__ = [
     "ContaminatedRobust",
     "FusedOutput",
     "FusionInputs",
+    "Gate",
+    "LearnedCascade",
+    "MajorityVote",
     "Max",
     "Mean",
+    "Median",
     "Product",
     "Robust",
     "Rule",
     "Scaled",
     "Statistical",
+    "TrimmedMean",
     "cascade_fusion",
     "contaminate_modalities",
     "contaminated_fusion",
     "contaminated_log_probs",
     "fuse",
+    "learned_cascade_fusion",
     "max_fusion",
     "mean_fusion",
     "product_fusion",

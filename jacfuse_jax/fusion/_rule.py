@@ -78,8 +78,15 @@ class Rule:
     def to_json(self) -> str:
         """The rule as JSON, {"schema": 1, "rule": kind, field: value ...}; see `rule_from_json`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values = {k: v if isinstance(v, str | int | None) else float(v) for k, v in values.items()}
+        values = {name: _for_json(value) for name, value in values.items()}
         return json.dumps({"schema": SCHEMA, "rule": self.kind, **values})
+
+
+def _for_json(value: Any) -> Any:
+    """Numbers of any array library as Python's, tuples of them as lists."""
+    if isinstance(value, tuple):
+        return [float(x) for x in value]
+    return value if isinstance(value, str | int | None) else float(value)
 
 
 def fuse(

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
 
-from jacfuse_jax.fusion._cascade import cascade_fusion
+from jacfuse_jax.fusion._cascade import cascade_fusion, learned_cascade_fusion
 from jacfuse_jax.fusion._contaminated import contaminate_modalities, contaminated_fusion
+from jacfuse_jax.fusion._gate import Gate, Weights
+from jacfuse_jax.fusion._pools import MajorityVote, Median, TrimmedMean
 from jacfuse_jax.fusion._robust import FusedOutput, Solver, robust_fusion
 from jacfuse_jax.fusion._rule import SCHEMA, FusionInputs, Rule
 from jacfuse_jax.fusion._static import (
@@ -246,9 +249,49 @@ class Cascade(Rule):
         )
 
 
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LearnedCascade(Rule):
+    """p = p_T where that is worth more for a share of attacked inputs, else `Statistical`.
+
+    See `learned_cascade_fusion`. Weights are those of `calibration.fit_gate`, which serve all
+    shares.
+
+    Attributes:
+      share: s of inputs whose perturbed modalities are attacked, in [0, 1].
+      alone: weights of the probability that trusted modalities are right.
+      fused: that all are right.
+      attacked: that all are right where perturbed ones are attacked; empty where they never are.
+    """
+
+    kind = "learned_cascade"
+    takes_missing = True
+    searched: ClassVar[Mapping[str, str]] = {"share": "s"}
+
+    share: ArrayLike
+    alone: Weights
+    fused: Weights
+    attacked: Weights
+
+    def apply(self, inputs: FusionInputs) -> jax.Array:
+        return learned_cascade_fusion(
+            inputs.logits,
+            inputs.class_prior,
+            perturbed=inputs.perturbed,
+            share=self.share,
+            gate=self.gate,
+            present=inputs.present,
+        )
+
+    @property
+    def gate(self) -> Gate:
+        """What decides who is asked."""
+        return Gate(self.alone, self.fused, self.attacked)
+
+
 RULES: tuple[type[Rule], ...] = (
-    *(Mean, Max, Product, Statistical),
-    *(Robust, Scaled, Contaminated, ContaminatedRobust, Cascade),
+    *(Mean, Max, Product, Statistical, MajorityVote, Median, TrimmedMean),
+    *(Robust, Scaled, Contaminated, ContaminatedRobust, Cascade, LearnedCascade),
 )
 """All rules of this package."""
 
@@ -276,4 +319,14 @@ def rule_from_json(text: str, rules: Sequence[type[Rule]] = RULES) -> Rule:
     names = [field.name for field in dataclasses.fields(kinds[kind])]
     if set(content) != set(names):
         raise ValueError(f"a rule {kind} has the fields {names}, got {sorted(content)}")
-    return kinds[kind](**content)
+    return kinds[kind](**{k: _read_weights(k, v) for k, v in content.items()})
+
+
+def _read_weights(name: str, value: Any) -> Any:
+    """Lists of numbers as tuples, which rules are made of; raises on lists of anything else."""
+    if not isinstance(value, list):
+        return value
+    numbers = [float(x) for x in value if isinstance(x, int | float) and math.isfinite(x)]
+    if len(numbers) < len(value):
+        raise ValueError(f"{name} must be finite numbers, got {value}")
+    return tuple(numbers)

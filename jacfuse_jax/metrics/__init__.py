@@ -10,6 +10,7 @@ from jacfuse_jax.metrics._classification import (
     ClassificationMetrics,
     ClassificationSums,
     classification_sums,
+    expected_calibration_error,
     finalise,
     wilson_interval,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "classification_sums",
     "effective_curve_area",
     "effective_robustness",
+    "expected_calibration_error",
     "finalise",
     "hypervolume",
     "make_baseline_fn",

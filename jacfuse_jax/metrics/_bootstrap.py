@@ -32,6 +32,7 @@ def bootstrap_interval(
     seed: int,
     *,
     groups: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     num_resamples: int = 2000,
     level: float = 0.95,
 ) -> BootstrapInterval:
@@ -43,7 +44,8 @@ def bootstrap_interval(
         sum_g c_g S_g / sum_g c_g n_g,    c ~ Multinomial(G; 1/G, ..., 1/G),
 
     and the interval reaches from quantile (1 - level) / 2 of these means to (1 + level) / 2. Every
-    sample is a group of its own unless `groups` says otherwise.
+    sample is a group of its own unless `groups` says otherwise. With weights, S_g is the weighted
+    sum, and n_g the sum of the weights.
 
     Too narrow for few groups, as it takes their sample variance for the true one: 95% intervals
     of 10 groups contain a normal mean in 90% of cases, of 40 groups in 94%. Too narrow, too, for a
@@ -56,6 +58,7 @@ def bootstrap_interval(
       seed: not negative; the same seed gives the same resamples.
       groups: (N,), integer, equal for samples that are not independent, such as test pairs with a
         recording in common; None for independent samples.
+      weights: (N,), not negative, of the samples; None: all the same.
       num_resamples: R, at least one.
       level: share of intervals that are to contain the expectation, in (0, 1).
 
@@ -64,7 +67,8 @@ def bootstrap_interval(
 
     Raises:
       TypeError: groups are not integers.
-      ValueError: shapes disagree, there are less than two groups, or R or level is out of range.
+      ValueError: shapes disagree, there are less than two groups of positive weight, or R, level or
+        a weight is out of range.
 
     References:
       Efron and Tibshirani, "An Introduction to the Bootstrap", 1993 (chapter 13, percentiles).
@@ -78,7 +82,10 @@ def bootstrap_interval(
         raise ValueError(f"num_resamples must be at least 1, got {num_resamples}")
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
-    sums, sizes = _group_sums(values, groups)
+    row_weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
+    if row_weights.shape != values.shape[:1] or not np.all(row_weights >= 0):
+        raise ValueError(f"weights must be ({len(values)},), not negative, got {weights}")
+    sums, sizes = _group_sums(values, groups, row_weights)
     num_groups = len(sizes)
     if num_groups < 2:
         raise ValueError(
@@ -93,7 +100,9 @@ def bootstrap_interval(
         counts = rng.multinomial(num_groups, share, size).astype(np.float64)
         means[start : start + size] = ((counts @ sums).T / (counts @ sizes)).T
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return BootstrapInterval(mean=values.mean(axis=0), low=low, high=high)
+    return BootstrapInterval(
+        mean=np.average(values, axis=0, weights=row_weights), low=low, high=high
+    )
 
 
 def paired_bootstrap_interval(
@@ -135,17 +144,19 @@ def paired_bootstrap_interval(
 
 
 def _group_sums(
-    values: NDArray[np.float64], groups: ArrayLike | None
+    values: NDArray[np.float64], groups: ArrayLike | None, weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sums (G,) or (G, M) of the values of each group, and sizes (G,) of the groups."""
+    """Weighted sums (G,) or (G, M) of each group, and sizes (G,), of groups that have any."""
+    weighted = (values.T * weights).T
     if groups is None:
-        return values, np.ones(len(values))
+        return weighted[weights > 0], weights[weights > 0]
     groups = np.asarray(groups)
     if not np.issubdtype(groups.dtype, np.integer):
         raise TypeError(f"groups must be integers, got {groups.dtype}")
     if groups.shape != values.shape[:1]:
         raise ValueError(f"groups must have shape ({len(values)},), got {groups.shape}")
-    _, index, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(sizes), *values.shape[1:]))
-    np.add.at(sums, index, values)
-    return sums, sizes.astype(np.float64)
+    names, index = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(sums, index, weighted)
+    sizes = np.bincount(index, weights, len(names)).astype(np.float64)
+    return sums[sizes > 0], sizes[sizes > 0]

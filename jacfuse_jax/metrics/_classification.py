@@ -174,6 +174,34 @@ def finalise(sums: ClassificationSums) -> ClassificationMetrics:
     )
 
 
+def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> float:
+    """ECE of predictions of which no more is known than how sure and how right they are.
+
+    The mean over 15 bins of confidence, (low, high], of |accuracy - mean confidence|, weighted by
+    how many predictions a bin has. `finalise` has it of log-probabilities.
+
+    Args:
+      confidence: (N,), in [0, 1], probabilities of the predicted classes.
+      correct: (N,), in [0, 1], whether, or how often, these are right.
+
+    Returns:
+      The error, NaN where an entry is.
+
+    Raises:
+      ValueError: shapes disagree, or there is no prediction.
+
+    References:
+      Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017.
+    """
+    sure, right = (np.asarray(x, np.float64) for x in (confidence, correct))
+    if sure.shape != right.shape or sure.ndim != 1 or not sure.size:
+        raise ValueError(f"arrays must be (N,), N >= 1, got {sure.shape} and {right.shape}")
+    if np.isnan(sure).any():
+        return float("nan")
+    bins = np.clip(np.ceil(sure * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+    return float(np.abs(np.bincount(bins, right - sure, NUM_BINS)).sum() / sure.size)
+
+
 def wilson_interval(successes: float, count: float) -> tuple[float, float]:
     """95% Wilson score interval of a proportion.
 

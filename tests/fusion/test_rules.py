@@ -9,6 +9,7 @@ from jax.tree_util import register_dataclass
 
 from jacfuse_jax import fusion
 from jacfuse_jax.linalg import spectrum_from_kernel
+from tests.evaluation import oracles
 
 RNG = np.random.default_rng(0)
 B, K, H = 5, 4, 3
@@ -16,6 +17,10 @@ LOGITS = {name: 2 * RNG.normal(size=(B, K)) for name in ("audio", "image", "text
 PRIOR = RNG.dirichlet(np.full(K, 5.0))
 KERNELS = {name: RNG.normal(size=(H, K)) for name in LOGITS}
 PERTURBED = ("audio", "text")
+WEIGHTS = tuple(
+    tuple(float(x) for x in 0.1 * RNG.normal(size=2 * K + 1) + [first, *[0] * (2 * K - 1), last])
+    for first, last in ((3.0, 1.0), (0.2, 0.5), (0.1, -1.0))
+)
 RULES = [
     fusion.Mean(),
     fusion.Max(),
@@ -30,6 +35,11 @@ RULES = [
     fusion.ContaminatedRobust(0.2, 0.3),
     fusion.Cascade(0.6),
     fusion.Cascade(0.6, tempering=0.5, contamination=0.2),
+    fusion.LearnedCascade(0.3, *WEIGHTS),
+    fusion.LearnedCascade(0.3, WEIGHTS[0], WEIGHTS[1], ()),
+    fusion.MajorityVote(),
+    fusion.Median(),
+    fusion.TrimmedMean(),
 ]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.label)
 
@@ -67,6 +77,19 @@ def by_formula(rule):
             found = np.where(
                 is_sure, trusted, np.asarray(jax.nn.log_softmax(contaminated(q, e, t)))
             )
+        case fusion.LearnedCascade(share, alone, fused, attacked):
+            trusted = q["image"]
+            values = [worth(weights, trusted) for weights in (alone, fused, attacked)]
+            is_sure = values[0] > (1 - share) * values[1] + share * values[2]
+            assert 0 < is_sure.sum() < B
+            of_all = np.asarray(jax.nn.log_softmax(sum(q.values()) - 2 * log_prior))
+            found = np.where(is_sure[:, None], trusted, of_all)
+        case fusion.MajorityVote():
+            found = oracles.majority_vote(LOGITS)
+        case fusion.Median():
+            found = oracles.median(LOGITS)
+        case fusion.TrimmedMean():
+            found = oracles.trimmed_mean(LOGITS)
         case fusion.ContaminatedRobust(e, gamma):
             mixed = {m: np.log((1 - e) * np.exp(x) + e * PRIOR) for m, x in q.items()}
             inputs = {m: mixed[m] if m in PERTURBED else z for m, z in LOGITS.items()}
@@ -88,6 +111,17 @@ def by_formula(rule):
     return np.asarray(jax.nn.log_softmax(found))
 
 
+def worth(weights, log_probs):
+    """The probability that weights give rows, zero without any."""
+    if not weights:
+        return np.zeros(len(log_probs))
+    rows = []
+    for row in log_probs:
+        one_hot = [float(k == row.argmax()) for k in range(K)]
+        rows.append([*sorted(row, reverse=True), *one_hot, 1.0])
+    return 1 / (1 + np.exp(-np.array(rows) @ weights))
+
+
 def contaminated(q, e, t):
     log_prior = np.log(PRIOR)
     found = log_prior + q["image"] - log_prior
@@ -107,7 +141,9 @@ def test_every_rule_of_the_package_is_tested():
 
 @every_rule
 def test_numbers_are_data_and_all_else_is_static(rule):
-    numbers = [x for x in dataclasses.astuple(rule) if isinstance(x, float)]
+    fields = dataclasses.astuple(rule)
+    listed = [x if isinstance(x, tuple) else (x,) for x in fields]
+    numbers = [x for each in listed for x in each if isinstance(x, float)]
     assert jax.tree.leaves(rule) == numbers
     traces = []
 

@@ -1,0 +1,38 @@
+"""Which fusion rule to take, told how many inputs are attacked: from validation rows alone.
+
+    suspects = selection.Suspects.of("audio", logits)
+    candidates = selection.candidates(logits, labels, class_prior, suspects, shares=[0.1])
+    measured = selection.measure(candidates, logits, labels, class_prior, suspects, grams=grams)
+    choice = selection.choose(measured, share=0.1)
+
+If a share s of inputs has suspect modalities that fail, a rule is worth
+
+    (1 - s) (accuracy, nothing failing) + s (accuracy in the worst case),
+
+where the worst case is that of the faults that a modality may have, see `FAULTS`, or anything that
+it may say at all, which `certificates` tells exactly. No attack is run, and no input is needed.
+"""
+
+from jacfuse_jax.selection._candidates import Candidate, candidates, default_rules
+from jacfuse_jax.selection._choose import AGAINST, Against, Choice, choose
+from jacfuse_jax.selection._faults import FAULTS
+from jacfuse_jax.selection._folds import assign_folds
+from jacfuse_jax.selection._gate import fit_gate
+from jacfuse_jax.selection._measure import Measured, measure
+from jacfuse_jax.selection._suspects import Suspects
+
+__all__ = [
+    "AGAINST",
+    "FAULTS",
+    "Against",
+    "Candidate",
+    "Choice",
+    "Measured",
+    "Suspects",
+    "assign_folds",
+    "candidates",
+    "choose",
+    "default_rules",
+    "fit_gate",
+    "measure",
+]

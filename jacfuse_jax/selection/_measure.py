@@ -1,0 +1,258 @@
+"""How right rules are where nothing fails, and where a modality does."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from numpy.typing import NDArray
+
+from jacfuse_jax import metrics
+from jacfuse_jax._checks import check_labelled, check_modalities, pick
+from jacfuse_jax._presence import Present
+from jacfuse_jax.certificates import CERTIFIED, certify_modality
+from jacfuse_jax.fusion import Rule, fuse, statistical_fusion
+from jacfuse_jax.linalg import GramSpectrum
+from jacfuse_jax.selection._candidates import Candidate
+from jacfuse_jax.selection._faults import FAULTS, RAISED_BY, draw_variants
+from jacfuse_jax.selection._folds import assign_folds
+from jacfuse_jax.selection._suspects import Suspects
+
+_Rows = NDArray[np.float64]
+
+
+class Figures(NamedTuple):
+    """Means over rows.
+
+    Attributes:
+      accuracy: share of rows that are right.
+      nll: negative log-likelihood of the labels, in nats.
+      ece: expected calibration error, over 15 bins.
+    """
+
+    accuracy: float
+    nll: float
+    ece: float
+
+
+class Measured(NamedTuple):
+    """What `measure` finds of a rule. Rows have a fitted rule that was fitted to others.
+
+    Attributes:
+      rule: fitted to all rows, if it is fitted.
+      clean: (N,), one where it is right and nothing fails.
+      faults: {fault: (N,)}, the share of draws in which it is right, in the worst case of those
+        that `Suspects.cases` has.
+      any_input: (N,), one where it is right whatever the modalities of any case say, exactly; None
+        for rules of which that is not known.
+      figures: {"clean" or fault: means over rows}; likelihood and calibration where a modality is
+        saturated are those of the class that hurts the likelihood most.
+    """
+
+    rule: Rule
+    clean: _Rows
+    faults: dict[str, _Rows]
+    any_input: _Rows | None
+    figures: dict[str, Figures]
+
+
+def measure(
+    candidates: Sequence[Candidate],
+    logits: Mapping[str, ArrayLike],
+    labels: ArrayLike,
+    class_prior: ArrayLike,
+    suspects: Suspects,
+    *,
+    grams: Mapping[str, GramSpectrum] | None = None,
+    groups: ArrayLike | None = None,
+    present: Present | None = None,
+    seed: int = 0,
+) -> list[Measured]:
+    """Measures rules on labelled rows that nothing was done to.
+
+    Each kind of rule is compiled once. Not for `jax.jit`.
+
+    Args:
+      candidates: rules; see `candidates`.
+      logits: {modality: (N, K)}, of clean validation rows; floating.
+      labels: (N,), integer.
+      class_prior: (K,), positive, sums to one; class frequencies of the training labels.
+      suspects: which modalities may fail.
+      grams: as in `fusion.fuse`, for the rules that need them.
+      groups: (N,), equal for rows that depend on each other; swapped rows are of one fold of them.
+      present: see `fusion.statistical_fusion`.
+      seed: of the faults.
+
+    Returns:
+      What is found of each, in their order.
+
+    Raises:
+      TypeError: logits are not floating, or labels not integer.
+      ValueError: shapes disagree, a modality is unknown, or there are fewer than two groups.
+    """
+    arrays, classes, _ = check_labelled(logits, labels)
+    names = check_modalities("perturbed", suspects.perturbed, arrays)
+    for case in suspects.cases:
+        check_modalities("cases", case, arrays)
+    num_rows = len(classes)
+    ranked = np.asarray(statistical_fusion(arrays, class_prior, present=present))
+    variants = draw_variants(
+        np.asarray(classes),
+        np.argsort(-ranked, axis=1, kind="stable"),
+        assign_folds(num_rows, groups=groups, seed=seed),
+        seed,
+    )
+    everywhere = np.ones(num_rows, bool)
+    masks = {name: jnp.asarray((present or {}).get(name, everywhere)) for name in arrays}
+    apply = functools.partial(
+        _try_all,
+        logits=arrays,
+        present=masks,
+        labels=classes,
+        class_prior=class_prior,
+        grams=grams or {},
+        variants=variants[1:],
+        perturbed=names,
+    )
+    certify = functools.partial(
+        _is_certified,
+        logits=arrays,
+        present=masks,
+        labels=classes,
+        class_prior=class_prior,
+        perturbed=names,
+        cases=suspects.cases,
+    )
+
+    def measure_one(candidate: Candidate) -> Measured:
+        found = [
+            _by_fault(
+                variants.names,
+                _of_folds(candidate, lambda rule, failing=failing: apply(rule, failing=failing)),
+            )
+            for case in suspects.cases
+            for failing in [{name: name in case for name in arrays}]
+        ]
+        worst = {
+            fault: min((each[fault] for each in found), key=lambda rows: rows.right.mean())
+            for fault in ("clean", *FAULTS)
+        }
+        any_input = None
+        if type(candidate.rule) in CERTIFIED:
+            (any_input,) = _of_folds(candidate, lambda rule: (certify(rule)[None],))
+            any_input = any_input[0].astype(np.float64)
+        return Measured(
+            candidate.rule,
+            worst["clean"].right,
+            {fault: worst[fault].right for fault in FAULTS},
+            any_input,
+            {fault: rows.figures() for fault, rows in worst.items()},
+        )
+
+    return [measure_one(candidate) for candidate in candidates]
+
+
+class _Outcome(NamedTuple):
+    """What becomes of N rows under a fault: right, and, of D draws, likelihood and confidence."""
+
+    right: _Rows
+    nll: _Rows
+    confidence: _Rows
+    correct: _Rows
+
+    def figures(self) -> Figures:
+        return Figures(
+            float(self.right.mean()),
+            float(self.nll.mean()),
+            metrics.expected_calibration_error(self.confidence.ravel(), self.correct.ravel()),
+        )
+
+
+def _by_fault(names: NDArray[np.str_], found: tuple[NDArray[Any], ...]) -> dict[str, _Outcome]:
+    """Outcomes of variants (D, N), by fault."""
+    outcomes: dict[str, _Outcome] = {}
+    for fault in ("clean", *FAULTS):
+        right, nll, confidence = (x[names == fault].astype(np.float64) for x in found)
+        of_rows = right.mean(axis=0)
+        if fault == "saturated":
+            of_rows = right.min(axis=0)
+            worst = np.where(np.isnan(nll), np.inf, nll).argmax(axis=0)[None]
+            right, nll, confidence = (
+                np.take_along_axis(x, worst, axis=0) for x in (right, nll, confidence)
+            )
+        outcomes[fault] = _Outcome(of_rows, nll, confidence, right)
+    return outcomes
+
+
+def _of_folds(candidate: Candidate, apply_fn: Any) -> tuple[NDArray[Any], ...]:
+    """Arrays (D, N), of each row those of the rule that was fitted without it."""
+    if candidate.folds is None:
+        return tuple(np.asarray(x) for x in apply_fn(candidate.rule))
+    of_rules = [apply_fn(rule) for rule in candidate.held_out]
+    return tuple(
+        np.choose(candidate.folds[None], [np.asarray(x) for x in of_rule])
+        for of_rule in zip(*of_rules, strict=True)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="perturbed")
+def _try_all(
+    rule: Rule,
+    *,
+    logits: Mapping[str, jax.Array],
+    present: Mapping[str, jax.Array],
+    labels: jax.Array,
+    class_prior: jax.Array,
+    grams: Mapping[str, GramSpectrum],
+    variants: tuple[jax.Array, ...],
+    failing: Mapping[str, jax.Array],
+    perturbed: tuple[str, ...],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which rows are right (D, N), their negative log-likelihoods and confidences."""
+    rows = jnp.arange(len(labels), dtype=jnp.int32)
+
+    def try_one(variant: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        source, is_there, raised = variant
+        said: dict[str, jax.Array] = {}
+        masks: dict[str, jax.Array] = {}
+        for name, z in logits.items():
+            taken = jnp.where(failing[name], source, rows)
+            # Of no class the row is zeros.
+            one_hot = jax.nn.one_hot(raised, z.shape[-1], dtype=z.dtype)
+            said[name] = z[taken] + jnp.where(failing[name], RAISED_BY, 0) * one_hot
+            masks[name] = present[name][taken] & (is_there | ~failing[name])
+        log_probs = fuse(rule, said, class_prior, perturbed=perturbed, grams=grams, present=masks)
+        is_right = log_probs.argmax(axis=-1).astype(labels.dtype) == labels
+        is_number = ~jnp.isnan(log_probs).any(axis=-1)
+        return (
+            is_right & is_number,
+            -pick(log_probs, labels),
+            jnp.where(is_number, jnp.exp(log_probs.max(axis=-1)), 1),
+        )
+
+    return jax.lax.map(try_one, variants)
+
+
+@functools.partial(jax.jit, static_argnames=("perturbed", "cases"))
+def _is_certified(
+    rule: Any,
+    *,
+    logits: Mapping[str, jax.Array],
+    present: Mapping[str, jax.Array],
+    labels: jax.Array,
+    class_prior: jax.Array,
+    perturbed: tuple[str, ...],
+    cases: tuple[tuple[str, ...], ...],
+) -> jax.Array:
+    """Which rows are right whatever the modalities of any case say, (N,)."""
+    found = [
+        certify_modality(
+            rule, logits, class_prior, corrupted=case, perturbed=perturbed, present=present
+        )
+        for case in cases
+    ]
+    certified = jnp.stack([each.certified for each in found]).all(axis=0)
+    return certified & (found[0].label == labels)
