@@ -193,7 +193,9 @@ RULES = (*fusion.RULES, *(rule for rule in _OWN if rule not in fusion.RULES))
 """All classes of rules under test."""
 NAMES = ("unimodal", *_MAKE_FNS)
 """Of all rules under test; "unimodal" stands for one a modality."""
-PARAMETERS = tuple(dict.fromkeys(name for rule in fusion.RULES for name in rule.searched))
+PARAMETERS = tuple(
+    dict.fromkeys(name for rule in fusion.RULES if rule.kind in NAMES for name in rule.searched)
+)
 """Names of the parameters that any of them is searched over."""
 
 

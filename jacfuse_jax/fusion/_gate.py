@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jacfuse_jax._simplex import mark_likeliest
+
 Weights = tuple[ArrayLike, ...]
 _NUM_SORTED = 5
 _LEAST_LOG_PROB = -20.0
@@ -47,10 +49,11 @@ def num_weights(num_classes: int) -> int:
 def gate_features(log_trusted: jax.Array) -> jax.Array:
     """(x, 1) of rows (B, K) of log p_T, (B, D + 1)."""
     num_classes = log_trusted.shape[-1]
-    largest, classes = jax.lax.top_k(log_trusted, min(_NUM_SORTED, num_classes))
+    # Sorted, since `jax.lax.top_k` would gather rows from all devices.
+    largest = jnp.sort(log_trusted, axis=-1, descending=True)[..., :_NUM_SORTED]
     parts = [jnp.maximum(largest, _LEAST_LOG_PROB)]
     if num_classes <= _MOST_MARKED:
-        parts.append(jax.nn.one_hot(classes[..., 0], num_classes, dtype=log_trusted.dtype))
+        parts.append(mark_likeliest(log_trusted).astype(log_trusted.dtype))
     return jnp.concatenate([*parts, jnp.ones_like(parts[0][..., :1])], axis=-1)
 
 
