@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -33,12 +33,6 @@ def fuse_frames(
     Rows and columns may be in any order in each frame. A modality is missing in rows that its frame
     lacks, or in which all of its logits are NaN.
 
-        >>> import pandas as pd
-        >>> from jacfuse_jax.fusion import Statistical
-        >>> audio = pd.DataFrame({"cat": [1.0, 0.0], "dog": [0.0, 2.0]}, index=["a", "b"])
-        >>> video = pd.DataFrame({"dog": [3.0, 0.0], "cat": [0.0, 1.0]}, index=["b", "a"])
-        >>> fuse_frames(Statistical(), {"audio": audio, "video": video}, perturbed="audio")
-
     Args:
       rule: with its parameters.
       frames: {modality: logits}, at least one; columns are classes, each once, and labels of the
@@ -61,7 +55,23 @@ def fuse_frames(
       ValueError: rows or columns repeat or have no label; frames have other classes, and `classes`
         is None; no row is in all; a row is NaN in part; something is missing and must not be; a
         prior or Gram matrix does not fit; or what `fusion.fuse` refuses.
+
+    Example:
+      >>> import pandas as pd
+      >>> from jacfuse_jax.fusion import Statistical
+      >>> from jacfuse_jax.predictions import fuse_frames
+      >>> audio = pd.DataFrame({"cat": [1.0, 0.0], "dog": [0.0, 2.0]}, index=["a", "b"])
+      >>> video = pd.DataFrame({"dog": [3.0, 0.0], "cat": [0.0, 1.0]}, index=["b", "a"])
+      >>> fused = fuse_frames(Statistical(), {"audio": audio, "video": video}, perturbed="audio")
+      >>> fused.idxmax(axis=1).to_dict()
+      {'a': 'cat', 'b': 'dog'}
     """
+    for name, value, known in (
+        ("missing", missing, get_args(Missing)),
+        ("classes", classes, (None, *get_args(Combine))),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
     if not frames:
         raise ValueError("frames is empty; give one a modality")
     sources = {name: f"frames[{name!r}]" for name in frames}
@@ -83,7 +93,10 @@ def fuse_frames(
     )
     prior = np.ones(len(aligned.names))
     if class_prior is not None:
-        labels = tuple(class_prior.index) if isinstance(class_prior, pd.Series) else None
+        labels = None
+        if isinstance(class_prior, pd.Series):
+            _check_labels("class_prior.index", class_prior.index)
+            labels = tuple(class_prior.index)
         prior = align_prior(np.asarray(class_prior), labels, aligned, source="class_prior")
     prior = prior / prior.sum()
     places = {name: aligned.places(own[sources[name]]) for name in frames}
@@ -117,17 +130,22 @@ def _read(source: str, frame: object) -> NDArray[Any]:
         raise TypeError(f"{source} must be a pandas.DataFrame, got {type(frame).__name__}")
     if frame.shape[0] < 1 or frame.shape[1] < 2:
         raise ValueError(f"{source} has shape {frame.shape}, not (N, K) of K >= 2 classes")
-    for name, labels in (("index", frame.index), ("columns", frame.columns)):
-        if len(labels.dropna()) < len(labels):
-            raise ValueError(f"{source}.{name} has labels that are null; name them")
-        if not labels.is_unique:
-            repeated = list_some(labels[labels.duplicated()].unique().tolist())
-            raise ValueError(f"{source}.{name} has labels more than once, {repeated}; keep one")
+    _check_labels(f"{source}.index", frame.index)
+    _check_labels(f"{source}.columns", frame.columns)
     for name, dtype in frame.dtypes.items():
         if not pd.api.types.is_float_dtype(dtype):
             raise TypeError(f"{source}: column {name!r} is {dtype}, not floating")
     is_double = any(dtype.itemsize > 4 for dtype in frame.dtypes)
     return frame.to_numpy(np.float64 if is_double else np.float32, na_value=np.nan)
+
+
+def _check_labels(source: str, labels: pd.Index) -> None:
+    """Raises where labels are null or occur twice."""
+    if len(labels.dropna()) < len(labels):
+        raise ValueError(f"{source} has labels that are null; name them")
+    if not labels.is_unique:
+        repeated = list_some(labels[labels.duplicated()].unique().tolist())
+        raise ValueError(f"{source} has labels more than once, {repeated}; keep one")
 
 
 def _append(index: pd.Index, other: pd.Index) -> pd.Index:

@@ -341,6 +341,10 @@ class TestRefused:
                 "class_prior has 1 classes that no input has: 'cow'",
             ),
             (pd.Series([1.0, 0.0, 1.0, 1.0], CLASSES), "class_prior must be positive"),
+            (
+                pd.Series(np.ones(5), ("sea", *CLASSES)),
+                "class_prior.index has labels more than once, 'sea'; keep one",
+            ),
         ],
     )
     def test_a_prior(self, prior, message, frames):
@@ -363,6 +367,12 @@ class TestRefused:
     def test_grams(self, grams, message, frames):
         with pytest.raises(ValueError, match=message):
             fuse_frames(fusion.Robust(gamma=0.1), frames, perturbed="audio", grams=grams)
+
+    @pytest.mark.parametrize("options", [{"missing": "keep"}, {"classes": "position"}])
+    def test_an_option(self, options, frames):
+        [(name, value)] = options.items()
+        with pytest.raises(ValueError, match=f"^{name} must be one of .*, got '{value}'$"):
+            fuse_frames(fusion.Statistical(), frames, perturbed="audio", **options)
 
     def test_a_modality_that_is_unknown(self, frames):
         with pytest.raises(ValueError, match="smell"):

@@ -351,6 +351,18 @@ class TestUnite:
         accuracy = 100 * (probs.argmax(axis=1) == LABELS).mean()
         assert f"| result             | {accuracy:.2f} " in printed
 
+    def test_takes_probabilities(self, differing, flags_of, output):
+        fuse(*differing(), "--classes=unite", f"--output={output}")
+        expected = read(output)["log_probs"]
+        flags = flags_of(
+            **{
+                name: (known, {"logits": scipy.special.softmax(LOGITS[name][:, known], axis=1)})
+                for name, known in KNOWN.items()
+            }
+        )
+        fuse(*flags, "--classes=unite", "--inputs_are=probabilities", f"--output={output}")
+        assert_allclose(read(output)["log_probs"], expected, atol=1e-5)
+
     def test_says_nothing_where_it_said_nothing(self, differing, output):
         audio = AUDIO[:, :4].copy()
         audio[3, 1], audio[5], audio[7] = np.inf, -np.inf, np.nan
