@@ -65,6 +65,7 @@ def test_examples_run(printed):
     assert list(printed) == [
         "Ten lines 1",
         "Predictions from any framework 1",
+        "Predictions from any framework 2",
         "In scikit-learn 1",
         "Sylvester equations 1",
         "Sylvester equations 2",

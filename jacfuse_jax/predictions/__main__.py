@@ -8,9 +8,12 @@ Inputs hold logits and, if need be, ids, labels and the last linear layer: `inpu
 are joined by `ids`, by --ids_column, or by the one column that all inputs have of which no entry
 occurs twice; by position where none has any, or with --join=position. What was done is said, with
 what was not used. --inputs_are=probabilities takes the logarithm first; probabilities that were
-rounded to zero count as the smallest number of their dtype. A logit of -inf excludes its class. A
-row of NaN, +inf or nothing finite counts as the class prior where its modality is believed
-perturbed; of a trusted one it leaves no prediction.
+rounded to zero count as the smallest number of their dtype. Where inputs name their `classes`,
+these are aligned by name, in the order of the first input, and labels may be names; other classes
+in each are refused, or with --classes=intersect or unite made one, see `classes`.
+
+A logit of -inf excludes its class. A row of NaN, +inf or nothing finite counts as the class prior
+where its modality is believed perturbed; of a trusted one it leaves no prediction.
 
 Perturbed modalities are contaminated, log((1 - e) softmax(z) + e prior) in the place of their
 logits, and then recalibrated by `fusion.robust_fusion`; --contamination=0 and --gamma=1 switch one

@@ -101,6 +101,22 @@ def list_arrays(path: Path, *, bare: str) -> dict[str, Shaped]:
     return shaped
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts beside the arrays of a .safetensors file.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      InputError: it is not whole.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise not_whole(path, ".safetensors", error) from error
+
+
 def _unknown_ending(path: Path) -> InputError:
     """The error for a file of another format."""
     return InputError(

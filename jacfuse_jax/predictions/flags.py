@@ -16,6 +16,8 @@ OUTPUT_ENDINGS = (".parquet", ".csv", ".npz")  # those of `outputs.FORMATS`
 INPUT_KINDS = ("logits", "probabilities", "log_probabilities")
 Missing = Literal["fuse", "drop", "error"]
 """What becomes of rows that lack a modality."""
+Combine = Literal["intersect", "unite"]
+"""What becomes of classes that not all inputs have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,7 @@ class FuseConfig:
     output: Path
     join: str | None
     missing: Missing
+    classes: Combine | Literal["position"] | None
     ids_column: str | None
     labels_column: str | None
     logits_column: str | None
@@ -81,6 +84,12 @@ def define_flags(flag_values: flags.FlagValues) -> None:
             "missing",
             "fuse",
             "Rows that lack a modality, where ids or NaN say so: fuse without it, drop, or error.",
+        ),
+        (
+            flags.EnumParser([*get_args(Combine), "position"]),
+            "classes",
+            None,
+            "Where inputs name other classes: intersect, or unite; position: whatever their names.",
         ),
         (
             flags.EnumParser(INPUT_KINDS),

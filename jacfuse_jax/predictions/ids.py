@@ -1,6 +1,6 @@
 """Ids of rows: integers or texts, of which none occurs twice."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +54,20 @@ def is_distinct(batches: Iterator[Arrow]) -> bool:
     return not np.any(keys[1:] == keys[:-1])
 
 
-def check_ids(path: Path, name: str, ids: Arrow) -> Arrow:
+def check_ids(path: Path, name: str, ids: Arrow, *, of: str = "row") -> Arrow:
     """Ids as int64 or large_string.
 
     Args:
       path: of their file, for messages.
       name: of their column.
       ids: (N,).
+      of: what has one each.
 
     Raises:
       InputError: they are of another type, some are null, or one occurs twice.
     """
-    is_integer = pa.types.is_integer(ids.type)
     try:
-        if pa.types.is_primitive(ids.type) and not is_integer:
-            raise pa.ArrowInvalid("a number or a time that may be rounded")
-        own = ids.cast(pa.int64() if is_integer else pa.large_string()).combine_chunks()
+        own = to_integer_or_text(ids)
     except pa.ArrowException as error:
         raise InputError(f"{path}: {name} are {ids.type}; save int64 or text") from error
     if own.null_count:
@@ -79,17 +77,39 @@ def check_ids(path: Path, name: str, ids: Arrow) -> Arrow:
     if repeated.size:
         raise InputError(
             f"{path}: {repeated.size} {name} occur more than once, "
-            f"{name_some(counts.field('values'), repeated)}; give every row its own"
+            f"{name_some(counts.field('values'), repeated)}; give every {of} its own"
         )
     return own
+
+
+def to_integer_or_text(column: Arrow) -> Arrow:
+    """A column as int64 or large_string, in one piece; raises ArrowException where it is neither.
+
+    Args:
+      column: (N,).
+    """
+    is_integer = pa.types.is_integer(column.type)
+    if pa.types.is_primitive(column.type) and not is_integer:
+        raise pa.ArrowInvalid("a number or a time that may be rounded")
+    own = column.cast(pa.int64() if is_integer else pa.large_string())
+    return own.combine_chunks() if isinstance(own, pa.ChunkedArray) else own
 
 
 def name_some(ids: Arrow, rows: NDArray[np.int64]) -> str:
     """The ids of the first of these rows, for messages.
 
     Args:
-      ids: (N,).
+      ids: (N,), of Arrow, or an index of pandas.
       rows: (n,), positions.
     """
-    texts = [repr(ids[row].as_py()) for row in rows[:_NUM_EXAMPLES].tolist()]
-    return ", ".join(texts) + (", ..." if len(rows) > _NUM_EXAMPLES else "")
+    return list_some(ids.take(rows[: _NUM_EXAMPLES + 1]).tolist())
+
+
+def list_some(values: Sequence[object]) -> str:
+    """The first of these, for messages.
+
+    Args:
+      values: any.
+    """
+    texts = [repr(value) for value in values[:_NUM_EXAMPLES]]
+    return ", ".join(texts) + (", ..." if len(values) > _NUM_EXAMPLES else "")

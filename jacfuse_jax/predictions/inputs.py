@@ -6,6 +6,10 @@ the Gram matrix itself, `gram` (K, K). Formats are those of `arrays`, a single .
 logits, and those of `parquet`: logits are a column of lists there, and are unpacked to a
 temporary file.
 
+It may also name its classes, integers or texts, each once: `class_names` says where. Logits, the
+last layer and labels are then in the order of these, and are aligned with those of other inputs;
+labels may be such names.
+
 Where there are no `ids`, any other column of integers or texts of which none occurs twice may be
 meant: rows that belong together are then found by it, if all inputs have it.
 """
@@ -20,7 +24,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jacfuse_jax.predictions.arrays import list_arrays, open_arrays
+from jacfuse_jax.predictions.classes import Alignment
 from jacfuse_jax.predictions.ids import check_ids, is_distinct, is_integer_or_text
+from jacfuse_jax.predictions.labels import check_positions, place_labels
 from jacfuse_jax.predictions.layers import HEADS
 from jacfuse_jax.predictions.npy import (
     ArrayOnDisk,
@@ -39,7 +45,8 @@ from jacfuse_jax.predictions.parquet import (
 )
 from jacfuse_jax.programs import InputError
 
-RESERVED = ("logits", "log_probs", "labels", "class_prior", *HEADS)  # never taken for ids
+# Never taken for ids.
+RESERVED = ("logits", "log_probs", "labels", "classes", "class_prior", *HEADS)
 _COLUMN_ROWS = 2**16  # of an array in memory at a time
 
 
@@ -71,9 +78,12 @@ class Predictions(NamedTuple):
       ids: (N,), int64 or large_string, each once; None where none are named.
       ids_name: of their column.
       candidates: {column: reads it as ids}; empty where there are ids.
-      labels: (N,), from 0 to K - 1; None where there are none.
+      labels: (N,), classes of the output, -1 where that is left out; None where there are none.
       heads: those of `HEADS` that the file holds.
       unused: what else it holds, candidates included.
+      places: (K,), where classes of the output are among its own, -1 where they are not; None: they
+        are alike.
+      remarks: a line for whatever was done to the labels.
     """
 
     path: Path
@@ -84,6 +94,13 @@ class Predictions(NamedTuple):
     labels: NDArray[np.int64] | None
     heads: dict[str, ArrayOnDisk]
     unused: list[str]
+    places: NDArray[np.int64] | None
+    remarks: list[str]
+
+    @property
+    def num_classes(self) -> int:
+        """Those of the output."""
+        return self.logits.shape[1] if self.places is None else len(self.places)
 
 
 class _Opened(NamedTuple):
@@ -99,7 +116,11 @@ class _Opened(NamedTuple):
 
 
 def open_predictions(
-    path: Path, *, scratch_fn: ScratchFn, names: Names = DEFAULT_NAMES
+    path: Path,
+    *,
+    scratch_fn: ScratchFn,
+    names: Names = DEFAULT_NAMES,
+    classes: Alignment | None = None,
 ) -> Predictions:
     """Opens what a classifier predicted; logits stay on disk.
 
@@ -107,6 +128,7 @@ def open_predictions(
       path: of the file or folder.
       scratch_fn: makes temporary files for what cannot be read in place.
       names: of what it holds.
+      classes: of all inputs, this one among them; None where they have no names.
 
     Raises:
       InputError: there is no such file, it is damaged, or what it holds does not fit together.
@@ -141,19 +163,29 @@ def open_predictions(
     elif ids_name is None:
         candidates = _candidates(path, opened, labels_name)
     used = {opened.logits_name, ids_name, labels_name, *opened.heads, "class_prior"}
+    places = labels = None
+    remarks: list[str] = []
+    if labels_name in opened.names:
+        source, column = f"{path}: {labels_name}", read(labels_name)
+        if classes is None:
+            labels = check_positions(source, column, num_classes)
+        else:
+            labels, remarks = place_labels(source, column, classes.own[str(path)], classes)
+    if classes is not None:
+        used.add("classes")
+        own = classes.own[str(path)]
+        places = None if own == classes.names else classes.places(own)
     return Predictions(
         path=path,
         logits=logits,
         ids=None if ids_name is None else read_ids(ids_name),
         ids_name=ids_name,
         candidates={name: functools.partial(read_ids, name) for name in candidates},
-        labels=(
-            _check_labels(path, labels_name, read(labels_name), num_classes)
-            if labels_name in opened.names
-            else None
-        ),
+        labels=labels,
         heads=opened.heads,
         unused=[name for name in opened.names if name not in used],
+        places=places,
+        remarks=remarks,
     )
 
 
@@ -172,7 +204,7 @@ def _open_arrays(path: Path, names: Names, scratch_fn: ScratchFn) -> _Opened:
         logits_name=logits_name,
         logits=logits,
         heads={name: arrays[name] for name in HEADS if name in arrays},
-        read_fn=lambda name: _read_array(open_fn([name])[name]),
+        read_fn=lambda name: read_array(open_fn([name])[name]),
     )
 
 
@@ -233,6 +265,26 @@ def find_logits(path: Path, present: Sequence[str], names: Names) -> str:
     raise _lacks(path, names.logits or "logits", present, "--logits_column")
 
 
+def read_array(array: ArrayOnDisk) -> Iterator[Arrow]:
+    """Reads a column some rows at a time.
+
+    Args:
+      array: (N,).
+
+    Raises:
+      InputError: it has another shape, or a type that Arrow does not know.
+    """
+    if len(array.shape) != 1:
+        raise InputError(f"{array.name} must have shape (N,), got {array.shape}")
+    for _, column in array.chunks(_COLUMN_ROWS):
+        try:
+            yield pa.array(column.astype(column.dtype.newbyteorder("=")))
+        except pa.ArrowException as error:
+            raise InputError(f"{array.name} is {array.dtype}; save int64 or text") from error
+        except UnicodeDecodeError as error:
+            raise not_whole(array.name, ".npy", error) from error
+
+
 def _lacks(path: Path, name: str, present: Sequence[str], flag: str) -> InputError:
     """The error for what is not there."""
     only = f", only {', '.join(present)}" if present else ""
@@ -253,32 +305,3 @@ def _candidates(path: Path, opened: _Opened, labels_name: str) -> list[str]:
             "a row, each once; make it such a column, or give --join=position"
         )
     return names
-
-
-def _read_array(array: ArrayOnDisk) -> Iterator[Arrow]:
-    """A column, some rows at a time."""
-    if len(array.shape) != 1:
-        raise InputError(f"{array.name} must have shape (N,), got {array.shape}")
-    for _, column in array.chunks(_COLUMN_ROWS):
-        try:
-            yield pa.array(column.astype(column.dtype.newbyteorder("=")))
-        except pa.ArrowException as error:
-            raise InputError(f"{array.name} is {array.dtype}; save int64 or text") from error
-        except UnicodeDecodeError as error:
-            raise not_whole(array.name, ".npy", error) from error
-
-
-def _check_labels(path: Path, name: str, labels: Arrow, num_classes: int) -> NDArray[np.int64]:
-    """Labels as integers; raises on other types, nulls and classes that do not exist."""
-    if not pa.types.is_integer(labels.type) or labels.null_count:
-        raise InputError(
-            f"{path}: {name} are {labels.type}, {labels.null_count} of them null; save an integer "
-            "a row"
-        )
-    array = labels.to_numpy().astype(np.int64)
-    if array.min() < 0 or array.max() >= num_classes:
-        raise InputError(
-            f"{path}: {name} run from {array.min()} to {array.max()}, classes from 0 to "
-            f"{num_classes - 1}"
-        )
-    return array

@@ -4,7 +4,7 @@ Positions are looked up by Arrow's `index_in`; joins of tables, in Arrow or pand
 logits, which stay on disk, and lose the order of the first input.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from jacfuse_jax.predictions.classes import align_logits
 from jacfuse_jax.predictions.flags import Missing
 from jacfuse_jax.predictions.ids import name_some
 from jacfuse_jax.predictions.inputs import Predictions
@@ -32,6 +33,7 @@ class Joined(NamedTuple):
       labels: (N,), -1 where no input has one; None where no input has any.
       remarks: a line for everything that is missing.
       are_probs: whether logits are the logarithms of what inputs hold.
+      class_prior: (K,), what an input says of classes that it lacks; None: uniform.
     """
 
     inputs: Mapping[str, Predictions]
@@ -41,11 +43,12 @@ class Joined(NamedTuple):
     labels: NDArray[np.int64] | None
     remarks: list[str]
     are_probs: bool = False
+    class_prior: NDArray[Any] | None = None
 
     @property
     def num_classes(self) -> int:
         """K."""
-        return next(iter(self.inputs.values())).logits.shape[1]
+        return next(iter(self.inputs.values())).num_classes
 
     @property
     def present(self) -> dict[str, NDArray[np.bool_]]:
@@ -63,6 +66,10 @@ class Joined(NamedTuple):
         logits = {name: p.logits.read(places[name]) for name, p in self.inputs.items()}
         if self.are_probs:
             logits = {name: log_of_probs(z) for name, z in logits.items()}
+        logits = {
+            name: align_logits(z, self.inputs[name].places, self.class_prior)
+            for name, z in logits.items()
+        }
         with np.errstate(over="ignore"):
             return {name: z.astype(dtype) for name, z in logits.items()}
 
@@ -87,11 +94,11 @@ def join(predictions: Mapping[str, Predictions], missing: Missing = "fuse") -> J
         row are NaN and others not, or something is missing and must not be.
     """
     shapes = {str(p.path): p.logits.shape for p in predictions.values()}
-    if len({num_classes for _, num_classes in shapes.values()}) > 1:
+    if len({p.num_classes for p in predictions.values()}) > 1:
         raise InputError(f"inputs must have the same classes, got logits of shapes {shapes}")
     ids_name = _ids_name(predictions)
     if ids_name is None:
-        if len(set(shapes.values())) > 1:
+        if len({num_rows for num_rows, _ in shapes.values()}) > 1:
             raise InputError(f"without ids inputs must have the same rows, got shapes {shapes}")
         every = np.arange(next(iter(predictions.values())).logits.shape[0])
         shared, rows = pa.array(every), dict.fromkeys(predictions, every)
@@ -102,26 +109,96 @@ def join(predictions: Mapping[str, Predictions], missing: Missing = "fuse") -> J
         }
         predictions = {name: p._replace(ids=ids[name]) for name, p in predictions.items()}
         shared, rows = _join_by_id(predictions, ids)
-    is_nan = {name: _find_nan(p) for name, p in predictions.items()}
-    remarks = _remarks(predictions, shared, rows, is_nan)
-    if remarks and missing == "error":
-        raise InputError(f"--missing=error: {remarks[0]}; give --missing=fuse, or drop")
+    is_nan = {
+        name: find_nan(p.logits.name, p.logits.shape, p.logits.chunks())
+        for name, p in predictions.items()
+    }
     labels = _labels(predictions, shared, rows)
-    rows = {name: np.where(is_nan[name][of], -1, of) for name, of in rows.items()}
-    joined = Joined(predictions, ids_name, shared, rows, labels, remarks)
-    if not remarks:
-        return joined
-    if missing == "fuse":
-        return joined._replace(remarks=[f"{line}; it is fused without" for line in remarks])
-    is_whole = np.all(list(joined.present.values()), axis=0)
-    if not is_whole.any():
-        raise InputError(f"--missing=drop leaves no row: {remarks[0]}")
-    return joined._replace(
-        ids=shared.filter(pa.array(is_whole)),
-        rows={name: of[is_whole] for name, of in rows.items()},
-        labels=None if labels is None else labels[is_whole],
-        remarks=[f"{line}; such rows are left out" for line in remarks],
+    sources = {name: str(p.path) for name, p in predictions.items()}
+    kept, places, remarks = settle_missing(sources, shared, rows, is_nan, missing)
+    return Joined(
+        predictions,
+        ids_name,
+        shared if len(kept) == len(shared) else shared.take(pa.array(kept)),
+        places,
+        None if labels is None else labels[kept],
+        remarks,
     )
+
+
+def settle_missing(
+    sources: Mapping[str, str],
+    ids: Any,
+    rows: Mapping[str, NDArray[np.int64]],
+    is_nan: Mapping[str, NDArray[np.bool_]],
+    missing: Missing,
+    *,
+    flag: str = "--missing",
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]], list[str]]:
+    """Keeps, drops or refuses rows that lack a modality.
+
+    Args:
+      sources: {modality: its file}, for messages.
+      ids: (N,), of Arrow, or an index of pandas.
+      rows: {modality: (N,)}, where ids are in each input; -1 where they are not.
+      is_nan: {modality: which of its rows are NaN}.
+      missing: as in `join`.
+      flag: what it is called in messages.
+
+    Returns:
+      (n,), the positions of those that are kept; {modality: (n,)}, where they are in each input, -1
+      in what is missing; a line for everything that is missing.
+
+    Raises:
+      InputError: no id is in all inputs, or something is missing and must not be.
+    """
+    if not np.all([of >= 0 for of in rows.values()], axis=0).any():
+        raise InputError(f"no id is in all of {', '.join(sources.values())}")
+    remarks = _remarks(sources, ids, rows, is_nan)
+    if remarks and missing == "error":
+        raise InputError(f"{flag}=error: {remarks[0]}; give {flag}=fuse, or drop")
+    rows = {name: np.where(is_nan[name][of], -1, of) for name, of in rows.items()}
+    if not remarks or missing == "fuse":
+        then = "; it is fused without"
+        return np.arange(len(ids)), rows, [line + then for line in remarks]
+    kept = np.flatnonzero(np.all([of >= 0 for of in rows.values()], axis=0))
+    if not kept.size:
+        raise InputError(f"{flag}=drop leaves no row: {remarks[0]}")
+    then = "; such rows are left out"
+    return kept, {name: of[kept] for name, of in rows.items()}, [line + then for line in remarks]
+
+
+def find_nan(
+    name: str,
+    shape: tuple[int, ...],
+    chunks: Iterable[tuple[int, NDArray[Any]]],
+    ids: Any = None,
+) -> NDArray[np.bool_]:
+    """Which rows of an input, (N,), are NaN.
+
+    Args:
+      name: of the input, for messages.
+      shape: (N, K).
+      chunks: of rows, with the position of the first.
+      ids: (N,), an index of pandas; None: rows are named by their position.
+
+    Raises:
+      InputError: some entries of a row are NaN, and others not.
+    """
+    num_rows, num_classes = shape
+    is_nan = np.zeros(num_rows, bool)
+    for start, chunk in chunks:
+        counts = np.isnan(chunk).sum(axis=1)
+        is_nan[start : start + len(chunk)] = counts == num_classes
+        partly = np.flatnonzero((counts > 0) & (counts < num_classes))
+        if partly.size:
+            i = int(partly[0])
+            row = start + i if ids is None else name_some(ids, np.array([start + i]))
+            raise InputError(
+                f"{name}: row {row} has NaN in {counts[i]} of {num_classes} "
+                "entries; all of them would say that the modality is missing"
+            )
+    return is_nan
 
 
 def _ids_name(predictions: Mapping[str, Predictions]) -> str | None:
@@ -155,34 +232,13 @@ def _join_by_id(
         is_new = _places(own, every) < 0
         if is_new.any():
             every = pa.concat_arrays([every, own.filter(pa.array(is_new))])
-    rows = {name: _places(every, own) for name, own in ids.items()}
-    if not np.all([of >= 0 for of in rows.values()], axis=0).any():
-        paths = ", ".join(str(p.path) for p in predictions.values())
-        raise InputError(f"no id is in all of {paths}")
-    return every, rows
+    return every, {name: _places(every, own) for name, own in ids.items()}
 
 
 def _places(ids: Arrow, of: Arrow) -> NDArray[np.int64]:
     """Where each id is in another column; -1 where it is not."""
     found = pc.call_function("index_in", [ids], pc.SetLookupOptions(value_set=of))
     return found.fill_null(-1).to_numpy().astype(np.int64)
-
-
-def _find_nan(p: Predictions) -> NDArray[np.bool_]:
-    """Which rows (N,) of an input are NaN; raises where some entries of a row are."""
-    num_rows, num_classes = p.logits.shape
-    is_nan = np.zeros(num_rows, bool)
-    for start, chunk in p.logits.chunks():
-        counts = np.isnan(chunk).sum(axis=1)
-        is_nan[start : start + len(chunk)] = counts == num_classes
-        partly = np.flatnonzero((counts > 0) & (counts < num_classes))
-        if partly.size:
-            i = int(partly[0])
-            raise InputError(
-                f"{p.logits.name}: row {start + i} has NaN in {counts[i]} of {num_classes} "
-                "entries; all of them would say that the modality is missing"
-            )
-    return is_nan
 
 
 def _labels(
@@ -209,20 +265,20 @@ def _labels(
 
 
 def _remarks(
-    predictions: Mapping[str, Predictions],
-    ids: Arrow,
+    sources: Mapping[str, str],
+    ids: Any,
     rows: Mapping[str, NDArray[np.int64]],
     is_nan: Mapping[str, NDArray[np.bool_]],
 ) -> list[str]:
     """A line for everything that is missing."""
     lines: list[str] = []
-    for name, p in predictions.items():
+    for name, source in sources.items():
         where = {
             "whose ids are not in": rows[name] < 0,
             "which are NaN in": (rows[name] >= 0) & is_nan[name][rows[name]],
         }
         lines += [
-            f"{name} is missing in {is_missing.sum()} of {len(ids)} rows, {why} {p.path}: "
+            f"{name} is missing in {is_missing.sum()} of {len(ids)} rows, {why} {source}: "
             f"{name_some(ids, np.flatnonzero(is_missing))}"
             for why, is_missing in where.items()
             if is_missing.any()

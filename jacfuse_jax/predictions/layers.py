@@ -16,17 +16,21 @@ _GRAM_ROUNDING = 1e-2  # of the largest eigenvalue, where the product was formed
 
 
 def head_spectrum(
-    heads: Mapping[str, ArrayOnDisk], num_classes: int, dtype: np.dtype[Any]
+    heads: Mapping[str, ArrayOnDisk],
+    num_classes: int,
+    dtype: np.dtype[Any],
+    places: NDArray[np.int64] | None = None,
 ) -> linalg.GramSpectrum:
     """The spectrum of C G C, the Gram matrix of a last linear layer, C = I - 1 1^T / K.
 
     Centred over classes it leaves a constant as it is that is added to a row of logits: they may be
-    log-probabilities as well.
+    log-probabilities as well, and classes may be left out.
 
     Args:
       heads: one layer, under its name in `HEADS`; none stands for a kernel that is the identity.
-      num_classes: K.
+      num_classes: of the layer.
       dtype: that is computed in.
+      places: (K,), where the classes of the output are in the layer; None: they are alike.
 
     Returns:
       Arrays (K,) and (K, K).
@@ -37,7 +41,8 @@ def head_spectrum(
     if len(heads) > 1:
         raise InputError(f"{', '.join(head.name for head in heads.values())}: keep one of them")
     if not heads:
-        return linalg.spectrum_from_kernel(centre_kernel(np.eye(num_classes)))
+        size = num_classes if places is None else len(places)
+        return linalg.spectrum_from_kernel(centre_kernel(np.eye(size)))
     [(name, head)] = heads.items()
     check_floating(head)
     transposed = head._replace(shape=head.shape[::-1]) if name == "weight" else head
@@ -50,12 +55,14 @@ def head_spectrum(
     if not np.isfinite(matrix).all():
         raise InputError(f"{head.name} is not finite")
     _check_size(head.name, matrix, dtype, is_gram=name == "gram")
+    kept = slice(None) if places is None else places
     if name != "gram":
-        return linalg.spectrum_from_kernel(centre_kernel(matrix.T if name == "weight" else matrix))
+        kernel = matrix.T if name == "weight" else matrix
+        return linalg.spectrum_from_kernel(centre_kernel(kernel[:, kept]))
     is_square = matrix.shape[0] == num_classes
     if not is_square or np.abs(matrix - matrix.T).max() > 1e-3 * np.abs(matrix).max():
         raise InputError(f"{head.name} must be (K, K) and symmetric, got shape {matrix.shape}")
-    gram = centre_kernel(centre_kernel(matrix).T)
+    gram = centre_kernel(centre_kernel(matrix[kept][:, kept]).T)
     eigenvalues = np.linalg.eigvalsh(gram)
     if eigenvalues[0] < -_GRAM_ROUNDING * np.abs(eigenvalues).max():
         raise InputError(

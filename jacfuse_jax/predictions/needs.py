@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from jacfuse_jax.predictions.classes import Alignment
 from jacfuse_jax.predictions.extent import Extent, measure_predictions
 from jacfuse_jax.predictions.flags import FuseConfig
 from jacfuse_jax.predictions.inputs import Names
@@ -19,12 +20,13 @@ _ID_BYTES = 32
 _DIGITS = {4: 16, 8: 26}  # of a number of so many bytes in .csv, with its comma
 
 
-def check_fuse_run(config: FuseConfig, names: Names) -> None:
+def check_fuse_run(config: FuseConfig, names: Names, classes: Alignment | None) -> None:
     """Says what a run takes, and refuses what does not fit.
 
     Args:
       config: its settings.
       names: of what the inputs hold.
+      classes: of the output; None where they have no names.
 
     Raises:
       InputError: more than is free, or an input is damaged.
@@ -42,7 +44,8 @@ def check_fuse_run(config: FuseConfig, names: Names) -> None:
     number_bytes = max(4, *(e.itemsize for e in inputs))
     if config.output.suffix == ".csv":
         number_bytes = _DIGITS[number_bytes]
-    row_bytes = _ID_BYTES + number_bytes * (inputs[0].num_classes + 2)
+    num_classes = inputs[0].num_classes if classes is None else len(classes.names)
+    row_bytes = _ID_BYTES + number_bytes * (num_classes + 2)
     bound = min if config.missing == "drop" else max
     disk = bound(e.num_rows for e in inputs) * row_bytes
     disk += sum(e.unpacked_bytes for e in (*inputs, *validation))

@@ -3,12 +3,16 @@
 A row has `ids`; `prediction`, its most probable class; `jacobian_norm`, see `fusion.FusedOutput`;
 and `log_probs`, K of them. A row whose log-probabilities are not numbers has prediction -1. What
 made the file is JSON, under the name `jacfuse_jax`; its `rule` is a text, which
-`fusion.rule_from_json` reads. .parquet and .npz can be fused again.
+`fusion.rule_from_json` reads. Where classes have names, `predicted_class` is that of the
+prediction, or null. .parquet and .npz can be fused again.
 
-    .parquet  log_probs are a column of lists; the JSON is in the metadata of the schema
-    .csv      log_probs_0, ... are columns; the JSON is in a file of its own, <name>.csv.json
+    .parquet  log_probs are a column of lists; the JSON is in the metadata of the schema, as is
+              `classes`, a list
+    .csv      log_probs_0, ... are columns, named for the classes where these have names; the JSON
+              is in a file of its own, <name>.csv.json
     .npz      not packed; the JSON is a text beside the arrays; ids that are texts are padded to the
-              longest, and refused where that takes more than 256 MiB
+              longest, and refused where that takes more than 256 MiB; `classes` (K,) stand in for
+              `predicted_class`
 """
 
 import itertools
@@ -25,6 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import csv
 
+from jacfuse_jax.predictions.classes import Classes
 from jacfuse_jax.predictions.parquet import Arrow
 from jacfuse_jax.programs import InputError
 from jacfuse_jax.programs.files import write_atomically
@@ -50,7 +55,11 @@ class FusedRows(NamedTuple):
 
 
 def write_fused(
-    path: Path, ids: Arrow, batches: Iterator[FusedRows], metadata: Mapping[str, Any]
+    path: Path,
+    ids: Arrow,
+    batches: Iterator[FusedRows],
+    metadata: Mapping[str, Any],
+    classes: Classes | None = None,
 ) -> None:
     """Writes all rows; the file has its name only once it is whole.
 
@@ -59,6 +68,7 @@ def write_fused(
       ids: (N,), of all rows.
       batches: of rows, at least one.
       metadata: what made the file.
+      classes: (K,), their names; None where they have none.
 
     Raises:
       InputError: texts are too long for .npz.
@@ -67,7 +77,7 @@ def write_fused(
     sidecar = path.with_name(f"{path.name}.json") if path.suffix == ".csv" else None
 
     def write(temporary: Path) -> None:
-        FORMATS[path.suffix](temporary, ids, batches, text)
+        FORMATS[path.suffix](temporary, ids, batches, text, classes)
         if sidecar:
             sidecar.unlink(missing_ok=True)  # it is of another table, which is replaced next
 
@@ -76,12 +86,23 @@ def write_fused(
         write_atomically(sidecar, text + "\n")
 
 
-def _write_parquet(path: Path, _: Arrow, batches: Iterator[FusedRows], text: str) -> None:
+def _columns(rows: FusedRows, classes: Classes | None) -> dict[str, Any]:
+    """All but log-probabilities."""
+    columns: dict[str, Any] = {"ids": rows.ids, "prediction": rows.prediction}
+    if classes is not None:
+        places = pa.array(rows.prediction, mask=rows.prediction < 0)
+        columns["predicted_class"] = pa.array(classes).take(places)
+    return {**columns, "jacobian_norm": rows.jacobian_norm}
+
+
+def _write_parquet(
+    path: Path, _: Arrow, batches: Iterator[FusedRows], text: str, classes: Classes | None
+) -> None:
     """A row group a batch."""
     tables = (
         pa.table(
             {
-                **rows._asdict(),
+                **_columns(rows, classes),
                 "log_probs": pa.FixedSizeListArray.from_arrays(
                     rows.log_probs.ravel(), rows.log_probs.shape[1]
                 ),
@@ -90,20 +111,26 @@ def _write_parquet(path: Path, _: Arrow, batches: Iterator[FusedRows], text: str
         for rows in batches
     )
     first = next(tables)
-    schema = first.schema.with_metadata({METADATA: text})
+    names = {} if classes is None else {"classes": json.dumps(classes)}
+    schema = first.schema.with_metadata({METADATA: text, **names})
     # Floating-point numbers hardly repeat: dictionaries of them would only cost time.
     with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
         for table in itertools.chain([first], tables):
             writer.write_table(table)
 
 
-def _write_csv(path: Path, _: Arrow, batches: Iterator[FusedRows], __: str) -> None:
+def _write_csv(
+    path: Path, _: Arrow, batches: Iterator[FusedRows], __: str, classes: Classes | None
+) -> None:
     """A line a row."""
     tables = (
         pa.table(
             {
-                **dict(zip(FusedRows._fields[:-1], rows[:-1], strict=True)),
-                **{f"log_probs_{k}": column for k, column in enumerate(rows.log_probs.T)},
+                **_columns(rows, classes),
+                **{
+                    f"log_probs_{k if classes is None else classes[k]}": column
+                    for k, column in enumerate(rows.log_probs.T)
+                },
             }
         )
         for rows in batches
@@ -114,7 +141,9 @@ def _write_csv(path: Path, _: Arrow, batches: Iterator[FusedRows], __: str) -> N
             writer.write_table(table)
 
 
-def _write_npz(path: Path, ids: Arrow, batches: Iterator[FusedRows], text: str) -> None:
+def _write_npz(
+    path: Path, ids: Arrow, batches: Iterator[FusedRows], text: str, classes: Classes | None
+) -> None:
     """Log-probabilities as they come, then what is small."""
     _check_padding(ids)
     first = next(batches)
@@ -140,6 +169,7 @@ def _write_npz(path: Path, ids: Arrow, batches: Iterator[FusedRows], text: str) 
             ("prediction", np.concatenate(predictions)),
             ("jacobian_norm", np.concatenate(norms)),
             (METADATA, np.array(text)),
+            *([] if classes is None else [("classes", np.array(classes))]),
         ):
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
@@ -157,7 +187,8 @@ def _check_padding(ids: Arrow) -> None:
         )
 
 
-FORMATS: dict[str, Callable[[Path, Arrow, Iterator[FusedRows], str], None]] = {
+_WriteFn = Callable[[Path, Arrow, Iterator[FusedRows], str, Classes | None], None]
+FORMATS: dict[str, _WriteFn] = {
     ".parquet": _write_parquet,
     ".csv": _write_csv,
     ".npz": _write_npz,

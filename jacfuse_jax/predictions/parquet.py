@@ -34,12 +34,14 @@ class Table(NamedTuple):
       path: of the file or folder.
       files: its parts.
       schema: of the columns, the same in all of them.
+      metadata: of each part.
       partitions: columns that only the names of folders tell; they are not read.
     """
 
     path: Path
     files: list[Path]
     schema: Arrow
+    metadata: list[dict[bytes, bytes]]
     partitions: list[str]
 
 
@@ -83,7 +85,8 @@ def open_table(path: Path) -> Table:
             )
     folders = files[0].relative_to(path).parts[:-1]
     partitions = [folder.partition("=")[0] for folder in folders if "=" in folder]
-    return Table(path, files, schemas[0], partitions)
+    metadata = [schema.metadata or {} for schema in schemas]
+    return Table(path, files, schemas[0], metadata, partitions)
 
 
 def read_column(table: Table, name: str, *, num_rows: int = _COLUMN_ROWS) -> Iterator[Arrow]:

@@ -42,6 +42,7 @@ def make_report(facts: Mapping[str, Any], found: Sequence[Found]) -> str:
         if facts["chosen_on"] == "input":
             chosen += ": right only if nothing is perturbed there, and figures are optimistic then"
         lines.append(chosen)
+    lines += facts["class_remarks"]
     lines += [
         f"no kernel of {name}: its Gram matrix is the identity" for name in facts["identity_gram"]
     ]

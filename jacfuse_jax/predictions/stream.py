@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 from jacfuse_jax._simplex import says_nothing
 from jacfuse_jax.fusion import ContaminatedRobust
 from jacfuse_jax.predictions.arrays import open_arrays
+from jacfuse_jax.predictions.class_names import align_files, read_classes
+from jacfuse_jax.predictions.classes import Alignment, align_prior
 from jacfuse_jax.predictions.flags import FuseConfig
 from jacfuse_jax.predictions.inputs import Names, open_predictions
 from jacfuse_jax.predictions.join import Joined, join
@@ -48,7 +50,11 @@ def run(config: FuseConfig) -> None:
         labels=config.labels_column,
         by_position=config.join == "position",
     )
-    check_fuse_run(config, names)
+    classes = None
+    if config.classes != "position":
+        paths = [*config.input.values(), *config.validation.values()]
+        classes = align_files(paths, names, config.classes)
+    check_fuse_run(config, names, classes)
     try:
         config.output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -61,11 +67,11 @@ def run(config: FuseConfig) -> None:
             # Without a name it ends with this process; folders for temporary files may be memory.
             return stack.enter_context(tempfile.TemporaryFile(dir=config.output.parent))
 
-        joined = _open(config, names, config.input, make_scratch)
+        joined = _open(config, names, config.input, make_scratch, classes)
         source = "validation" if config.validation else "input"
         reference = joined
         if config.validation:
-            reference = _open(config, names, config.validation, make_scratch)
+            reference = _open(config, names, config.validation, make_scratch, classes)
         if reference.num_classes != joined.num_classes:
             raise InputError(
                 f"--validation has {reference.num_classes} classes, --input {joined.num_classes}"
@@ -76,17 +82,26 @@ def run(config: FuseConfig) -> None:
         dtype = jax.dtypes.canonicalize_dtype(np.float64 if is_double else np.float32)
         if is_double and dtype == np.float32:
             print("float64 logits are rounded to float32", file=sys.stderr)
-        heads = {name: _head(config, joined, name, make_scratch) for name in config.perturbed}
+        heads = {
+            name: _head(config, joined, name, make_scratch, classes) for name in config.perturbed
+        }
+        class_prior = _class_prior(config, classes, reference, dtype, make_scratch)
         fitted = FittedRule(
             ContaminatedRobust(config.contamination, config.gamma),
-            {name: head_spectrum(head, joined.num_classes, dtype) for name, head in heads.items()},
-            _class_prior(config.class_prior, joined.num_classes, reference, dtype, make_scratch),
+            {
+                name: head_spectrum(head, joined.inputs[name].logits.shape[1], dtype, places)
+                for name, (head, places) in heads.items()
+            },
+            class_prior,
         )
+        joined, reference = (each._replace(class_prior=class_prior) for each in (joined, reference))
         chosen = [name for name, value in fitted.rule.parameters.items() if math.isnan(value)]
         if chosen:
             fitted = _choose(fitted, chosen, reference, source, dtype)
         facts = {
             "joined_by": joined.ids_name or "position",
+            "classes": classes and classes.names,
+            "class_remarks": _class_remarks(classes, joined, reference),
             "missing": config.missing,
             "num_missing": {name: int((~has).sum()) for name, has in joined.present.items()},
             "inputs_are": config.inputs_are or "logits",
@@ -98,7 +113,7 @@ def run(config: FuseConfig) -> None:
             "chosen_on": source if chosen else None,
             "class_prior": fitted.class_prior.tolist(),
             "class_prior_from": config.class_prior,
-            "identity_gram": [name for name, head in heads.items() if not head],
+            "identity_gram": [name for name, (head, _) in heads.items() if not head],
             **{
                 flag: {name: str(path) for name, path in getattr(config, flag).items()}
                 for flag in ("input", "kernel", "validation")
@@ -110,18 +125,22 @@ def run(config: FuseConfig) -> None:
         }
         found: list[Found] = []
         batches = _fuse_chunks(fitted, joined, dtype, found)
-        write_fused(config.output, joined.ids, batches, facts)
+        write_fused(config.output, joined.ids, batches, facts, classes and classes.names)
     print(make_report(facts, found))
     print(f"wrote {config.output}")
 
 
 def _open(
-    config: FuseConfig, names: Names, paths: Mapping[str, Path], scratch_fn: ScratchFn
+    config: FuseConfig,
+    names: Names,
+    paths: Mapping[str, Path],
+    scratch_fn: ScratchFn,
+    classes: Alignment | None,
 ) -> Joined:
     """The rows that these files share; says what is not used of them."""
     joined = join(
         {
-            name: open_predictions(path, scratch_fn=scratch_fn, names=names)
+            name: open_predictions(path, scratch_fn=scratch_fn, names=names, classes=classes)
             for name, path in paths.items()
         },
         config.missing,
@@ -146,26 +165,54 @@ def _open(
 
 
 def _head(
-    config: FuseConfig, joined: Joined, name: str, scratch_fn: ScratchFn
-) -> dict[str, ArrayOnDisk]:
-    """The last linear layer of a modality, from its input or from a file of its own."""
-    head, path = joined.inputs[name].heads, config.kernel.get(name)
-    if path is None:
-        return head
-    if head:
-        raise InputError(
-            f"--kernel={name}={path}: {joined.inputs[name].path} holds its {', '.join(head)}"
-        )
-    head = open_arrays(path, HEADS, bare="kernel", scratch_fn=scratch_fn)
-    if not head:
-        raise InputError(f"--kernel={name}={path} holds none of {', '.join(HEADS)}")
-    return head
+    config: FuseConfig,
+    joined: Joined,
+    name: str,
+    scratch_fn: ScratchFn,
+    classes: Alignment | None,
+) -> tuple[dict[str, ArrayOnDisk], NDArray[np.int64] | None]:
+    """The last linear layer of a modality, of its input or a file of its own, and its classes."""
+    p, path = joined.inputs[name], config.kernel.get(name)
+    head, places = p.heads, p.places
+    if path is not None:
+        if head:
+            raise InputError(f"--kernel={name}={path}: {p.path} holds its {', '.join(head)}")
+        head = open_arrays(path, HEADS, bare="kernel", scratch_fn=scratch_fn)
+        if not head:
+            raise InputError(f"--kernel={name}={path} holds none of {', '.join(HEADS)}")
+        own = None if config.classes == "position" else read_classes(path)
+        if own is not None:
+            if classes is None or set(own) != set(classes.own[str(p.path)]):
+                raise InputError(
+                    f"--kernel={name}={path} names classes that are not those of {p.path}; save "
+                    "the same with both"
+                )
+            places = classes.places(own)
+    if head and places is not None and places.min() < 0:
+        if config.gamma != 1:
+            raise InputError(
+                f"--classes=unite: {p.path} lacks classes, so that its {', '.join(head)} does not "
+                "tell the Jacobian; give --gamma=1, or --classes=intersect"
+            )
+        head = {}
+    return head, places
+
+
+def _class_remarks(classes: Alignment | None, *inputs: Joined) -> list[str]:
+    """What was done to classes and labels, each once."""
+    of_labels = (line for joined in inputs for p in joined.inputs.values() for line in p.remarks)
+    return list(dict.fromkeys([*(classes.remarks if classes else []), *of_labels]))
 
 
 def _class_prior(
-    source: str, num_classes: int, reference: Joined, dtype: Any, scratch_fn: ScratchFn
+    config: FuseConfig,
+    classes: Alignment | None,
+    reference: Joined,
+    dtype: Any,
+    scratch_fn: ScratchFn,
 ) -> NDArray[np.float64]:
     """The prior (K,) that the flag asks for."""
+    source, num_classes = config.class_prior, reference.num_classes
     if source == "uniform":
         return np.full(num_classes, 1 / num_classes)
     if source == "labels":
@@ -183,7 +230,10 @@ def _class_prior(
         arrays = open_arrays(path, ["class_prior"], bare="class_prior", scratch_fn=scratch_fn)
         if "class_prior" not in arrays:
             raise InputError(f"--class_prior={path} holds no array `class_prior`")
-        counts = arrays["class_prior"].read()
+        own = None if config.classes == "position" else read_classes(path)
+        counts = align_prior(
+            arrays["class_prior"].read(), own, classes, source=f"--class_prior={path}"
+        )
         is_number = counts.dtype.kind in "iuf" and np.isfinite(counts).all()
         if counts.shape != (num_classes,) or not (is_number and np.all(counts > 0)):
             raise InputError(f"--class_prior={path} must hold {num_classes} positive numbers")

@@ -1,6 +1,7 @@
 """Predictions in every format, as other frameworks save them."""
 
 import functools
+import json
 import zipfile
 
 import numpy as np
@@ -38,3 +39,17 @@ WRITERS = {
     "safetensors": lambda path, arrays: safetensors.numpy.save_file(arrays, path),
     "parquet": write_parquet,
 }
+
+
+def write_named(kind, path, arrays, classes):
+    """With the names of classes where each format has them."""
+    if kind == "safetensors":
+        metadata = {"classes": json.dumps(list(classes))}
+        safetensors.numpy.save_file(arrays, path, metadata)
+    elif kind == "parquet":
+        write_parquet(path, arrays)
+        table = pq.read_table(path)
+        metadata = {**(table.schema.metadata or {}), "classes": json.dumps(list(classes))}
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+    else:
+        WRITERS[kind](path, {**arrays, "classes": np.array(classes)})

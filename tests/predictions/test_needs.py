@@ -98,3 +98,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(tmp_path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1000))
     assert error_of(*arguments).startswith(f"{output.parent}: about ")
     assert not output.parent.exists()
+
+
+def test_classes_that_are_united_take_what_is_said(needed, tmp_path):
+    for name, first in (("audio", 0), ("video", 15)):
+        classes = np.array([f"class {k}" for k in range(first, first + NUM_CLASSES)])
+        np.savez(tmp_path / f"{name}.npz", logits=LOGITS, classes=classes)
+    output = tmp_path / "fused.parquet"
+    inputs = [f"--input={name}={tmp_path}/{name}.npz" for name in ("audio", "video")]
+    fuse(*inputs, "--classes=unite", f"--output={output}")
+    unpacked = 2 * LOGITS.nbytes
+    assert output.stat().st_size <= needed["disk"] - unpacked <= 2 * output.stat().st_size
