@@ -13,26 +13,41 @@ where the worst case is that of the faults that a modality may have, see `FAULTS
 it may say at all, which `certificates` tells exactly. No attack is run, and no input is needed.
 """
 
+from jacfuse_jax.selection._abstain import (
+    Abstention,
+    CoverageCurve,
+    choose_threshold,
+    coverage_curve,
+)
 from jacfuse_jax.selection._candidates import Candidate, candidates, default_rules
-from jacfuse_jax.selection._choose import AGAINST, Against, Choice, choose
+from jacfuse_jax.selection._choose import AGAINST, Against, Choice, Worth, choose
 from jacfuse_jax.selection._faults import FAULTS
 from jacfuse_jax.selection._folds import assign_folds
 from jacfuse_jax.selection._gate import fit_gate
-from jacfuse_jax.selection._measure import Measured, measure
+from jacfuse_jax.selection._grid import VALUES, grid
+from jacfuse_jax.selection._measure import Figures, Measured, measure
 from jacfuse_jax.selection._suspects import Suspects
 
 __all__ = [
     "AGAINST",
     "FAULTS",
+    "VALUES",
+    "Abstention",
     "Against",
     "Candidate",
     "Choice",
+    "CoverageCurve",
+    "Figures",
     "Measured",
     "Suspects",
+    "Worth",
     "assign_folds",
     "candidates",
     "choose",
+    "choose_threshold",
+    "coverage_curve",
     "default_rules",
     "fit_gate",
+    "grid",
     "measure",
 ]

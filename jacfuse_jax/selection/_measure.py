@@ -46,8 +46,9 @@ class Measured(NamedTuple):
       clean: (N,), one where it is right and nothing fails.
       faults: {fault: (N,)}, the share of draws in which it is right, in the worst case of those
         that `Suspects.cases` has.
-      any_input: (N,), one where it is right whatever the modalities of any case say, exactly; None
-        for rules of which that is not known.
+      confidence: (N,), the probability of the predicted class, nothing failing.
+      certified: (N,), whether no case changes the prediction, whatever its modalities say, exactly;
+        None for rules of which that is not known.
       figures: {"clean" or fault: means over rows}; likelihood and calibration where a modality is
         saturated are those of the class that hurts the likelihood most.
     """
@@ -55,8 +56,14 @@ class Measured(NamedTuple):
     rule: Rule
     clean: _Rows
     faults: dict[str, _Rows]
-    any_input: _Rows | None
+    confidence: _Rows
+    certified: NDArray[np.bool_] | None
     figures: dict[str, Figures]
+
+    @property
+    def any_input(self) -> _Rows | None:
+        """Where it is right whatever the modalities of any case say, (N,); or None."""
+        return None if self.certified is None else self.clean * self.certified
 
 
 def measure(
@@ -121,7 +128,6 @@ def measure(
         _is_certified,
         logits=arrays,
         present=masks,
-        labels=classes,
         class_prior=class_prior,
         perturbed=names,
         cases=suspects.cases,
@@ -140,15 +146,15 @@ def measure(
             fault: min((each[fault] for each in found), key=lambda rows: rows.right.mean())
             for fault in ("clean", *FAULTS)
         }
-        any_input = None
+        certified = None
         if type(candidate.rule) in CERTIFIED:
-            (any_input,) = _of_folds(candidate, lambda rule: (certify(rule)[None],))
-            any_input = any_input[0].astype(np.float64)
+            certified = _of_folds(candidate, lambda rule: (certify(rule)[None],))[0][0]
         return Measured(
             candidate.rule,
             worst["clean"].right,
             {fault: worst[fault].right for fault in FAULTS},
-            any_input,
+            worst["clean"].confidence[0],
+            certified,
             {fault: rows.figures() for fault, rows in worst.items()},
         )
 
@@ -242,17 +248,15 @@ def _is_certified(
     *,
     logits: Mapping[str, jax.Array],
     present: Mapping[str, jax.Array],
-    labels: jax.Array,
     class_prior: jax.Array,
     perturbed: tuple[str, ...],
     cases: tuple[tuple[str, ...], ...],
 ) -> jax.Array:
-    """Which rows are right whatever the modalities of any case say, (N,)."""
-    found = [
+    """Which rows no modalities of any case can change, whatever they say, (N,)."""
+    certificates = [
         certify_modality(
             rule, logits, class_prior, corrupted=case, perturbed=perturbed, present=present
         )
         for case in cases
     ]
-    certified = jnp.stack([each.certified for each in found]).all(axis=0)
-    return certified & (found[0].label == labels)
+    return jnp.stack([each.certified for each in certificates]).all(axis=0)

@@ -22,8 +22,10 @@ def rows(share, first=0):
 def measured(rule, clean, worst, *, any_input=None, first=0):
     faults = {fault: rows(clean, first) for fault in selection.FAULTS}
     faults["frozen"] = rows(worst, first)
-    known = None if any_input is None else rows(any_input, first)
-    return selection.Measured(rule, rows(clean, first), faults, known, {"clean": NOTHING})
+    known = None if any_input is None else rows(any_input, first) > 0
+    return selection.Measured(
+        rule, rows(clean, first), faults, np.ones(NUM_ROWS), known, {"clean": NOTHING}
+    )
 
 
 def three():
@@ -154,7 +156,7 @@ def take(found, rows):
         each._replace(
             clean=each.clean[rows],
             faults={f: x[rows] for f, x in each.faults.items()},
-            any_input=each.any_input[rows],
+            certified=each.certified[rows],
         )
         for each in found
     ]
