@@ -25,7 +25,12 @@ from numpy.typing import NDArray
 
 from jacfuse_jax.predictions.arrays import list_arrays, open_arrays
 from jacfuse_jax.predictions.classes import Alignment
-from jacfuse_jax.predictions.ids import check_ids, is_distinct, is_integer_or_text
+from jacfuse_jax.predictions.ids import (
+    check_ids,
+    is_distinct,
+    is_integer_or_text,
+    to_integer_or_text,
+)
 from jacfuse_jax.predictions.labels import check_positions, place_labels
 from jacfuse_jax.predictions.layers import HEADS
 from jacfuse_jax.predictions.npy import (
@@ -57,12 +62,14 @@ class Names(NamedTuple):
       logits: of the logits.
       ids: of the ids.
       labels: of the labels.
+      groups: of what rows have in common; None: of nothing.
       by_position: whether ids are not looked for.
     """
 
     logits: str | None = None
     ids: str | None = None
     labels: str | None = None
+    groups: str | None = None
     by_position: bool = False
 
 
@@ -79,6 +86,7 @@ class Predictions(NamedTuple):
       ids_name: of their column.
       candidates: {column: reads it as ids}; empty where there are ids.
       labels: (N,), classes of the output, -1 where that is left out; None where there are none.
+      groups: (N,), int64 or large_string, what rows have in common; None where none is named.
       heads: those of `HEADS` that the file holds.
       unused: what else it holds, candidates included.
       places: (K,), where classes of the output are among its own, -1 where they are not; None: they
@@ -92,6 +100,7 @@ class Predictions(NamedTuple):
     ids_name: str | None
     candidates: dict[str, Callable[[], Arrow]]
     labels: NDArray[np.int64] | None
+    groups: Arrow | None
     heads: dict[str, ArrayOnDisk]
     unused: list[str]
     places: NDArray[np.int64] | None
@@ -161,8 +170,8 @@ def open_predictions(
     if names.by_position:
         ids_name = None
     elif ids_name is None:
-        candidates = _candidates(path, opened, labels_name)
-    used = {opened.logits_name, ids_name, labels_name, *opened.heads, "class_prior"}
+        candidates = _candidates(path, opened, {labels_name, names.groups})
+    used = {opened.logits_name, ids_name, labels_name, names.groups, "class_prior", *opened.heads}
     places = labels = None
     remarks: list[str] = []
     if labels_name in opened.names:
@@ -182,6 +191,11 @@ def open_predictions(
         ids_name=ids_name,
         candidates={name: functools.partial(read_ids, name) for name in candidates},
         labels=labels,
+        groups=(
+            _read_groups(path, names.groups, read)
+            if names.groups and names.groups in opened.names
+            else None
+        ),
         heads=opened.heads,
         unused=[name for name in opened.names if name not in used],
         places=places,
@@ -285,18 +299,30 @@ def read_array(array: ArrayOnDisk) -> Iterator[Arrow]:
             raise not_whole(array.name, ".npy", error) from error
 
 
+def _read_groups(path: Path, name: str, read_fn: Callable[[str], Arrow]) -> Arrow:
+    """What rows have in common, as int64 or large_string; raises where it is null or neither."""
+    column = read_fn(name)
+    try:
+        groups = to_integer_or_text(column)
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: {name} are {column.type}; save int64 or text") from error
+    if groups.null_count:
+        raise InputError(f"{path}: {groups.null_count} {name} are null; give each row one")
+    return groups
+
+
 def _lacks(path: Path, name: str, present: Sequence[str], flag: str) -> InputError:
     """The error for what is not there."""
     only = f", only {', '.join(present)}" if present else ""
     return InputError(f"{path} has no array `{name}`{only}; {flag} names one")
 
 
-def _candidates(path: Path, opened: _Opened, labels_name: str) -> list[str]:
+def _candidates(path: Path, opened: _Opened, others: set[str | None]) -> list[str]:
     """The columns that may be ids; raises where there is an index, but no such column."""
     names = [
         name
         for name in opened.may_be_ids
-        if name not in (opened.logits_name, labels_name, *RESERVED)
+        if name not in {opened.logits_name, *others, *RESERVED}
         and is_distinct(opened.read_fn(name))
     ]
     if opened.index_names and not names:

@@ -31,6 +31,7 @@ class Joined(NamedTuple):
       ids: (N,), int64 or large_string; where rows were joined by position, that.
       rows: {modality: (N,)}, where they are in each input; -1 in what is missing.
       labels: (N,), -1 where no input has one; None where no input has any.
+      groups: (N,), equal for rows that have something in common; None where no input tells.
       remarks: a line for everything that is missing.
       are_probs: whether logits are the logarithms of what inputs hold.
       class_prior: (K,), what an input says of classes that it lacks; None: uniform.
@@ -41,6 +42,7 @@ class Joined(NamedTuple):
     ids: Arrow
     rows: dict[str, NDArray[np.int64]]
     labels: NDArray[np.int64] | None
+    groups: NDArray[np.int64] | None
     remarks: list[str]
     are_probs: bool = False
     class_prior: NDArray[Any] | None = None
@@ -91,7 +93,8 @@ def join(predictions: Mapping[str, Predictions], missing: Missing = "fuse") -> J
     Raises:
       InputError: numbers of classes differ, some inputs have ids but not all have one column, no
         row is shared, lengths differ without ids, inputs disagree about a label, some entries of a
-        row are NaN and others not, or something is missing and must not be.
+        row are NaN and others not, something is missing and must not be, or some rows are in no
+        group, or in two.
     """
     shapes = {str(p.path): p.logits.shape for p in predictions.values()}
     if len({p.num_classes for p in predictions.values()}) > 1:
@@ -113,7 +116,14 @@ def join(predictions: Mapping[str, Predictions], missing: Missing = "fuse") -> J
         name: find_nan(p.logits.name, p.logits.shape, p.logits.chunks())
         for name, p in predictions.items()
     }
-    labels = _labels(predictions, shared, rows)
+    labels = {name: p.labels for name, p in predictions.items() if p.labels is not None}
+    labels = _agree(predictions, labels, shared, rows, "labels")
+    groups = _agree(predictions, _group_codes(predictions), shared, rows, "groups")
+    if groups is not None and groups.min() < 0:
+        raise InputError(
+            f"{(groups < 0).sum()} rows are in no group, of id "
+            f"{name_some(shared, np.flatnonzero(groups < 0))}; save groups with each input"
+        )
     sources = {name: str(p.path) for name, p in predictions.items()}
     kept, places, remarks = settle_missing(sources, shared, rows, is_nan, missing)
     return Joined(
@@ -122,6 +132,7 @@ def join(predictions: Mapping[str, Predictions], missing: Missing = "fuse") -> J
         shared if len(kept) == len(shared) else shared.take(pa.array(kept)),
         places,
         None if labels is None else labels[kept],
+        None if groups is None else groups[kept],
         remarks,
     )
 
@@ -241,27 +252,40 @@ def _places(ids: Arrow, of: Arrow) -> NDArray[np.int64]:
     return found.fill_null(-1).to_numpy().astype(np.int64)
 
 
-def _labels(
-    predictions: Mapping[str, Predictions], ids: Arrow, rows: Mapping[str, NDArray[np.int64]]
+def _agree(
+    predictions: Mapping[str, Predictions],
+    codes: Mapping[str, NDArray[np.int64]],
+    ids: Arrow,
+    rows: Mapping[str, NDArray[np.int64]],
+    what: str,
 ) -> NDArray[np.int64] | None:
-    """The labels of rows, from any input that has them; raises where two disagree."""
+    """What inputs that tell it say of rows, -1 where none does; raises where two disagree."""
     known: NDArray[np.int64] | None = None
     paths: list[Path] = []
-    for name, p in predictions.items():
-        if p.labels is None:
-            continue
-        labels = np.where(rows[name] >= 0, p.labels[rows[name]], -1)
+    for name, own in codes.items():
+        said = np.where(rows[name] >= 0, own[rows[name]], -1)
         if known is None:
-            known = labels
-        differing = np.flatnonzero((labels != known) & (labels >= 0) & (known >= 0))
+            known = said
+        differing = np.flatnonzero((said != known) & (said >= 0) & (known >= 0))
         if differing.size:
             raise InputError(
-                f"{paths[0]} and {p.path} disagree about {differing.size} of {len(labels)} labels, "
-                f"of id {name_some(ids, differing)}"
+                f"{paths[0]} and {predictions[name].path} disagree about {differing.size} of "
+                f"{len(said)} {what}, of id {name_some(ids, differing)}"
             )
-        known = np.where(known >= 0, known, labels)
-        paths.append(p.path)
+        known = np.where(known >= 0, known, said)
+        paths.append(predictions[name].path)
     return known
+
+
+def _group_codes(predictions: Mapping[str, Predictions]) -> dict[str, NDArray[np.int64]]:
+    """Groups as integers, which are the same in all inputs that have some."""
+    texts = {
+        name: p.groups.cast(pa.large_string())
+        for name, p in predictions.items()
+        if p.groups is not None
+    }
+    every = pa.chunked_array([*texts.values()], pa.large_string()).unique()
+    return {name: _places(groups, every) for name, groups in texts.items()}
 
 
 def _remarks(
