@@ -5,6 +5,9 @@ Where they stand, beside the arrays of predictions, of a last layer or of a clas
     folder, .npz  an array `classes` (K,)
     .safetensors  the same, of integers; or texts as a list in JSON, `classes` of its metadata
     Parquet       such a list, `classes` of the metadata of the schema, or of `attrs` of pandas
+
+A last layer that does not name its classes has those of its modality, in their order; a class prior
+that does not is refused unless all inputs have the same order.
 """
 
 import contextlib
