@@ -5,7 +5,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,43 +47,57 @@ def write_chosen(
         {
             "suspect": suspects.name,
             "perturbed": suspects.perturbed,
-            "share": choice.share,
-            "against": choice.against,
             "rule": json.loads(choice.rule.to_json()),
-            "expected": choice.worth.expected,
-            "low": choice.low,
-            "high": choice.high,
-            "clean": choice.worth.clean,
-            "worst": choice.worth.worst,
-            "worst_case": choice.worst_case,
-            "baselines": {rule.label: worth._asdict() for rule, worth in choice.baselines.items()},
-            "num_candidates": choice.num_candidates,
+            **choice_to_json(choice),
         }
         for suspects, choice in choices
     ]
     write_atomically(path, json.dumps({"schema": SCHEMA, "chosen": entries, **facts}, indent=2))
 
 
+def choice_to_json(choice: Choice) -> dict[str, Any]:
+    """What a rule was chosen for, and what is expected of it and of what anybody would do.
+
+    Args:
+      choice: of the rule.
+    """
+    return {
+        "share": choice.share,
+        "against": choice.against,
+        "expected": choice.worth.expected,
+        "low": choice.low,
+        "high": choice.high,
+        "clean": choice.worth.clean,
+        "worst": choice.worth.worst,
+        "worst_case": choice.worst_case,
+        "baselines": {rule.label: worth._asdict() for rule, worth in choice.baselines.items()},
+        "num_candidates": choice.num_candidates,
+    }
+
+
 def read_rule(
     path: Path,
     *,
+    modalities: Sequence[str],
+    classes: Sequence[Hashable] | None,
     perturbed: Sequence[str] = (),
     share: float | None = None,
     against: Against | None = None,
-    modalities: Sequence[str],
 ) -> ChosenRule:
     """Reads a rule from a file.
 
     Args:
       path: of the file.
+      modalities: that there are.
+      classes: their names, in order; None where they have none.
       perturbed: the modalities that it must be for; none: whichever the file says.
       share: of attacks, that it must be for; None: the only one of the file.
       against: likewise.
-      modalities: that there are.
 
     Raises:
       InputError: there is no such file, it is none of rules, or of another schema, none or more
-        than one fits, or a rule is none that is known or has a modality that there is not.
+        than one fits, a rule is none that is known or has a modality that there is not, or rules
+        were chosen for other classes.
     """
     try:
         content = json.loads(path.read_text())
@@ -117,6 +131,12 @@ def read_rule(
         raise InputError(
             f"{path} chose a rule for the modality {unknown[0]}, and there are only "
             f"{', '.join(modalities)}"
+        )
+    of_file = content.get("classes")
+    if of_file is not None and classes is not None and of_file != list(classes):
+        raise InputError(
+            f"{path}: its rules were chosen for other classes, or another order of them; choose "
+            "for these"
         )
     remark = (
         f"chosen for a share of {entry['share']:g} against {entry['against']}, "

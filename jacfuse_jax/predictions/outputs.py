@@ -1,10 +1,10 @@
 """Fused predictions in files, written some rows at a time.
 
-A row has `ids`; `prediction`, its most probable class; `jacobian_norm`, see `fusion.FusedOutput`;
-and `log_probs`, K of them. A row whose log-probabilities are not numbers has prediction -1. What
-made the file is JSON, under the name `jacfuse_jax`; its `rule` is a text, which
-`fusion.rule_from_json` reads. Where classes have names, `predicted_class` is that of the
-prediction, or null. .parquet and .npz can be fused again.
+A row has `ids`; `prediction`, its most probable class; `jacobian_norm`, see `fusion.FusedOutput`,
+where the rule regularises it; and `log_probs`, K of them. A row whose log-probabilities are not
+numbers has prediction -1. What made the file is JSON, under the name `jacfuse_jax`, without the
+folders of inputs; its `rule` is a text, which `fusion.rule_from_json` reads. Where classes have
+names, `predicted_class` is that of the prediction, or null. .parquet and .npz can be fused again.
 
     .parquet  log_probs are a column of lists; the JSON is in the metadata of the schema, as is
               `classes`, a list
@@ -44,13 +44,13 @@ class FusedRows(NamedTuple):
     Attributes:
       ids: (n,), of Arrow.
       prediction: (n,), int32.
-      jacobian_norm: (n,), floating.
+      jacobian_norm: (n,), floating; None of all rows alike where the rule has none.
       log_probs: (n, K), floating.
     """
 
     ids: Arrow
     prediction: NDArray[np.int32]
-    jacobian_norm: NDArray[Any]
+    jacobian_norm: NDArray[Any] | None
     log_probs: NDArray[Any]
 
 
@@ -92,7 +92,9 @@ def _columns(rows: FusedRows, classes: Classes | None) -> dict[str, Any]:
     if classes is not None:
         places = pa.array(rows.prediction, mask=rows.prediction < 0)
         columns["predicted_class"] = pa.array(classes).take(places)
-    return {**columns, "jacobian_norm": rows.jacobian_norm}
+    if rows.jacobian_norm is not None:
+        columns["jacobian_norm"] = rows.jacobian_norm
+    return columns
 
 
 def _write_parquet(

@@ -7,7 +7,9 @@ import jax
 from tabulate import tabulate
 
 from jacfuse_jax import metrics
+from jacfuse_jax.fusion import Rule
 from jacfuse_jax.predictions.rule import Evaluation
+from jacfuse_jax.selection import Choice
 
 
 class Found(NamedTuple):
@@ -24,24 +26,30 @@ class Found(NamedTuple):
     evaluation: Evaluation | None
 
 
-def make_report(facts: Mapping[str, Any], found: Sequence[Found]) -> str:
+def make_report(
+    facts: Mapping[str, Any], rule: Rule, choice: Choice | None, found: Sequence[Found]
+) -> str:
     """Says what was done, with a line for each prediction where there are labels.
 
     Args:
       facts: as they are written beside the fused predictions.
+      rule: that fused.
+      choice: of the rule or its parameters, if there was one.
       found: of all rows.
     """
-    rule = f"gamma={facts['gamma']:g}, contamination={facts['contamination']:g}"
+    said = "statistical fusion, since nothing is perturbed"
     if facts["perturbed"]:
-        rule = f"perturbed: {', '.join(facts['perturbed'])}; {rule}"
-    else:
-        rule = "statistical fusion, since nothing is perturbed"
-    lines = [f"{facts['num_rows']} rows, joined by {facts['joined_by']}; {rule}"]
-    if facts["chosen"]:
-        chosen = f"{' and '.join(facts['chosen'])} chosen on --{facts['chosen_on']}"
-        if facts["chosen_on"] == "input":
-            chosen += ": right only if nothing is perturbed there, and figures are optimistic then"
-        lines.append(chosen)
+        said = f"perturbed: {', '.join(facts['perturbed'])}; {rule.label}"
+    lines = [f"{facts['num_rows']} rows, joined by {facts['joined_by']}; {said}"]
+    if facts["rule_from"]:
+        lines.append(facts["rule_from"])
+    if choice is not None:
+        lines += describe_choice(choice)
+    if facts["chosen_on"] == "input":
+        lines.append(
+            "chosen on --input: right only if nothing is perturbed there, and figures are "
+            "optimistic then"
+        )
     lines += facts["class_remarks"]
     lines += [
         f"no kernel of {name}: its Gram matrix is the identity" for name in facts["identity_gram"]
@@ -85,6 +93,38 @@ def make_report(facts: Mapping[str, Any], found: Sequence[Found]) -> str:
                 line.append(str(int(sums.num_examples)))
         lines += ["", tabulate(body, headers, tablefmt="github", disable_numparse=True), ""]
     return "\n".join(lines)
+
+
+def describe_choice(choice: Choice) -> list[str]:
+    """What a choice costs and what it buys, beside what anybody would do; lines of text.
+
+    Args:
+      choice: of a rule.
+    """
+    share = 100 * choice.share
+    rows = {f"chosen: {choice.rule.label}": choice.worth}
+    rows |= {
+        f"for comparison: {_NAMES.get(rule.label, rule.label)}": worth
+        for rule, worth in choice.baselines.items()
+        if rule != choice.rule
+    }
+    how = "whatever they say" if choice.against == "anything" else "in the worst of several faults"
+    said = (
+        f"for {share:g}% of inputs whose perturbed modalities fail, {how}, out of "
+        f"{choice.num_candidates} rules; accuracy on the rows that it was chosen on, in %:"
+    )
+    table = [[name, *(f"{100 * x:.2f}" for x in worth)] for name, worth in rows.items()]
+    headers = ["", "clean", f"worst ({choice.worst_case})", f"expected at {share:g}%"]
+    return [
+        said,
+        "",
+        tabulate(table, headers, tablefmt="github", disable_numparse=True),
+        "",
+        f"95% interval of what is expected: [{100 * choice.low:.2f}, {100 * choice.high:.2f}]",
+    ]
+
+
+_NAMES = {"cascade c=0 t=1": "trusted modalities alone"}
 
 
 def _cells(measured: metrics.ClassificationMetrics) -> list[str]:

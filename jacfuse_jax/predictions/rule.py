@@ -1,16 +1,15 @@
-"""What fuses predictions: contaminated, then recalibrated; with parameters or a choice."""
+"""What fuses predictions: a rule, given or chosen."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from jacfuse_jax import calibration, fusion, linalg, metrics
-from jacfuse_jax.fusion import ContaminatedRobust
+from jacfuse_jax import fusion, linalg, metrics, selection
+from jacfuse_jax.predictions.labelled import LabelledRows
 from jacfuse_jax.programs import InputError
+from jacfuse_jax.selection import Against
 
 
 class FittedRule(NamedTuple):
@@ -22,7 +21,7 @@ class FittedRule(NamedTuple):
       class_prior: (K,), sums to one.
     """
 
-    rule: ContaminatedRobust
+    rule: fusion.Rule
     grams: dict[str, linalg.GramSpectrum]
     class_prior: Any
 
@@ -46,10 +45,22 @@ class Evaluation(NamedTuple):
     result: metrics.ClassificationSums
 
 
+class Fused(NamedTuple):
+    """What a rule says of a batch.
+
+    Attributes:
+      log_probs: (B, K).
+      jacobian_norm: (B,), see `fusion.FusedOutput`; None of rules that regularise no Jacobian.
+    """
+
+    log_probs: jax.Array
+    jacobian_norm: jax.Array | None
+
+
 @jax.jit
 def fuse(
     fitted: FittedRule, logits: Mapping[str, Any], present: Mapping[str, Any] | None = None
-) -> fusion.FusedOutput:
+) -> Fused:
     """Fuses the logits of a batch.
 
     Args:
@@ -58,11 +69,16 @@ def fuse(
       present: {modality: (B,)}, as in `fusion.fuse`.
 
     Returns:
-      As `fusion.robust_fusion`.
+      Log-probabilities, and norms of the Jacobian where the rule regularises it.
     """
-    return fitted.rule.fuse_output(
-        fusion.FusionInputs(logits, fitted.class_prior, fitted.perturbed, fitted.grams, present)
-    )
+    rule, inputs = fitted.rule, (logits, fitted.class_prior)
+    if isinstance(rule, fusion.Robust | fusion.ContaminatedRobust):
+        output = rule.fuse_output(
+            fusion.FusionInputs(*inputs, fitted.perturbed, fitted.grams, present)
+        )
+        return Fused(output.log_probs, output.jacobian_norm)
+    log_probs = fusion.fuse(rule, *inputs, perturbed=fitted.perturbed, present=present)
+    return Fused(log_probs, None)
 
 
 @jax.jit
@@ -100,63 +116,51 @@ def evaluate(
 
 
 def choose(
-    fitted: FittedRule, logits: Mapping[str, Any], labels: Any, *, names: Sequence[str]
-) -> FittedRule:
-    """Chooses parameters on clean labelled rows: contamination first, then gamma, given it.
+    fitted: FittedRule, rows: LabelledRows, names: Sequence[str], *, share: float, against: Against
+) -> tuple[FittedRule, selection.Choice]:
+    """Chooses a rule, or parameters of one, on clean labelled rows; see `selection.choose`.
 
     Args:
       fitted: the rule; what is chosen is not looked at.
-      logits: {modality: (N, K)}; each says something of every row, see `fusion`.
-      labels: (N,).
-      names: of the parameters to choose, by `calibration.choose_contamination`, `choose_gamma`.
+      rows: labelled.
+      names: of the parameters to choose; or "rule", of all rules.
+      share: of inputs whose perturbed modalities fail.
+      against: what these do then.
 
     Returns:
-      The rule with what was chosen, to seven digits.
+      The rule with what was chosen, and the choice. What anybody would do is compared with it where
+      it could have been chosen.
 
     Raises:
-      InputError: no gamma has a finite likelihood.
+      InputError: of no rule the exact worst case is known.
     """
-    if "contamination" in names:
-        chosen = _choose_contamination(fitted, logits, labels).contamination
-        fitted = _with(fitted, contamination=chosen)
-    if "gamma" in names:
-        choice = _choose_gamma(fitted, logits, labels)
-        if not np.isfinite(choice.nll).any():
-            raise InputError(
-                "--gamma=auto: no gamma has a finite likelihood, since logits of -inf exclude "
-                "labels; leave those rows out, or give --contamination above 0 or a --gamma"
-            )
-        fitted = _with(fitted, gamma=choice.gamma)
-    return fitted
-
-
-def _with(fitted: FittedRule, **parameters: jax.Array) -> FittedRule:
-    """Other parameters, as candidates were written before the dtype rounded them."""
-    numbers = {name: float(f"{float(x):.7g}") for name, x in parameters.items()}
-    return fitted._replace(rule=dataclasses.replace(fitted.rule, **numbers))
-
-
-@jax.jit
-def _choose_contamination(
-    fitted: FittedRule, logits: Mapping[str, Any], labels: Any
-) -> calibration.ContaminationChoice[ContaminatedRobust]:
-    """The contamination that certifies most, whatever gamma."""
-    return calibration.choose_contamination(
-        fitted.rule, logits, labels, fitted.class_prior, perturbed=fitted.perturbed
-    )
-
-
-@jax.jit
-def _choose_gamma(
-    fitted: FittedRule, logits: Mapping[str, Any], labels: Any
-) -> calibration.GammaChoice[ContaminatedRobust]:
-    """The best gamma for what is contaminated."""
-    return calibration.choose_gamma(
-        fitted.rule,
-        logits,
-        labels,
-        fitted.class_prior,
-        jax.random.key(0),
-        perturbed=fitted.perturbed,
+    suspects = selection.Suspects.of(fitted.perturbed)
+    arguments = (rows.logits, rows.labels, fitted.class_prior, suspects)
+    baselines: list[selection.Candidate] = []
+    if "rule" in names:
+        candidates = selection.candidates(
+            *arguments, shares=[share], groups=rows.groups, present=rows.present
+        )
+    elif against == "anything":
+        raise InputError(
+            f"--against=anything: of rules with a gamma the worst case is not known, so that "
+            f"--{names[0]}=auto cannot be chosen by it; give --rule=auto"
+        )
+    else:
+        candidates = [selection.Candidate(rule) for rule in selection.grid(fitted.rule, names)]
+        baselines = [selection.Candidate(rule) for rule in selection.BASELINES]
+    found = selection.measure(
+        [*baselines, *candidates],
+        *arguments,
         grams=fitted.grams,
+        groups=rows.groups,
+        present=rows.present,
     )
+    choice = selection.choose(
+        found[len(baselines) :],
+        share,
+        against=against,
+        baselines=found[: len(baselines)],
+        groups=rows.groups,
+    )
+    return fitted._replace(rule=choice.rule), choice

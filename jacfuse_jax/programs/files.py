@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from jacfuse_jax.programs.errors import InputError
+
 
 def write_atomically(path: Path, content: str | Callable[[Path], object]) -> None:
     """Writes a file under a temporary name beside it, then renames it into place.
@@ -36,6 +38,24 @@ def write_atomically(path: Path, content: str | Callable[[Path], object]) -> Non
         _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path, flag: str) -> None:
+    """Makes a folder, and those above it, if need be.
+
+    Args:
+      path: of the folder.
+      flag: that named it, with its value.
+
+    Raises:
+      InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{flag}: its folder cannot be made ({error.strerror}); name another"
+        ) from error
 
 
 def _flush(path: Path) -> None:

@@ -19,7 +19,7 @@ from jacfuse_jax.selection._abstain import (
     choose_threshold,
     coverage_curve,
 )
-from jacfuse_jax.selection._candidates import Candidate, candidates, default_rules
+from jacfuse_jax.selection._candidates import BASELINES, Candidate, candidates, default_rules
 from jacfuse_jax.selection._choose import AGAINST, Against, Choice, Worth, choose
 from jacfuse_jax.selection._faults import FAULTS
 from jacfuse_jax.selection._folds import assign_folds
@@ -30,6 +30,7 @@ from jacfuse_jax.selection._suspects import Suspects
 
 __all__ = [
     "AGAINST",
+    "BASELINES",
     "FAULTS",
     "VALUES",
     "Abstention",

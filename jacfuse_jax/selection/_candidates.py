@@ -30,7 +30,8 @@ from jacfuse_jax.selection._suspects import Suspects
 
 STATISTICAL = Statistical()
 DROP = Cascade(0.0)
-"""Trusted modalities alone."""
+BASELINES = (STATISTICAL, DROP)
+"""What anybody would do: fuse everything, or trusted modalities alone."""
 _SCALES = (0.7, 0.5, 0.35, 0.25, 0.1)
 _CONTAMINATIONS = (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
 _CONFIDENCES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)

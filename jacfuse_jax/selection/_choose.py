@@ -1,5 +1,6 @@
 """The rule that is worth most, told the share of inputs whose suspect modalities fail."""
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from jacfuse_jax import metrics
 from jacfuse_jax.fusion import Rule
-from jacfuse_jax.selection._candidates import DROP, STATISTICAL
+from jacfuse_jax.selection._candidates import BASELINES
 from jacfuse_jax.selection._measure import Measured
 
 Against = Literal["faults", "anything"]
@@ -43,8 +44,7 @@ class Choice(NamedTuple):
       worth: of the rule.
       low: lower end of the 95% interval of what is expected of it.
       high: upper end.
-      baselines: {rule: its worth}, of statistical fusion and of trusted modalities alone, if they
-        were among the candidates.
+      baselines: {rule: its worth}, of what it was compared with.
       num_candidates: how many rules were compared.
     """
 
@@ -64,6 +64,7 @@ def choose(
     share: float,
     *,
     against: Against = "faults",
+    baselines: Sequence[Measured] = (),
     groups: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     seed: int = 0,
@@ -73,13 +74,16 @@ def choose(
     A rule is worth (1 - share) clean + share worst. Of all rules whose difference to the best one
     has a 95% interval, resampled in pairs over groups, that contains zero, the one of the highest
     clean accuracy; of equal ones the first, hence the simplest. One that is worth less than
-    statistical fusion or than trusted modalities alone is not taken, if these were measured.
+    statistical fusion or than trusted modalities alone is not taken, if these were measured and
+    some rule is worth as much.
 
     Args:
       measured: rules on the same validation rows, simple ones first; see `measure`.
       share: in [0, 1].
       against: "faults": the worst case is the fault of the least accuracy. "anything": whatever the
         suspects say, exactly; of rules of which that is known.
+      baselines: what is compared with and cannot be chosen, beside the two if they are in
+        `measured`.
       groups: (N,), integer, equal for rows that depend on each other; None: each by itself.
       weights: (N,), not negative, of rows; None: all the same.
       seed: of the resamples.
@@ -99,45 +103,50 @@ def choose(
         raise ValueError(f"share must lie in [0, 1], got {share}")
     if against not in AGAINST:
         raise ValueError(f"against must be one of {', '.join(AGAINST)}, got {against!r}")
-    compared = [each for each in measured if against == "faults" or each.any_input is not None]
+    compared = [each for each in measured if _is_known(each, against)]
     if not compared:
         raise ValueError(f"against={against!r}: of none of the rules the worst case is known")
     rows = None if weights is None else np.asarray(weights, np.float64)
-    worst_cases = [_worst_case(each, against, rows) for each in compared]
-    clean = np.stack([each.clean for each in compared], axis=1)
-    worst = np.stack([of_rule for _, of_rule in worst_cases], axis=1)
-    values = (1 - share) * clean + share * worst
-    worths = [
-        Worth(*(float(x) for x in each))
-        for each in zip(
-            *(np.average(x, axis=0, weights=rows) for x in (clean, worst, values)), strict=True
-        )
-    ]
-    expected = np.array([worth.expected for worth in worths])
-    best = int(expected.argmax())
-    lead = metrics.bootstrap_interval(values[:, [best]] - values, seed, groups=groups, weights=rows)
-    baselines = {
-        each.rule: worth
-        for each, worth in zip(compared, worths, strict=True)
-        if each.rule in (STATISTICAL, DROP)
+
+    def value(one: Measured) -> tuple[NDArray[np.float64], Worth]:
+        """What the rule is worth in each row, and on average."""
+        worst = _worst_case(one, against, rows)[1]
+        of_rows = (1 - share) * one.clean + share * worst
+        means = (np.average(x, weights=rows) for x in (one.clean, worst, of_rows))
+        return of_rows, Worth(*map(float, means))
+
+    found = [value(each) for each in compared]
+    values = np.stack([of_rows for of_rows, _ in found], axis=1)
+    expected = np.array([worth.expected for _, worth in found])
+    resample = functools.partial(metrics.bootstrap_interval, seed=seed, groups=groups, weights=rows)
+    lead = resample(values[:, [int(expected.argmax())]] - values)
+    bar = {
+        each.rule: value(each)[1]
+        for each in [*baselines, *(each for each in compared if each.rule in BASELINES)]
+        if _is_known(each, against)
     }
-    least = max((worth.expected for worth in baselines.values()), default=0.0)
+    least = min(max((worth.expected for worth in bar.values()), default=0.0), expected.max())
     is_feasible = (lead.low <= _ROUNDING) & (expected >= least - _ROUNDING)
     # Rounded, so that rules of the same predictions are equal, and the first is taken.
-    accuracy = np.where(is_feasible, np.round([worth.clean for worth in worths], 9), -1)
+    accuracy = np.where(is_feasible, np.round([worth.clean for _, worth in found], 9), -1)
     chosen = int(accuracy.argmax())
-    interval = metrics.bootstrap_interval(values[:, chosen], seed, groups=groups, weights=rows)
+    interval = resample(values[:, chosen])
     return Choice(
         rule=compared[chosen].rule,
         share=float(share),
         against=against,
-        worst_case=worst_cases[chosen][0],
-        worth=worths[chosen],
+        worst_case=_worst_case(compared[chosen], against, rows)[0],
+        worth=found[chosen][1],
         low=float(interval.low),
         high=float(interval.high),
-        baselines=baselines,
+        baselines=bar,
         num_candidates=len(compared),
     )
+
+
+def _is_known(measured: Measured, against: Against) -> bool:
+    """Whether the worst case of the rule is."""
+    return against == "faults" or measured.any_input is not None
 
 
 def _worst_case(
