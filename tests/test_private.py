@@ -21,6 +21,7 @@ PACKAGES = (
     "metrics",
     "models",
     "sklearn",
+    "torch",
     "training",
 )
 # Packages whose modules are public, and imported by name.
