@@ -22,6 +22,7 @@ PACKAGES = (
     "models",
     "selection",
     "sklearn",
+    "torch",
     "training",
 )
 # Packages whose modules are public, and imported by name.

@@ -71,6 +71,7 @@ def test_examples_run(printed):
         "Sylvester equations 2",
         "On several devices 1",
         "On classifiers of your own 1",
+        "From and to PyTorch 1",
     ]
 
 
@@ -118,3 +119,7 @@ def test_attacks_on_classifiers_of_ones_own_cost_accuracy(printed):
     for line in lines:
         clean, worst = map(float, line.split()[-2:])
         assert 0.3 < worst < clean
+
+
+def test_attacks_on_classifiers_of_pytorch_change_predictions(printed):
+    assert 0 < float(printed["From and to PyTorch 1"]) < 0.7
