@@ -72,6 +72,9 @@ def draw_labelled(opened: Opened, flag: str) -> LabelledRows:
         raise InputError(
             f"{flag}: in each labelled row a modality says nothing, of +inf or nothing finite"
         )
+    for name, has in present.items():
+        if not has[is_used].any():
+            raise InputError(f"{flag}: {name} is missing in each labelled row")
     left_out = {
         f"not among {len(sample)} drawn at random": num_rows - len(sample),
         "without a label": int((~is_labelled).sum()),

@@ -103,7 +103,7 @@ class TestErrors:
             ("--input=smell={}/no.npz", "--input=smell={}/no.npz: no such file or folder"),
             (
                 "--kernel=smell={}/audio.npz",
-                "--kernel=smell={}/audio.npz would not be used, since smell is not in --perturbed",
+                "--kernel=smell={}/audio.npz: no --input is called smell",
             ),
             (
                 "--kernel=video={}/video.safetensors",
@@ -225,10 +225,7 @@ class TestErrors:
             "--gamma=auto",
             f"--output={output}",
         )
-        assert message == (
-            "--gamma=auto: in each labelled row a modality is missing or says nothing, of +inf or "
-            "nothing finite"
-        )
+        assert message == ("--gamma=auto: audio is missing in each labelled row")
 
     def test_classes_that_differ(self, tmp_path, output):
         np.save(tmp_path / "audio.npy", AUDIO)

@@ -95,8 +95,8 @@ class TestAnotherOrder:
         printed = capsys.readouterr().out
         assert table_of(printed) == table
         [remark] = metadata["class_remarks"]
-        path = tmp_path / f"input_video.{kind}"
-        assert remark == f"{path}: classes are in another order, and were aligned by name"
+        name = f"input_video.{kind}"
+        assert remark == f"{name}: classes are in another order, and were aligned by name"
         assert remark in printed
         assert metadata["classes"] == list(NAMES)
 
@@ -184,7 +184,7 @@ class TestAnotherOrder:
         flags += ["--classes=position", "--class_prior=labels"]
         fuse(*flags, *arguments, f"--output={output}")
         metadata = json.loads(str(read(output)["jacfuse_jax"]))
-        assert named["contamination"] == metadata["contamination"]
+        assert named["rule"] == metadata["rule"]
         assert named["class_prior"] == metadata["class_prior"]
 
 

@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -20,7 +18,7 @@ import pytest
 import scipy.special
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jacfuse_jax import calibration, fusion, linalg
+from jacfuse_jax import fusion
 from jacfuse_jax.predictions import stream
 from jacfuse_jax.predictions.flags import FuseConfig
 from tests import reference
@@ -117,7 +115,8 @@ class TestAgreesWithTheOracle:
         assert metadata["perturbed"] == perturbed.split(",")
         rule = fusion.ContaminatedRobust(contamination=0.3, gamma=0.1)
         assert fusion.rule_from_json(metadata["rule"]) == rule
-        assert (metadata["contamination"], metadata["gamma"]) == (0.3, 0.1)
+        assert metadata["schema"] == 1
+        assert metadata["input"] == {"audio": "audio.npz", "video": "video.safetensors"}
 
     @pytest.mark.parametrize(("shape", "floating"), [((1, 2), "float64"), ((6, 309), "float32")])
     def test_other_sizes(self, shape, floating, tmp_path, output):
@@ -184,8 +183,10 @@ class TestAgreesWithTheOracle:
         np.savez("video.npz", logits=video[order], ids=order)
         fuse(*shlex.split(command.replace("\\\n", " ")))
         table = pq.read_table("fused.parquet")
-        contamination = json.loads(table.schema.metadata[b"jacfuse_jax"])["contamination"]
-        assert 0 < contamination < 1
+        metadata = json.loads(table.schema.metadata[b"jacfuse_jax"])
+        rule: Any = fusion.rule_from_json(metadata["rule"])
+        contamination = rule.contamination
+        assert metadata["chosen"] == ["contamination"]
         probs, norms = oracle(
             {"audio": audio, "video": video},
             {"audio": weight.astype(np.float64) @ weight.T.astype(np.float64)},
@@ -348,15 +349,18 @@ class TestMissing:
         message = error_of(*holed, "--missing=error", f"--output={output}")
         assert message.startswith("--missing=error: audio is missing in 10 of 40 rows, whose ids")
 
-    def test_parameters_are_chosen_where_nothing_is(self, holed, output, monkeypatch, capsys):
-        def choose(fitted, logits, labels, **_):
-            assert {len(labels), *map(len, logits.values())} == {18}
-            return fitted._replace(rule=dataclasses.replace(fitted.rule, gamma=0.5))
+    def test_rows_that_lack_a_modality_count_in_a_choice(self, holed, output, monkeypatch):
+        def choose(fitted, rows, names, **_):
+            order = np.random.default_rng(0).permutation(NUM_ROWS)
+            order = order[order < 30]  # labelled
+            assert_array_equal(rows.labels, LABELS[order])
+            assert_array_equal(rows.present["audio"], ~np.isin(order, [12, 20]))
+            assert_array_equal(rows.present["video"], order >= 10)
+            assert names == ["gamma"]
+            return fitted._replace(rule=dataclasses.replace(fitted.rule, gamma=0.5)), None
 
         monkeypatch.setattr(stream, "choose", choose)
         fuse(*holed, "--perturbed=audio", "--gamma=auto", f"--output={output}")
-        said = "of 40 rows of --input: 22 in which a modality is missing\n"
-        assert said in capsys.readouterr().err
 
     def test_of_everything_gives_the_prior(self, tmp_path, output):
         np.savez(tmp_path / "a.npz", logits=np.where(np.arange(40) < 3, np.nan, AUDIO.T).T)
@@ -480,110 +484,6 @@ class TestProbabilities:
     def test_must_be_such(self, files, output):
         message = error_of(*files, "--inputs_are=probabilities", f"--output={output}")
         assert message.startswith("--inputs_are=probabilities: in row 0 of ")
-
-
-class TestChoice:
-    @pytest.mark.slow
-    def test_on_validation_data(self, files, tmp_path, output, capsys):
-        num_rows = 200
-        labels = RNG.integers(NUM_CLASSES, size=num_rows)
-        logits = {
-            name: RNG.normal(size=(num_rows, NUM_CLASSES)) + 3 * np.eye(NUM_CLASSES)[labels]
-            for name in ("audio", "video")
-        }
-        logits = {name: z.astype(np.float32) for name, z in logits.items()}
-        for name, z in logits.items():
-            np.savez(tmp_path / f"clean_{name}.npz", logits=z, labels=labels)
-        fuse(
-            *files,
-            *(f"--validation={name}={tmp_path}/clean_{name}.npz" for name in logits),
-            *("--perturbed=audio", "--contamination=auto", "--gamma=auto", "--class_prior=labels"),
-            f"--output={output}",
-        )
-        prior = np.bincount(labels) / num_rows
-        contamination = float(
-            jax.jit(
-                lambda: calibration.choose_contamination(
-                    fusion.Contaminated(0.0), logits, jnp.asarray(labels), prior, perturbed="audio"
-                )
-            )().contamination
-        )
-        posterior = scipy.special.softmax(logits["audio"], axis=1)
-        contaminated = np.log((1 - contamination) * posterior + contamination * prior)
-        centred = KERNEL - KERNEL.mean(axis=1, keepdims=True)
-        # Rows are exchanged in the order in which the binary draws them.
-        order = np.random.default_rng(0).permutation(num_rows)
-        gamma = jax.jit(
-            lambda: calibration.choose_gamma(
-                fusion.Robust(0.1),
-                {"audio": contaminated[order], "video": logits["video"][order]},
-                jnp.asarray(labels[order]),
-                prior,
-                jax.random.key(0),
-                perturbed="audio",
-                grams={"audio": linalg.spectrum_from_kernel(centred)},
-            )
-        )().gamma
-        with np.load(output) as file:
-            metadata = json.loads(str(file["jacfuse_jax"]))
-        assert metadata["contamination"] == pytest.approx(contamination)
-        assert metadata["gamma"] == pytest.approx(float(gamma))
-        assert fusion.rule_from_json(metadata["rule"]) == fusion.ContaminatedRobust(
-            metadata["contamination"], metadata["gamma"]
-        )
-        assert metadata["chosen"] == ["contamination", "gamma"]
-        assert metadata["chosen_on"] == "validation"
-        assert_allclose(metadata["class_prior"], prior)
-        expected = oracle(
-            {"audio": AUDIO, "video": VIDEO},
-            {"audio": KERNEL.T @ KERNEL},
-            prior,
-            gamma=float(gamma),
-            contamination=contamination,
-        )
-        assert_agrees(output, expected)
-        assert "contamination and gamma chosen on --validation\n" in capsys.readouterr().out
-
-    def test_on_what_is_fused_takes_a_sample_of_rows_that_say_something(
-        self, files, tmp_path, output, monkeypatch, capsys
-    ):
-        def choose(fitted, logits, labels, *, names):
-            sample = np.random.default_rng(0).permutation(NUM_ROWS)[:20]
-            rows = sample[sample != bad]
-            assert len(rows) == 19
-            assert_array_equal(logits["audio"], audio[rows])
-            assert_array_equal(logits["video"], VIDEO[rows])
-            assert_array_equal(labels, LABELS[rows])
-            assert names == ["contamination"]
-            rule = dataclasses.replace(fitted.rule, contamination=0.3)
-            return fitted._replace(rule=rule)
-
-        bad, excluding = np.random.default_rng(0).permutation(NUM_ROWS)[7:9]
-        audio, ids = AUDIO.copy(), np.arange(NUM_ROWS) + 100
-        audio[bad, 0], audio[excluding, 0] = np.inf, -np.inf
-        np.savez(tmp_path / "audio.npz", logits=audio, ids=ids, labels=LABELS)
-        monkeypatch.setattr(stream, "choose", choose)
-        monkeypatch.setattr(stream, "NUM_CHOICE_ROWS", 20)
-        fuse(*files, "--perturbed=audio", "--contamination=auto", f"--output={output}")
-        printed = capsys.readouterr()
-        assert (
-            "gamma=0.1, contamination=0.3\ncontamination chosen on --input: right only if nothing "
-            "is perturbed there, and figures are optimistic then\n" in printed.out
-        )
-        assert printed.err.startswith(
-            "--contamination=auto leaves out, of 40 rows of --input: 20 not among 20 drawn at "
-            "random, 1 in which a modality says nothing\n"
-        )
-
-    def test_needs_a_gamma_of_finite_likelihood(self, files, tmp_path, output):
-        logits = AUDIO.copy()
-        logits[3, LABELS[3]] = -np.inf
-        ids = np.arange(NUM_ROWS) + 100
-        np.savez(tmp_path / "audio.npz", logits=logits, ids=ids, labels=LABELS)
-        message = error_of(*files, "--perturbed=audio", "--gamma=auto", f"--output={output}")
-        assert message.startswith(
-            "--gamma=auto: no gamma has a finite likelihood, since logits of "
-        )
 
 
 class TestClassPrior:
