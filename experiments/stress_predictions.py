@@ -2,7 +2,7 @@ r"""What is lost if a modality fails, told by labelled predictions alone; with a
 
 The same program as `python -m jacfuse_jax.predictions.stress`, which writes the tables; see there.
 This one draws `frontier.png` beside them: clean accuracy and accuracy in the worst case of every
-rule, and those that were chosen. Two modalities of 8 classes, 1,440 rows and 58 rules take a minute.
+rule, and those that were chosen. Two modalities of 8 classes, 1,440 rows, take a minute.
 
     python -m experiments.stress_predictions --input=audio=audio.npz --input=video=video.npz \
         --groups_column=actor --output=runs/stress

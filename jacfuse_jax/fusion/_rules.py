@@ -319,14 +319,16 @@ def rule_from_json(text: str, rules: Sequence[type[Rule]] = RULES) -> Rule:
     names = [field.name for field in dataclasses.fields(kinds[kind])]
     if set(content) != set(names):
         raise ValueError(f"a rule {kind} has the fields {names}, got {sorted(content)}")
-    return kinds[kind](**{k: _read_weights(k, v) for k, v in content.items()})
+    is_static = {f.name: f.metadata.get("static", False) for f in dataclasses.fields(kinds[kind])}
+    return kinds[kind](**{k: v if is_static[k] else _number(k, v) for k, v in content.items()})
 
 
-def _read_weights(name: str, value: Any) -> Any:
-    """Lists of numbers as tuples, which rules are made of; raises on lists of anything else."""
-    if not isinstance(value, list):
-        return value
-    numbers = [float(x) for x in value if isinstance(x, int | float) and math.isfinite(x)]
-    if len(numbers) < len(value):
-        raise ValueError(f"{name} must be finite numbers, got {value}")
-    return tuple(numbers)
+def _number(name: str, value: Any) -> Any:
+    """A number, or numbers as a tuple, which rules are made of; raises on anything else."""
+    numbers = value if isinstance(value, list) else [value]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{name} must be made of numbers, got {value!r}")
+        if not math.isfinite(number):
+            raise ValueError(f"{name} must be finite, got {value!r}")
+    return tuple(map(float, numbers)) if isinstance(value, list) else value

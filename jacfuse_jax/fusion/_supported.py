@@ -1,8 +1,14 @@
 """Functions that take some rules and not others."""
 
+from functools import partial
 from typing import TypeVar
 
-from jacfuse_jax.fusion._rules import Rule
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jacfuse_jax.fusion._rule import Rule, fuse
+from jacfuse_jax.linalg import GramSpectrum
 
 R = TypeVar("R", bound=Rule)
 
@@ -29,3 +35,17 @@ def check_supported(rule: object, supported: tuple[type[R], ...], what: str) -> 
             return rule
     names = ", ".join(one.__name__ for one in supported)
     raise ValueError(f"rules {what} are {names}, got {type(rule).__name__}")
+
+
+def check_parameters(rule: Rule, num_classes: int) -> None:
+    """Raises ValueError where a parameter is out of range, which compiled programs cannot.
+
+    Args:
+      rule: with its parameters.
+      num_classes: K.
+    """
+    identity = GramSpectrum(jnp.ones(num_classes), jnp.eye(num_classes))
+    prior = np.full(num_classes, 1 / num_classes)
+    apply = partial(fuse, rule, class_prior=prior, perturbed="a", grams={"a": identity})
+    rows = jax.ShapeDtypeStruct((1, num_classes), jnp.result_type(float))
+    jax.eval_shape(apply, dict.fromkeys("abc", rows))

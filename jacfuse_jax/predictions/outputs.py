@@ -169,7 +169,7 @@ def _write_npz(
         for name, array in (
             ("ids", id_array.astype(str) if id_array.dtype.hasobject else id_array),
             ("prediction", np.concatenate(predictions)),
-            ("jacobian_norm", np.concatenate(norms)),
+            *([] if norms[0] is None else [("jacobian_norm", np.concatenate(norms))]),
             (METADATA, np.array(text)),
             *([] if classes is None else [("classes", np.array(classes))]),
         ):

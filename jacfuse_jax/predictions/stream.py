@@ -13,6 +13,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jacfuse_jax.fusion import ContaminatedRobust
+from jacfuse_jax.fusion._supported import check_parameters
 from jacfuse_jax.predictions.chosen import SCHEMA, ChosenRule, choice_to_json, read_rule
 from jacfuse_jax.predictions.classes import Alignment
 from jacfuse_jax.predictions.flags import FuseConfig
@@ -63,6 +64,11 @@ def run(config: FuseConfig) -> None:
         )
         joined = opened.joined
         fitted = FittedRule(rule, opened.grams, opened.class_prior)
+        if given is not None:
+            try:
+                check_parameters(rule, joined.num_classes)
+            except ValueError as error:
+                raise InputError(f"--rule={config.rule}: {error}") from error
         choice = None
         if chosen:
             fitted, choice = choose(

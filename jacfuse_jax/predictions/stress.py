@@ -1,4 +1,4 @@
-r"""What is lost if a modality fails, and which rule loses least, told by labelled predictions alone.
+r"""What is lost if a modality fails, and which rule loses least: from labelled predictions alone.
 
     python -m jacfuse_jax.predictions.stress --input=audio=audio.npz --input=video=video.npz \
         --attack_shares=0.01,0.1,0.5 --groups_column=speaker --output=runs/stress

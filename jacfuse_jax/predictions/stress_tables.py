@@ -153,9 +153,9 @@ def _coverage_lines(stressed: Sequence[Stressed]) -> Iterable[Mapping[str, Any]]
                         "rule": each.rule.name,
                         "parameters": _parameters(each),
                         "criterion": criterion,
-                        "threshold": _share(curve.threshold[i]),
-                        "coverage": _share(curve.coverage[i]),
-                        "accuracy": _share(curve.accuracy[i]),
+                        "threshold": _share(float(curve.threshold[i])),
+                        "coverage": _share(float(curve.coverage[i])),
+                        "accuracy": _share(float(curve.accuracy[i])),
                     }
 
 

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -63,7 +64,7 @@ def by_hand(data, share, against, rules=None):
     """The choice, of the library's functions, on rows in the order in which they are drawn."""
     logits, labels, people = data
     order = np.random.default_rng(0).permutation(NUM_VALIDATION)
-    groups = np.unique(people, return_inverse=True)[1][order]
+    groups = pd.factorize(people)[0][order]  # numbered as they come
     suspects = selection.Suspects.of("audio")
     prior = np.full(NUM_CLASSES, 1 / NUM_CLASSES)
     arguments = ({m: z[order] for m, z in logits.items()}, labels[order], prior, suspects)
@@ -158,7 +159,7 @@ class TestAuto:
         found = error_of(*files, "--rule=auto", f"--output={output}")
         assert found.startswith("--rule=auto needs --perturbed")
 
-    def test_groups_must_agree(self, files, tmp_path, output):
+    def test_groups_must_agree(self, tmp_path, output):
         groups = np.arange(NUM_ROWS) % 4
         for name, z, own in (("audio", AUDIO, groups), ("video", VIDEO, np.roll(groups, 1))):
             np.savez(tmp_path / f"{name}.npz", logits=z, ids=IDS, labels=LABELS, who=own)
@@ -251,12 +252,15 @@ class TestFile:
             ('{"schema": 1, "chosen": []}', "`chosen` is no list of perturbed, share"),
             ('{"schema": 1, "chosen": [{"share": 1}]}', "`chosen` is no list of perturbed, share"),
             ('{"schema": 1, "rule": "magic"}', "rule must be one of mean, max"),
-            ('{"schema": 1, "rule": "scaled", "scale": 3}', "scale"),
-            ('{"schema": 1, "rule": "scaled", "scale": "x"}', "scale"),
+            ('{"schema": 1, "rule": "scaled", "scale": 3}', "scale must lie in [0, 1], got 3"),
+            ('{"schema": 1, "rule": "scaled", "scale": "x"}', "scale must be made of numbers"),
             (
-                '{"schema": 1, "rule": "learned_cascade", "share": 0.1, "alone": [1], '
-                '"fused": ["x"], "attacked": []}',
-                "fused must be finite numbers",
+                fusion.LearnedCascade(0.1, (1.0,), (1.0,), ()).to_json(),
+                "alone must have 11 weights for 5 classes, got 1",
+            ),
+            (
+                fusion.LearnedCascade(0.1, (1.0,), (1.0,), ()).to_json().replace("1.0", '"x"'),
+                "must be made of numbers, got",
             ),
         ):
             bad.write_text(content)
