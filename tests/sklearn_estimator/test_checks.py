@@ -1,3 +1,4 @@
+import doctest
 import subprocess
 import sys
 
@@ -44,3 +45,10 @@ def test_all_estimator_checks_of_the_defaults(estimator, check):
 def test_the_package_does_not_import_scikit_learn():
     code = "import sys, jacfuse_jax; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_examples_of_the_docstring_run():
+    (examples,) = doctest.DocTestFinder(recurse=False).find(RobustLateFusion, globs={})
+    assert "prefit" in examples.examples[6].source
+    results = doctest.DocTestRunner().run(examples)
+    assert results == (0, len(examples.examples))

@@ -165,3 +165,13 @@ def test_splits_may_hold_out_a_part_only(train):
     prefit = RobustLateFusion({"all": half}, **robust(0.1), cv="prefit").fit(X[400:], y[400:])
     assert model.temperatures_ == prefit.temperatures_
     assert model.estimators_["all"].n_samples_fit_ == 600
+
+
+def test_splits_may_repeat_rows(train):
+    X, y = train
+    drawn = np.random.default_rng(0).integers(400, size=len(y))
+    test = np.arange(400, len(y))
+    model = RobustLateFusion({"all": near()}, **robust(0.1), cv=[(drawn, test)]).fit(X, y)
+    resampled = near().fit(X[drawn], y[drawn])
+    prefit = RobustLateFusion({"all": resampled}, **robust(0.1), cv="prefit")
+    assert model.temperatures_ == prefit.fit(X[test], y[test]).temperatures_

@@ -4,7 +4,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import scipy.special
 from jax.tree_util import register_dataclass
+from sklearn.linear_model import RidgeClassifier
 
 from jacfuse_jax import fusion, linalg
 from jacfuse_jax.fusion import Cascade, Contaminated, ContaminatedRobust, Robust, Scaled
@@ -91,19 +93,19 @@ def test_contaminated_robust_fusion(train, fitted, inputs):
     np.testing.assert_allclose(model.predict_proba(inputs), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        fusion.Mean(),
-        fusion.Max(),
-        fusion.Product(),
-        Scaled(0.3),
-        Contaminated(0.3, tempering=0.5),
-        Cascade(0.8, tempering=0.5, contamination=0.2),
-        Robust(0.1, num_iterations=3),
-    ],
-    ids=lambda rule: rule.kind,
-)
+# Of rules that are not named here all numbers are 0.3.
+NUMBERS: dict[type[fusion.Rule], fusion.Rule] = {
+    Cascade: Cascade(0.8, tempering=0.5, contamination=0.2),
+    Robust: Robust(0.1, num_iterations=3),
+}
+
+
+def example_of(rule: Any) -> fusion.Rule:
+    numbers = [field.name for field in dataclasses.fields(rule) if not field.metadata]
+    return NUMBERS.get(rule) or rule(**dict.fromkeys(numbers, 0.3))
+
+
+@pytest.mark.parametrize("rule", [*map(example_of, fusion.RULES)], ids=lambda rule: rule.kind)
 def test_every_rule_of_fusion_works(train, fitted, inputs, rule):
     model = RobustLateFusion(
         fitted, columns=HALVES, perturbed="left", **given(rule), calibrate=False, cv="prefit"
@@ -121,6 +123,7 @@ def test_every_rule_of_fusion_works(train, fitted, inputs, rule):
         grams=grams,
     )
     np.testing.assert_allclose(model.predict_proba(inputs), np.exp(expected), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(model.predict_log_proba(inputs), expected, rtol=1e-9, atol=1e-9)
     assert model.rule_ == rule
     assert model.perturbed_ == ("left",)
     assert set(model.grams_) == ({"left"} if rule.needs_grams else set())
@@ -155,3 +158,21 @@ def test_samples_do_not_depend_on_their_batch(fused, digits, train, fitted):
     np.testing.assert_allclose(together.sum(axis=1), 1, rtol=1e-15)
     for rows in (slice(0, 1), slice(100, 103), slice(0, 256)):
         np.testing.assert_allclose(model.predict_proba(inputs[rows]), together[rows], rtol=1e-12)
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_log_probabilities_of_what_no_number_is_small_enough_for(train, inputs, x64):
+    X, y = train
+    classifier = RidgeClassifier().fit(X, y)
+    classifier.coef_ *= 1e5
+    decision = classifier.decision_function(inputs)
+    model = RobustLateFusion({"all": classifier}, cv="prefit", **PLAIN)
+    with jax.enable_x64(x64):
+        model.fit(X, y)
+        probs, log_probs = model.predict_proba(inputs), model.predict_log_proba(inputs)
+    assert (probs == 0).mean() > 0.8
+    expected = scipy.special.log_softmax(decision, axis=1)
+    np.testing.assert_allclose(log_probs, expected, rtol=1e-12 if x64 else 1e-5, atol=1e-9)
+    np.testing.assert_allclose(np.exp(log_probs), probs, rtol=1e-12)
+    assert np.isfinite(log_probs).all()
+    assert log_probs.dtype == np.float64
