@@ -56,7 +56,7 @@ def check_scalar(
 
 def check_numbers(
     name: str,
-    numbers: ArrayLike | Sequence[float],
+    numbers: AnyArray | Sequence[float],
     dtype: Any,
     *,
     high: float = float("inf"),

@@ -19,6 +19,7 @@ from jacfuse_jax._checks import (
     pick,
 )
 from jacfuse_jax._simplex import fill_excluded, says_nothing
+from jacfuse_jax._weights import check_weights, rows_by_weight, weighted_mean
 from jacfuse_jax.certificates import certified_accuracy
 from jacfuse_jax.fusion import (
     Cascade,
@@ -80,7 +81,9 @@ class ContaminationChoice(NamedTuple, Generic[C]):
     certified: jax.Array
 
 
-def fit_temperature(logits: AnyArray, labels: AnyArray) -> jax.Array:
+def fit_temperature(
+    logits: AnyArray, labels: AnyArray, *, weights: AnyArray | None = None
+) -> jax.Array:
     """The temperature T that minimises the negative log-likelihood of softmax(z / T).
 
     The likelihood is convex in b = 1 / T, with the increasing derivative
@@ -94,7 +97,9 @@ def fit_temperature(logits: AnyArray, labels: AnyArray) -> jax.Array:
 
     Args:
       logits: z, (N, K), of data that the classifier was not trained on.
-      labels: (N,), integer.
+      labels: (N,), integer; anything where the weight is zero.
+      weights: (N,), of the mean over samples, at least 0, not all 0; None: all alike. What has
+        weight zero is not looked at.
 
     Returns:
       T, a scalar in the dtype of the logits, float32 for half precision. NaN where a row has NaN or
@@ -102,7 +107,8 @@ def fit_temperature(logits: AnyArray, labels: AnyArray) -> jax.Array:
 
     Raises:
       TypeError: logits are not floating, or labels not integer.
-      ValueError: shapes disagree, there is no sample, or a label lies outside 0 ... K - 1.
+      ValueError: shapes disagree, there is no sample, a label lies outside 0 ... K - 1, or weights
+        are negative or all zero.
 
     References:
       Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", 2017.
@@ -110,15 +116,21 @@ def fit_temperature(logits: AnyArray, labels: AnyArray) -> jax.Array:
     z = in_full_precision("logits", as_array(logits))
     if z.ndim != 2 or not z.size:
         raise ValueError(f"logits must have shape (N, K), N >= 1, got {z.shape}")
-    return _fit_temperature(z, check_labels("labels", labels, *z.shape))
+    weights = check_weights(weights, len(z), z.dtype)
+    labels = check_labels("labels", labels, *z.shape, mask=weights)
+    return _fit_temperature(z, labels, weights)
 
 
 # Compiled once for all calls outside of `jax.jit`, too, which would compile the loop every time.
 @jax.jit
-def _fit_temperature(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def _fit_temperature(logits: jax.Array, labels: jax.Array, weights: jax.Array | None) -> jax.Array:
     """`fit_temperature` of arguments that are checked."""
+    if weights is not None:
+        logits = jnp.where(weights[:, None] == 0, 0, logits)  # as likely at any temperature
     label_is_possible = (pick(logits, labels) > -jnp.inf).all()
     is_usable = label_is_possible & ~says_nothing(logits).any()
+    if weights is not None:
+        is_usable &= weights.sum() > 0
     filled, is_excluded = fill_excluded(logits)
     filled -= filled.max(axis=1, keepdims=True)
     spread = -filled.min()
@@ -128,7 +140,7 @@ def _fit_temperature(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     def slope(log_b: jax.Array) -> jax.Array:
         probs = jax.nn.softmax(jnp.where(is_excluded, -jnp.inf, jnp.exp(log_b) * z))
-        return ((probs * z).sum(axis=1) - z_label).mean()
+        return weighted_mean((probs * z).sum(axis=1) - z_label, weights)
 
     def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
@@ -152,6 +164,7 @@ def choose_gamma(
     grams: Mapping[str, GramSpectrum],
     corrupted_share: ArrayLike = 0.2,
     gammas: Sequence[float] | jax.Array = _GAMMAS,
+    weights: AnyArray | None = None,
 ) -> GammaChoice[G]:
     """The gamma of robust fusion that is best if a share of the samples is corrupted.
 
@@ -161,8 +174,9 @@ def choose_gamma(
 
         (1 - beta) mean_n NLL_n(clean) + beta mean_n NLL_n(exchanged)
 
-    wins. That is a model of failures, not of attacks: against an attacker who knows the defence a
-    smaller gamma is better, at a price in clean accuracy.
+    wins. With weights both means are weighted, and another sample is drawn as often as it weighs.
+    That is a model of failures, not of attacks: against an attacker who knows the defence a smaller
+    gamma is better, at a price in clean accuracy.
 
     Args:
       rule: `fusion.Robust` or `ContaminatedRobust`; its gamma is not looked at.
@@ -174,14 +188,15 @@ def choose_gamma(
       grams: {modality: spectrum shared by all samples} of every perturbed modality.
       corrupted_share: beta in [0, 1].
       gammas: (C,), each in (0, 1]; all are tried in one vectorised call.
+      weights: (N,), at least 0, not all 0: how much each sample counts; None: all alike.
 
     Returns:
       `GammaChoice(rule, gamma, gammas (C,), nll (C,))`. A NaN never wins; where all are, gamma is.
 
     Raises:
       TypeError: an array is not float32 or float64.
-      ValueError: the rule is another one, shapes disagree, a modality is unknown, or
-        corrupted_share lies outside [0, 1].
+      ValueError: the rule is another one, shapes disagree, a modality is unknown,
+        corrupted_share lies outside [0, 1], or weights are negative or all zero.
 
     References:
       Derived here.
@@ -191,7 +206,10 @@ def choose_gamma(
     names = check_modalities("perturbed", perturbed, arrays)
     beta = check_scalar("corrupted_share", corrupted_share, dtype, high=1)
     candidates = _check_candidates("gammas", gammas, dtype, positive=True)
+    weights = check_weights(weights, len(labels), dtype)
     order = jax.random.permutation(key, len(labels))
+    if weights is not None:
+        order = rows_by_weight(weights)[order]
     exchanged = {name: z[order] if name in names else z for name, z in arrays.items()}
 
     def expected_nll(gamma: jax.Array) -> jax.Array:
@@ -199,7 +217,7 @@ def choose_gamma(
 
         def nll(z: dict[str, jax.Array]) -> jax.Array:
             log_probs = fuse(tried, z, class_prior, perturbed=names, grams=grams)
-            return -pick(log_probs, labels).mean()
+            return weighted_mean(-pick(log_probs, labels), weights)
 
         # 0 * inf is no objection to a share of zero.
         of_clean, of_exchanged = nll(arrays), nll(exchanged)
@@ -222,6 +240,7 @@ def choose_contamination(
     perturbed: str | tuple[str, ...],
     max_clean_loss: ArrayLike = 0.01,
     contaminations: Sequence[float] | jax.Array = _CONTAMINATIONS,
+    weights: AnyArray | None = None,
 ) -> ContaminationChoice[C]:
     """The contamination that certifies most at a bounded price in clean accuracy.
 
@@ -240,14 +259,15 @@ def choose_contamination(
       perturbed: name or names of the modalities believed perturbed; static.
       max_clean_loss: at least 0, a share of the samples.
       contaminations: (C,), ascending, each in [0, 1]; all are tried in one vectorised call.
+      weights: (N,), at least 0, not all 0: how much each sample counts; None: all alike.
 
     Returns:
       `ContaminationChoice(rule, contamination, contaminations (C,), clean (C,), certified (C,))`.
 
     Raises:
       TypeError: an array is not float32 or float64.
-      ValueError: the rule is another one, shapes disagree, a modality is unknown, or a parameter
-        lies outside its interval.
+      ValueError: the rule is another one, shapes disagree, a modality is unknown, a parameter lies
+        outside its interval, or weights are negative or all zero.
 
     References:
       Derived here.
@@ -261,13 +281,17 @@ def choose_contamination(
         tried = Contaminated(candidates)
     else:
         tried = dataclasses.replace(rule, contamination=candidates)
+    weights = check_weights(weights, len(labels), dtype)
     clean, certified = certified_accuracy(
-        tried, arrays, labels, class_prior, corrupted=names, perturbed=names
+        tried, arrays, labels, class_prior, corrupted=names, perturbed=names, weights=weights
     )
     fused_class = statistical_fusion(arrays, class_prior).argmax(axis=-1).astype(labels.dtype)
-    statistical = (fused_class == labels).mean(dtype=dtype)
-    # Accuracies are multiples of 1 / N; half of that is rounding.
-    is_accurate = clean >= statistical - loss - 0.5 / len(labels)
+    statistical = weighted_mean((fused_class == labels).astype(dtype), weights)
+    # Half the share of the lightest sample is rounding.
+    share = 1 / len(labels)
+    if weights is not None:
+        share = jnp.where(weights == 0, jnp.inf, weights).min() / weights.sum()
+    is_accurate = clean >= statistical - loss - 0.5 * share
     objective = jnp.where(is_accurate.any(), jnp.where(is_accurate, certified, -1), clean)
     best = jnp.where(jnp.isnan(clean).all(), jnp.nan, candidates[objective.argmax()])
     chosen = dataclasses.replace(rule, contamination=best)

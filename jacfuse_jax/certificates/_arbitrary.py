@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jacfuse_jax._arrays import AnyArray
 from jacfuse_jax._checks import check_labelled, check_modalities
 from jacfuse_jax._likelihoods import fuse_independent
 from jacfuse_jax._presence import Present, any_of, check_available
 from jacfuse_jax._simplex import mark_class, rounding_of_sum
+from jacfuse_jax._weights import check_weights, weighted_mean
 from jacfuse_jax.certificates._bounded import (
     Bounded,
     BoundedRule,
@@ -238,6 +240,7 @@ def certified_accuracy(
     corrupted: str | tuple[str, ...] | int,
     perturbed: str | tuple[str, ...] | None = None,
     present: Present | None = None,
+    weights: AnyArray | None = None,
 ) -> CertifiedAccuracy:
     """Clean and certified accuracy of a rule, or of C rules of one kind in one vectorised call.
 
@@ -252,16 +255,18 @@ def certified_accuracy(
       corrupted: as for `certify_modality`.
       perturbed: as there.
       present: as there.
+      weights: (B,), at least 0, not all 0: how much each sample counts; None: all alike.
 
     Returns:
       `CertifiedAccuracy(clean, certified)`, scalars, or (C,) where a number of the rule is.
 
     Raises:
-      TypeError, ValueError: as `certify_modality`, or labels are not (B,), or the rule's numbers
-        are neither scalars nor of one shape (C,).
+      TypeError, ValueError: as `certify_modality`, or labels or weights are not (B,), or the
+        rule's numbers are neither scalars nor of one shape (C,).
     """
     rule = check_supported(rule, CERTIFIED, "that can be certified")
     arrays, classes, dtype = check_labelled(logits, labels)
+    weights = check_weights(weights, len(classes), dtype)
     is_known = classes < next(iter(arrays.values())).shape[1]
 
     def accuracies(rule: CertifiedRule) -> CertifiedAccuracy:
@@ -278,7 +283,9 @@ def certified_accuracy(
         for number in jax.tree.leaves(rule):
             is_correct = jnp.where(jnp.isnan(number), jnp.nan, is_correct)
         is_certified = jnp.where(certified | jnp.isnan(is_correct), is_correct, 0)
-        return CertifiedAccuracy(is_correct.mean(), is_certified.mean())
+        return CertifiedAccuracy(
+            weighted_mean(is_correct, weights), weighted_mean(is_certified, weights)
+        )
 
     rules = check_numbers_of(rule, dtype, batched=True)
     axes = jax.tree.map(lambda number: 0 if number.ndim else None, rules)

@@ -1,7 +1,4 @@
-"""Robust late fusion as a scikit-learn classifier.
-
-In one file, since the estimator is one class: half of it says what its arguments mean.
-"""
+"""Robust late fusion as a scikit-learn classifier: one class, half of it its documentation."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,30 +10,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax, softmax
+from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import check_cv
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import (
     _safe_indexing,  # pyright: ignore[reportPrivateUsage] documented; knows every data frame
     assert_all_finite,
     check_consistent_length,
-    check_random_state,
     column_or_1d,
     get_tags,
 )
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,  # pyright: ignore[reportPrivateUsage] as scikit-learn's classifiers do
+    check_is_fitted,
+    validate_data,
+)
 
 from jacfuse_jax._checks import check_modalities
-from jacfuse_jax.calibration import (
-    WITH_CONTAMINATION,
-    WITH_GAMMA,
-    choose_contamination,
-    choose_gamma,
-    fit_temperature,
-)
 from jacfuse_jax.fusion import Robust, Rule, fuse
 from jacfuse_jax.linalg import GramSpectrum
+from jacfuse_jax.sklearn._learning import (
+    CHOOSABLE,
+    Logits,
+    choose_numbers,
+    class_prior_of,
+    pad,
+    temperature_of,
+)
 from jacfuse_jax.sklearn._members import (
     check_classes,
     check_decision,
@@ -46,15 +51,13 @@ from jacfuse_jax.sklearn._members import (
     gram_of,
     is_mapping,
     logits_of,
+    names_of_weights,
     split_columns,
-    take_rows,
 )
 
-_Logits = dict[str, NDArray[np.float64]]
 _Present = dict[str, NDArray[np.bool_]]
-_SMALLEST_BATCH = 256
+_FitParams = dict[str, dict[str, Any]]
 _DEFAULT_RULE = Robust(0.1)
-_CHOOSABLE = {"contamination": WITH_CONTAMINATION, "gamma": WITH_GAMMA}  # in the order of choices
 
 
 class RobustLateFusion(ClassifierMixin, BaseEstimator):
@@ -77,13 +80,22 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
     Whatever `fit` has to learn beside the classifiers, it learns from held-out predictions: those
     of copies trained on the other folds of `cv`, or, with cv="prefit", those on `X`. Classifiers in
     `sklearn.frozen.FrozenEstimator` are not trained either and, unlike prefit ones, survive the
-    copying of `GridSearchCV`. Sample weights are not supported.
+    copying of `GridSearchCV`.
+
+    Sample weights go to the `fit` of every classifier that is trained, of a pipeline to its last
+    step, or where metadata routing is enabled to whatever requests them; and into the class prior,
+    the temperatures and the choice of parameters. A row of weight zero is as good as absent, but
+    for the folds, which are those of all rows.
 
     A row of a modality that is all NaN, or None, is missing: its classifier is neither trained on
     it nor asked, and the row is fused as `fusion.fuse` does with `present`. Rows that are partly
     NaN go to the classifier, which may take them or not. Parameters are chosen on rows that lack
     nothing. Where all that a row has left is believed perturbed, recalibration takes from it what
     nothing else makes up for: say what is `perturbed`.
+
+    `joblib` and `pickle` keep what is fitted as it is: numbers and NumPy's arrays. `skops.io.load`
+    has to trust `RobustLateFusion`, `linalg.GramSpectrum`, the class of the rule, and whatever
+    classifiers ask for.
 
     Args:
       estimators: {modality: classifier}, at least one. `fit` trains copies, unless cv="prefit".
@@ -101,7 +113,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         if not, and for classifiers that never err there: their likelihood has no maximum.
       cv: number of stratified folds, splitter or splits as in `cross_val_score`, or "prefit".
       class_prior: (K,), class frequencies of the training labels, in the order of the sorted
-        classes. None: those of `y`.
+        classes. None: those of `y`, weighted.
       random_state: seed or generator of the exchange of samples in `calibration.choose_gamma`.
 
     Attributes:
@@ -117,13 +129,22 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
       feature_names_in_: their names, if all of them are strings.
 
     Examples:
+      Classifiers that are trained already, with rows that they have not seen:
+
       >>> from sklearn.datasets import load_digits
-      >>> from sklearn.linear_model import LogisticRegression
+      >>> from sklearn.neighbors import KNeighborsClassifier
       >>> from jacfuse_jax.sklearn import RobustLateFusion
       >>> X, y = load_digits(return_X_y=True)
-      >>> halves = {"top": LogisticRegression(max_iter=500), "bottom": LogisticRegression(C=0.1)}
+      >>> halves = {"top": X[:, :32], "bottom": X[:, 32:]}
+      >>> trained = {m: KNeighborsClassifier().fit(x[:900], y[:900]) for m, x in halves.items()}
+      >>> fusion = RobustLateFusion(trained, perturbed="top", cv="prefit")
+      >>> fusion = fusion.fit({m: x[900:] for m, x in halves.items()}, y[900:])
+
+      Others are trained by `fit`, which holds rows out in folds:
+
       >>> columns = {"top": slice(0, 32), "bottom": slice(32, 64)}
-      >>> fusion = RobustLateFusion(halves, columns=columns, perturbed="top").fit(X, y)
+      >>> untrained = {m: KNeighborsClassifier() for m in columns}
+      >>> fusion = RobustLateFusion(untrained, columns=columns, perturbed="top").fit(X, y)
     """
 
     def __init__(
@@ -180,20 +201,31 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
             tags.input_tags.sparse = all(tag.sparse for tag in inputs)
         return tags
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Who is asked whether it takes sample weights, where metadata routing is enabled."""
+        router = MetadataRouter(owner=self).add_self_request(self)
+        if not self._is_prefit():
+            for name, classifier in self.estimators.items():
+                mapping = MethodMapping().add(caller="fit", callee="fit")
+                router.add(**{name: classifier}, method_mapping=mapping)
+        return router
+
+    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
         """Trains the classifiers, calibrates them and chooses parameters of the rule.
 
         Args:
           X: {modality: (N, ...)}, or (N, F) with the columns of all modalities.
           y: (N,), labels, integers or strings.
+          sample_weight: (N,), at least 0, not all 0; see above. None: all rows count alike.
 
         Returns:
           self.
 
         Raises:
           NotFittedError: cv="prefit" with a classifier that was not fitted.
-          ValueError: a parameter lies outside its range, X, y and the classifiers disagree, or a
-            classifier does not give finite logits, one a class.
+          ValueError: a parameter lies outside its range, X, y and the classifiers disagree, a
+            classifier does not give finite logits, one a class, or takes no weights where they are
+            given.
         """
         self.perturbed_ = self._check_params()
         rule = self._check_rule()
@@ -206,26 +238,36 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         assert_all_finite(y, input_name="y")
         check_consistent_length(next(iter(arrays.values())), y)
         check_classification_targets(y)
-        present = {name: find_present(array) for name, array in arrays.items()}
+        weights = _check_sample_weight(sample_weight, y, dtype=np.float64, ensure_non_negative=True)
+        counts = weights > 0
+        # What does not count is missing.
+        present = {name: find_present(array) & counts for name, array in arrays.items()}
         for name, has in present.items():
             if not has.any():
-                raise ValueError(f"X has no row of the modality {name!r} that is not all NaN")
-        self.estimators_ = self._trained(arrays, present, y)
+                raise ValueError(
+                    f"X has no row of the modality {name!r} that is not all NaN or of weight zero"
+                )
+        fit_params = self._fit_params(None if sample_weight is None else weights)
+        self.estimators_ = self._trained(arrays, present, y, fit_params)
         first, classifier = next(iter(self.estimators_.items()))
         self.classes_ = classes_of(first, classifier)
         for name, classifier in self.estimators_.items():
             check_classes(name, classifier, self.classes_)
             check_decision(name, classifier)
-        labels = LabelEncoder().fit(self.classes_).transform(y)
-        self.class_prior_ = _class_prior(self.class_prior, labels, self.classes_)
-        logits: _Logits = {}
+        labels = np.zeros(len(y), int)
+        labels[counts] = LabelEncoder().fit(self.classes_).transform(y[counts])
+        weights = weights / weights.max()  # whose scale tells nothing but classifiers anything
+        self.class_prior_ = class_prior_of(self.class_prior, labels, weights, self.classes_)
+        logits: Logits = {}
         if self.calibrate or self.choose:
-            logits, present, labels = self._held_out(arrays, present, y, labels)
+            logits, rows = self._held_out(arrays, present, y, fit_params)
+            labels, weights = labels[rows], weights[rows]
+            present = {name: has[rows] for name, has in present.items()}
         self.temperatures_ = {
-            name: _temperature(logits[name][present[name]], labels[present[name]])
+            name: temperature_of(logits[name][has], labels[has], weights[has])
             if self.calibrate
             else 1.0
-            for name in self.estimators_
+            for name, has in present.items()
         }
         self.grams_ = {
             name: gram_of(self.estimators_[name], len(self.classes_), self.temperatures_[name])
@@ -237,8 +279,17 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
                 f"choose={self.choose!r} needs held-out rows that have all modalities, and there "
                 "are none: give the parameters by rule, and choose=()"
             )
-        logits = {name: z[is_whole] / self.temperatures_[name] for name, z in logits.items()}
-        self.rule_ = self._chosen(rule, logits, labels[is_whole] if self.choose else labels)
+        self.rule_ = choose_numbers(
+            rule,
+            self.choose,
+            {name: z[is_whole] / self.temperatures_[name] for name, z in logits.items()},
+            labels[is_whole],
+            self.class_prior_,
+            weights=weights[is_whole],
+            perturbed=self.perturbed_,
+            grams=self.grams_,
+            random_state=self.random_state,
+        )
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -252,6 +303,19 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
           ValueError: X does not fit what the classifiers were trained on, or one of these does not
             give finite logits, one a class.
         """
+        return softmax(self._log_probs(X), axis=1)
+
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Their logarithms (N, K), finite also where probabilities are too small for numbers."""
+        return log_softmax(self._log_probs(X), axis=1)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable class of each sample, (N,); arguments as in `predict_proba`."""
+        log_probs = self._log_probs(X)
+        return self.classes_[log_probs.argmax(axis=1)]
+
+    def _log_probs(self, X: Any) -> NDArray[np.float64]:
+        """Fused log-probabilities (N, K), which sum to one as far as JAX's dtype goes."""
         check_is_fitted(self, "rule_")
         # One-dimensional arrays are left to the classifiers, which say how to reshape them.
         if not is_mapping(X) and getattr(X, "ndim", 2) != 1:
@@ -267,19 +331,13 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         num_samples = len(next(iter(logits.values())))
         log_probs = _fuse(
             self.rule_,
-            {name: _pad(z) for name, z in logits.items()},
+            {name: pad(z) for name, z in logits.items()},
             self.class_prior_,
             grams=self.grams_,
             perturbed=self.perturbed_,
-            present=None if is_whole else {name: _pad(has) for name, has in present.items()},
+            present=None if is_whole else {name: pad(has) for name, has in present.items()},
         )
-        probs = np.exp(np.asarray(log_probs, np.float64)[:num_samples])
-        return probs / probs.sum(axis=1, keepdims=True)
-
-    def predict(self, X: Any) -> NDArray[Any]:
-        """The most probable class of each sample, (N,); arguments as in `predict_proba`."""
-        probs = self.predict_proba(X)
-        return self.classes_[probs.argmax(axis=1)]
+        return np.asarray(log_probs, np.float64)[:num_samples]
 
     def _is_prefit(self) -> bool:
         return isinstance(self.cv, str) and self.cv == "prefit"
@@ -316,24 +374,45 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         rule: Any = _DEFAULT_RULE if self.rule is None else self.rule
         if not isinstance(rule, Rule):
             raise ValueError(f"rule must be a rule of jacfuse_jax.fusion, got {rule!r}")
-        choosable = [name for name, rules in _CHOOSABLE.items() if type(rule) in rules]
+        choosable = [name for name, rules in CHOOSABLE.items() if type(rule) in rules]
         if not isinstance(self.choose, tuple | list) or not set(self.choose) <= set(choosable):
             raise ValueError(
                 f"choose must be a tuple of parameters that can be chosen for the rule "
                 f"{rule.name}, {choosable}, got {self.choose!r}"
             )
         # Any number of theirs: what is chosen is not looked at.
-        _check_numbers(_replace(rule, **dict.fromkeys(self.choose, 1.0)))
+        _check_numbers(dataclasses.replace(rule, **dict.fromkeys(self.choose, 1.0)))
         return rule
 
+    def _fit_params(self, weights: NDArray[np.float64] | None) -> _FitParams:
+        """What the `fit` of each classifier takes beside X and y: weights (N,), by their name."""
+        if weights is None or self._is_prefit():
+            return {name: {} for name in self.estimators}
+        if get_config()["enable_metadata_routing"]:
+            routed = process_routing(self, "fit", sample_weight=weights)
+            params: _FitParams = {name: dict(routed[name].fit) for name in self.estimators}
+        else:
+            params = {
+                name: dict.fromkeys(names_of_weights(classifier), weights)
+                for name, classifier in self.estimators.items()
+            }
+        for name, classifier in self.estimators.items():
+            if not params[name] and not isinstance(classifier, FrozenEstimator):
+                raise ValueError(
+                    f"the classifier of {name!r} takes no sample_weight in fit: leave weights out, "
+                    "train it first and freeze it by sklearn.frozen.FrozenEstimator, or enable "
+                    "metadata routing if it can pass them on"
+                )
+        return params
+
     def _trained(
-        self, arrays: dict[str, Any], present: _Present, y: NDArray[Any]
+        self, arrays: dict[str, Any], present: _Present, y: NDArray[Any], fit_params: _FitParams
     ) -> dict[str, Any]:
         """Copies of the classifiers, trained on all there is, or the prefit ones themselves."""
         if not self._is_prefit():
             return {
                 name: fit_copy(
-                    self.estimators[name], take_rows(array, present[name]), y[present[name]]
+                    self.estimators[name], array, y, np.flatnonzero(present[name]), fit_params[name]
                 )
                 for name, array in arrays.items()
             }
@@ -342,105 +421,35 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         return dict(self.estimators)
 
     def _held_out(
-        self, arrays: dict[str, Any], present: _Present, y: NDArray[Any], labels: NDArray[Any]
-    ) -> tuple[_Logits, _Present, NDArray[Any]]:
-        """Logits of rows that the classifiers were not trained on, which are there, labels."""
+        self, arrays: dict[str, Any], present: _Present, y: NDArray[Any], fit_params: _FitParams
+    ) -> tuple[Logits, NDArray[np.intp]]:
+        """Logits of rows that the classifiers were not trained on, and which rows these are."""
         if self._is_prefit():
             logits = {
                 name: logits_of(name, self.estimators_[name], array, present[name])
                 for name, array in arrays.items()
             }
-            return logits, present, labels
+            return logits, np.arange(len(y))
         splitter: Any = check_cv(self.cv, y, classifier=True)
-        splits = list(splitter.split(np.zeros(len(y)), y))
-        logits: _Logits = {}
+        splits = [
+            (np.arange(len(y))[train], np.arange(len(y))[test])
+            for train, test in splitter.split(np.zeros(len(y)), y)
+        ]
+        logits: Logits = {}
         for name, array in arrays.items():
             has = present[name]
             parts: list[NDArray[np.float64]] = []
             for train, test in splits:
-                there = np.arange(len(y))[train][has[train]]
-                fold = fit_copy(self.estimators[name], _safe_indexing(array, there), y[there])
+                fold = fit_copy(
+                    self.estimators[name], array, y, train[has[train]], fit_params[name]
+                )
                 check_classes(name, fold, self.classes_)
                 parts.append(logits_of(name, fold, _safe_indexing(array, test), has[test]))
             logits[name] = np.concatenate(parts)
-        tested = np.concatenate([np.arange(len(y))[test] for _, test in splits])
-        return logits, {name: has[tested] for name, has in present.items()}, labels[tested]
-
-    def _chosen(self, rule: Rule, logits: _Logits, labels: NDArray[Any]) -> Rule:
-        """The rule, with the parameters that are chosen on held-out logits."""
-        arguments = (logits, labels, self.class_prior_)
-        if "contamination" in self.choose:
-            choice: Any = _choose_contamination(rule, *arguments, perturbed=self.perturbed_)
-            rule = _replace(rule, contamination=float(choice.contamination))
-        if "gamma" in self.choose:
-            seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-            choice = _choose_gamma(
-                rule, *arguments, seed, grams=self.grams_, perturbed=self.perturbed_
-            )
-            rule = _replace(rule, gamma=float(choice.gamma))
-        return rule
+        return logits, np.concatenate([test for _, test in splits])
 
 
-def _class_prior(
-    class_prior: ArrayLike | None, labels: NDArray[Any], classes: NDArray[Any]
-) -> NDArray[np.float64]:
-    """The class prior given, or the frequencies of the labels; raises unless it is one."""
-    if class_prior is None:
-        counts = np.bincount(labels, minlength=len(classes))
-        if not counts.all():
-            raise ValueError(
-                f"y lacks the classes {classes[counts == 0].tolist()} of the classifiers: give "
-                "class_prior, the class frequencies of their training labels"
-            )
-        return counts / counts.sum()
-    prior = np.asarray(class_prior, np.float64)
-    if prior.shape != classes.shape:
-        raise ValueError(
-            f"class_prior must have shape {classes.shape}, one entry a class, got {prior.shape}"
-        )
-    if not (prior > 0).all() or not np.isclose(prior.sum(), 1):
-        raise ValueError(f"class_prior must be positive and sum to one, got {prior}")
-    return prior
-
-
-def _temperature(logits: NDArray[np.float64], labels: NDArray[Any]) -> float:
-    """Temperature of the held-out logits; 1 where no finite one is the best."""
-    if (logits.argmax(axis=1) == labels).all():
-        return 1.0
-    # Rows of zeros have the same likelihood at any temperature.
-    return float(_fit_temperature(_pad(logits), _pad(labels)))
-
-
-def _pad(rows: NDArray[Any]) -> NDArray[Any]:
-    """Adds rows of zeros up to a power of two, so that few shapes are compiled."""
-    size = max(_SMALLEST_BATCH, 1 << (len(rows) - 1).bit_length())
-    return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
-
-
-_fit_temperature = jax.jit(fit_temperature)
-_choose_contamination = jax.jit(choose_contamination, static_argnames="perturbed")
 _fuse = jax.jit(fuse, static_argnames="perturbed")
-
-
-@partial(jax.jit, static_argnames="perturbed")
-def _choose_gamma(
-    rule: Any,
-    logits: _Logits,
-    labels: jax.Array,
-    class_prior: jax.Array,
-    seed: jax.Array,
-    *,
-    grams: dict[str, GramSpectrum],
-    perturbed: tuple[str, ...],
-) -> Any:
-    """`calibration.choose_gamma`, of a seed."""
-    key = jax.random.key(seed)
-    return choose_gamma(rule, logits, labels, class_prior, key, perturbed=perturbed, grams=grams)
-
-
-def _replace(rule: Rule, **numbers: float) -> Rule:
-    """The rule with other numbers."""
-    return dataclasses.replace(rule, **numbers)
 
 
 def _check_numbers(rule: Rule) -> None:

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.base import clone
+from sklearn.pipeline import Pipeline
 from sklearn.utils import (
     _safe_indexing,  # pyright: ignore[reportPrivateUsage] documented; knows every data frame
     indexable,
 )
+from sklearn.utils.validation import has_fit_parameter
 
 from jacfuse_jax.linalg import GramSpectrum, spectrum_from_kernel
 from jacfuse_jax.linalg._spectrum import centre_kernel
@@ -68,11 +70,25 @@ def is_mapping(X: Any) -> bool:
     return isinstance(X, Mapping) and not issparse(X)
 
 
-def fit_copy(classifier: Any, X: Any, y: NDArray[Any]) -> Any:
-    """A trained copy of the classifier."""
+def fit_copy(
+    classifier: Any, X: Any, y: NDArray[Any], rows: NDArray[np.intp], fit_params: dict[str, Any]
+) -> Any:
+    """A copy of the classifier, trained on some rows; parameters of its `fit` are (N,)."""
     copy: Any = clone(classifier)
-    copy.fit(X, y)
+    params = {name: array[rows] for name, array in fit_params.items()}
+    is_all = np.array_equal(rows, np.arange(len(y)))
+    copy.fit(X if is_all else _safe_indexing(X, rows), y[rows], **params)
     return copy
+
+
+def names_of_weights(classifier: Any) -> list[str]:
+    """What `fit` calls weights of samples: a name, of a pipeline that of its last step, or none."""
+    if has_fit_parameter(classifier, "sample_weight"):
+        return ["sample_weight"]
+    if isinstance(classifier, Pipeline):
+        step, last = classifier.steps[-1]
+        return [f"{step}__{name}" for name in names_of_weights(last)]
+    return []
 
 
 def logits_of(
