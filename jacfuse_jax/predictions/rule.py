@@ -134,7 +134,7 @@ def choose(
     Raises:
       InputError: of no rule the exact worst case is known.
     """
-    suspects = selection.Suspects.of(fitted.perturbed)
+    suspects = selection.Suspects.among(fitted.perturbed, rows.logits)
     arguments = (rows.logits, rows.labels, fitted.class_prior, suspects)
     baselines: list[selection.Candidate] = []
     if "rule" in names:

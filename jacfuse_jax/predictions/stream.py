@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from jacfuse_jax.fusion import ContaminatedRobust
 from jacfuse_jax.fusion._supported import check_parameters
-from jacfuse_jax.predictions.chosen import SCHEMA, ChosenRule, choice_to_json, read_rule
 from jacfuse_jax.predictions.classes import Alignment
 from jacfuse_jax.predictions.flags import FuseConfig
 from jacfuse_jax.predictions.join import Joined
@@ -26,6 +25,7 @@ from jacfuse_jax.predictions.report import Found, make_report
 from jacfuse_jax.predictions.rule import FittedRule, choose, evaluate, fuse
 from jacfuse_jax.programs import InputError
 from jacfuse_jax.programs.files import make_folder
+from jacfuse_jax.selection import SCHEMA, ChosenRule, choice_to_dict, read_chosen
 
 _CHUNK_ENTRIES = 2**21  # logits of a modality in memory at a time
 _DEFAULT_SHARE = 0.1  # of attacked inputs
@@ -91,7 +91,7 @@ def run(config: FuseConfig) -> None:
             "rule_from": None if given is None else given.remark,
             "chosen": chosen,
             "chosen_on": opened.source if chosen else None,
-            "choice": choice and choice_to_json(choice),
+            "choice": choice and choice_to_dict(choice),
             "class_prior": fitted.class_prior.tolist(),
             "class_prior_from": Path(config.class_prior).name,
             "identity_gram": opened.identity_gram if fitted.rule.needs_grams else [],
@@ -116,14 +116,17 @@ def _read_given(config: FuseConfig, classes: Alignment | None) -> ChosenRule | N
     if config.rule is None or config.rule == "auto":
         return None
     path = Path(config.rule).expanduser()
-    given = read_rule(
-        path,
-        modalities=list(config.input),
-        classes=classes and classes.names,
-        perturbed=config.perturbed,
-        share=config.attack_share,
-        against=config.against,
-    )
+    try:
+        given = read_chosen(
+            path.read_text(encoding="utf-8"),
+            modalities=list(config.input),
+            classes=classes and classes.names,
+            perturbed=config.perturbed,
+            share=config.attack_share,
+            against=config.against,
+        )
+    except ValueError as error:
+        raise InputError(f"--rule={path}: {error}") from error
     if given.perturbed is None and not config.perturbed and given.rule.searched:
         raise InputError(
             f"--rule={path} does not say which modalities are perturbed; name them by --perturbed"

@@ -9,13 +9,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from jacfuse_jax import selection
-from jacfuse_jax.predictions.chosen import write_chosen
 from jacfuse_jax.predictions.flags import StressConfig
 from jacfuse_jax.predictions.labelled import LabelledRows, draw_labelled
 from jacfuse_jax.predictions.needs import check_stress_run
 from jacfuse_jax.predictions.opening import Opened, find_classes, names_of, open_inputs
 from jacfuse_jax.predictions.stress_tables import Stressed, make_report, write_tables
-from jacfuse_jax.programs.files import make_folder
+from jacfuse_jax.programs.files import make_folder, write_atomically
 from jacfuse_jax.selection import Candidate, Measured, Suspects
 
 _PACKAGES = ("jacfuse_jax", "jax", "numpy")
@@ -63,8 +62,7 @@ def run(config: StressConfig) -> Outcome:
     failures += [Suspects.any_of(config.input, number) for number in config.num_failing]
     stressed = [_stress(suspects, rows, opened, config) for suspects in failures]
     write_tables(config.output, stressed, rows.groups, config.seed)
-    write_chosen(
-        config.output / "chosen.json",
+    chosen = selection.chosen_to_json(
         [(each.suspects, choice) for each in stressed for choice in each.choices],
         {
             "modalities": list(config.input),
@@ -76,6 +74,7 @@ def run(config: StressConfig) -> Outcome:
             "versions": {name: metadata.version(name) for name in _PACKAGES},
         },
     )
+    write_atomically(config.output / "chosen.json", chosen)
     remarks = [*opened.class_remarks]
     remarks += [f"no kernel of {m}: its Gram matrix is the identity" for m in opened.identity_gram]
     return Outcome(stressed, make_report(stressed, rows, remarks))

@@ -21,6 +21,13 @@ from jacfuse_jax.selection._abstain import (
 )
 from jacfuse_jax.selection._candidates import BASELINES, Candidate, candidates, default_rules
 from jacfuse_jax.selection._choose import AGAINST, Against, Choice, Worth, choose
+from jacfuse_jax.selection._chosen import (
+    SCHEMA,
+    ChosenRule,
+    choice_to_dict,
+    chosen_to_json,
+    read_chosen,
+)
 from jacfuse_jax.selection._faults import FAULTS
 from jacfuse_jax.selection._folds import assign_folds
 from jacfuse_jax.selection._gate import fit_gate
@@ -32,11 +39,13 @@ __all__ = [
     "AGAINST",
     "BASELINES",
     "FAULTS",
+    "SCHEMA",
     "VALUES",
     "Abstention",
     "Against",
     "Candidate",
     "Choice",
+    "ChosenRule",
     "CoverageCurve",
     "Figures",
     "Measured",
@@ -44,11 +53,14 @@ __all__ = [
     "Worth",
     "assign_folds",
     "candidates",
+    "choice_to_dict",
     "choose",
     "choose_threshold",
+    "chosen_to_json",
     "coverage_curve",
     "default_rules",
     "fit_gate",
     "grid",
     "measure",
+    "read_chosen",
 ]

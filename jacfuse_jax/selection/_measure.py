@@ -1,7 +1,7 @@
 """How right rules are where nothing fails, and where a modality does."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,8 @@ from jacfuse_jax.selection._folds import assign_folds
 from jacfuse_jax.selection._suspects import Suspects
 
 _Rows = NDArray[np.float64]
+_Arrays = tuple[NDArray[Any], ...]
+_SMALLEST_BATCH = 256
 
 
 class Figures(NamedTuple):
@@ -105,42 +107,43 @@ def measure(
     for case in suspects.cases:
         check_modalities("cases", case, arrays)
     num_rows = len(classes)
-    ranked = np.asarray(statistical_fusion(arrays, class_prior, present=present))
-    variants = draw_variants(
+    everywhere = np.ones(num_rows, bool)
+    masks = {name: (present or {}).get(name, everywhere) for name in arrays}
+    shared: dict[str, Any] = {
+        "logits": {name: _pad(z) for name, z in arrays.items()},
+        "present": {name: _pad(mask) for name, mask in masks.items()},
+        "class_prior": class_prior,
+    }
+    log_probs = np.asarray(_fuse_statistically(**shared))[:num_rows]
+    names_of_variants, *variants = draw_variants(
         np.asarray(classes),
-        np.argsort(-ranked, axis=1, kind="stable"),
+        np.argsort(-log_probs, axis=1, kind="stable"),
         assign_folds(num_rows, groups=groups, seed=seed),
         seed,
     )
-    everywhere = np.ones(num_rows, bool)
-    masks = {name: jnp.asarray((present or {}).get(name, everywhere)) for name in arrays}
-    apply = functools.partial(
-        _try_all,
-        logits=arrays,
-        present=masks,
-        labels=classes,
-        class_prior=class_prior,
-        grams=grams or {},
-        variants=variants[1:],
-        perturbed=names,
-    )
-    certify = functools.partial(
-        _is_certified,
-        logits=arrays,
-        present=masks,
-        class_prior=class_prior,
-        perturbed=names,
-        cases=suspects.cases,
-    )
+    source, is_there, raised = variants
+    shared["perturbed"] = names
+    options: dict[str, Any] = {
+        "labels": _pad(classes),
+        "grams": grams or {},
+        "variants": (_pad(source.T).T, is_there, _pad(raised.T).T),
+    }
+
+    def apply(rule: Rule, failing: tuple[str, ...]) -> _Arrays:
+        is_failing = {name: name in failing for name in arrays}
+        found = _try_all(rule, failing=is_failing, **shared, **options)
+        return tuple(np.asarray(x)[:, :num_rows] for x in found)
+
+    def certify(rule: Rule) -> _Arrays:
+        found = _is_certified(rule, cases=suspects.cases, **shared)
+        return (np.asarray(found)[None, :num_rows],)
 
     def measure_one(candidate: Candidate) -> Measured:
         found = [
             _by_fault(
-                variants.names,
-                _of_folds(candidate, lambda rule, failing=failing: apply(rule, failing=failing)),
+                names_of_variants, _of_folds(candidate, functools.partial(apply, failing=case))
             )
             for case in suspects.cases
-            for failing in [{name: name in case for name in arrays}]
         ]
         worst = {
             fault: min((each[fault] for each in found), key=lambda rows: rows.right.mean())
@@ -148,7 +151,7 @@ def measure(
         }
         certified = None
         if type(candidate.rule) in CERTIFIED:
-            certified = _of_folds(candidate, lambda rule: (certify(rule)[None],))[0][0]
+            certified = _of_folds(candidate, certify)[0][0]
         return Measured(
             candidate.rule,
             worst["clean"].right,
@@ -177,7 +180,7 @@ class _Outcome(NamedTuple):
         )
 
 
-def _by_fault(names: NDArray[np.str_], found: tuple[NDArray[Any], ...]) -> dict[str, _Outcome]:
+def _by_fault(names: NDArray[np.str_], found: _Arrays) -> dict[str, _Outcome]:
     """Outcomes of variants (D, N), by fault."""
     outcomes: dict[str, _Outcome] = {}
     for fault in ("clean", *FAULTS):
@@ -193,15 +196,28 @@ def _by_fault(names: NDArray[np.str_], found: tuple[NDArray[Any], ...]) -> dict[
     return outcomes
 
 
-def _of_folds(candidate: Candidate, apply_fn: Any) -> tuple[NDArray[Any], ...]:
+def _of_folds(candidate: Candidate, apply_fn: Callable[[Rule], _Arrays]) -> _Arrays:
     """Arrays (D, N), of each row those of the rule that was fitted without it."""
     if candidate.folds is None:
-        return tuple(np.asarray(x) for x in apply_fn(candidate.rule))
+        return apply_fn(candidate.rule)
     of_rules = [apply_fn(rule) for rule in candidate.held_out]
     return tuple(
-        np.choose(candidate.folds[None], [np.asarray(x) for x in of_rule])
-        for of_rule in zip(*of_rules, strict=True)
+        np.choose(candidate.folds[None], of_rule) for of_rule in zip(*of_rules, strict=True)
     )
+
+
+def _pad(rows: ArrayLike) -> NDArray[Any]:
+    """Adds rows of zeros up to a power of two, so that few shapes are compiled."""
+    array = np.asarray(rows)
+    size = max(_SMALLEST_BATCH, 1 << (len(array) - 1).bit_length())
+    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+
+@jax.jit
+def _fuse_statistically(
+    logits: Mapping[str, jax.Array], present: Mapping[str, jax.Array], class_prior: jax.Array
+) -> jax.Array:
+    return statistical_fusion(logits, class_prior, present=present)
 
 
 @functools.partial(jax.jit, static_argnames="perturbed")

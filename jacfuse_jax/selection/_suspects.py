@@ -29,6 +29,18 @@ class Suspects(NamedTuple):
         return cls("+".join(names), names, (names,))
 
     @classmethod
+    def among(cls, perturbed: Iterable[str], modalities: Iterable[str]) -> "Suspects":
+        """Those believed perturbed: all fail together, or, where that is all there are, any one.
+
+        Args:
+          perturbed: names.
+          modalities: names of all.
+        """
+        names = tuple(perturbed)
+        is_every = len(names) > 1 and set(names) >= set(modalities)
+        return cls.any_of(names) if is_every else cls.of(names)
+
+    @classmethod
     def any_of(cls, modalities: Iterable[str], number: int = 1) -> "Suspects":
         """Any so many of these modalities; rules believe all of them perturbed.
 
