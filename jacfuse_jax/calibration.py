@@ -27,7 +27,6 @@ from jacfuse_jax.fusion import (
     ContaminatedRobust,
     Robust,
     fuse,
-    statistical_fusion,
 )
 from jacfuse_jax.fusion._supported import check_supported
 from jacfuse_jax.linalg import GramSpectrum
@@ -238,16 +237,18 @@ def choose_contamination(
     class_prior: ArrayLike,
     *,
     perturbed: str | tuple[str, ...],
-    max_clean_loss: ArrayLike = 0.01,
+    attack_share: ArrayLike = 0.1,
     contaminations: Sequence[float] | jax.Array = _CONTAMINATIONS,
     weights: AnyArray | None = None,
 ) -> ContaminationChoice[C]:
-    """The contamination that certifies most at a bounded price in clean accuracy.
+    """The contamination that is worth most if a share of the samples is attacked.
 
-    Of the contaminations whose accuracy is at most `max_clean_loss` below that of statistical
-    fusion, the one with the highest certified accuracy, whatever is done to the perturbed
-    modalities, all at once; the smaller of equal ones. Where none is accurate enough, the most
-    accurate.
+    With s = attack_share, the one of the highest
+
+        (1 - s) clean accuracy + s certified accuracy,
+
+    whatever is done to the perturbed modalities, all at once; the first of equal ones.
+    `jacfuse_jax.selection` chooses among all rules, with intervals.
 
     Args:
       rule: `fusion.Contaminated`, `Cascade` or `ContaminatedRobust`; its contamination is not
@@ -257,7 +258,7 @@ def choose_contamination(
       labels: (N,), integer.
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities believed perturbed; static.
-      max_clean_loss: at least 0, a share of the samples.
+      attack_share: s in [0, 1].
       contaminations: (C,), ascending, each in [0, 1]; all are tried in one vectorised call.
       weights: (N,), at least 0, not all 0: how much each sample counts; None: all alike.
 
@@ -275,7 +276,7 @@ def choose_contamination(
     check_supported(rule, WITH_CONTAMINATION, "that have a contamination")
     arrays, labels, dtype = check_labelled(logits, labels)
     names = check_modalities("perturbed", perturbed, arrays)
-    loss = check_scalar("max_clean_loss", max_clean_loss, dtype)
+    share = check_scalar("attack_share", attack_share, dtype, high=1)
     candidates = _check_candidates("contaminations", contaminations, dtype)
     if isinstance(rule, ContaminatedRobust):
         tried = Contaminated(candidates)
@@ -285,15 +286,10 @@ def choose_contamination(
     clean, certified = certified_accuracy(
         tried, arrays, labels, class_prior, corrupted=names, perturbed=names, weights=weights
     )
-    fused_class = statistical_fusion(arrays, class_prior).argmax(axis=-1).astype(labels.dtype)
-    statistical = weighted_mean((fused_class == labels).astype(dtype), weights)
-    # Half the share of the lightest sample is rounding.
-    share = 1 / len(labels)
-    if weights is not None:
-        share = jnp.where(weights == 0, jnp.inf, weights).min() / weights.sum()
-    is_accurate = clean >= statistical - loss - 0.5 * share
-    objective = jnp.where(is_accurate.any(), jnp.where(is_accurate, certified, -1), clean)
-    best = jnp.where(jnp.isnan(clean).all(), jnp.nan, candidates[objective.argmax()])
+    worth = (1 - share) * clean + share * certified
+    # Equal ones may be rounded differently.
+    is_best = worth >= worth.max() - 8 * jnp.finfo(dtype).eps
+    best = jnp.where(jnp.isnan(worth).any(), jnp.nan, candidates[is_best.argmax()])
     chosen = dataclasses.replace(rule, contamination=best)
     return ContaminationChoice(chosen, best, candidates, clean, certified)
 

@@ -105,13 +105,13 @@ class TestChooseContamination:
     def test_integers_repeat_rows(self, rule, dtype):
         logits, labels, prior, weights = make_problem(dtype)
         expected = choose_contamination(
-            rule, *repeated(weights, logits, labels), prior, **IMAGE, max_clean_loss=0.05
+            rule, *repeated(weights, logits, labels), prior, **IMAGE, attack_share=0.3
         )
         actual = choose_contamination(
             rule,
             *(spoilt(logits, weights), labels, prior),
             **IMAGE,
-            max_clean_loss=0.05,
+            attack_share=0.3,
             weights=weights,
         )
         np.testing.assert_allclose(actual.clean, expected.clean, rtol=4 * np.finfo(dtype).eps)
@@ -122,16 +122,17 @@ class TestChooseContamination:
         unweighted = choose_contamination(rule, logits, labels, prior, **IMAGE)
         assert np.abs(actual.clean - unweighted.clean).max() > 0.01
 
-    def test_a_loss_of_the_lightest_sample_is_not_rounding(self):
+    def test_the_lightest_sample_counts(self):
         # Statistical fusion is right about both; bounding the image loses the second.
         logits = {"image": np.array([[9.0, 0.0], [9.0, 0.0]]), "audio": np.array([[2.0, 0.0]] * 2)}
         logits["audio"][1] = [0.0, 1.0]
         arguments: Any = (fusion.Contaminated(0.0), logits, np.array([0, 0]), np.full(2, 0.5))
-        options: Any = {"max_clean_loss": 0.0, "contaminations": np.array([0.0, 0.9]), **IMAGE}
-        choice = choose_contamination(*arguments, **options, weights=np.array([1.0, 0.01]))
-        np.testing.assert_allclose(choice.clean, [1, 1 / 1.01], rtol=1e-14)
-        np.testing.assert_allclose(choice.certified, [0, 1 / 1.01], rtol=1e-14)
+        options: Any = {"attack_share": 0.0, "contaminations": np.array([0.0, 0.9]), **IMAGE}
+        choice = choose_contamination(*arguments, **options, weights=np.array([0.01, 1.0]))
+        np.testing.assert_allclose(choice.clean, [1, 0.01 / 1.01], rtol=1e-14)
+        np.testing.assert_allclose(choice.certified, [0, 0.01 / 1.01], rtol=1e-14)
         assert choice.contamination == 0
+        options |= {"attack_share": 0.5}
         assert choose_contamination(*arguments, **options, weights=[1, 0]).contamination == 0.9
 
 

@@ -45,13 +45,17 @@ def write_frontier(stressed: Sequence[Stressed], against: Against, path: Path) -
         every = np.array([*shown.values()])
         front = every[metrics.pareto_front(*every.T)]
         axis.plot(*(100 * front.T), color="0.7", linewidth=5, zorder=0, label="frontier")
-        for place, choice in enumerate(choices):
-            clean, worst, _ = choice.worth
+        shares: dict[tuple[float, float], list[str]] = {}
+        for choice in choices:
+            place = (100 * choice.worth.clean, 100 * choice.worth.worst)
+            shares.setdefault(place, []).append(f"{100 * choice.share:g}%")
+        for place, texts in shares.items():
             axis.annotate(
-                f"{100 * choice.share:g}%",
-                (100 * clean, 100 * worst),
-                (-14, 12 + 10 * (place % 2)),
+                ", ".join(texts),
+                place,
+                (-14, 14),
                 textcoords="offset points",
+                horizontalalignment="right",
                 arrowprops={"arrowstyle": "-", "linewidth": 0.8},
                 fontweight="bold",
             )

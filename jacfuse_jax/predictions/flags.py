@@ -180,7 +180,7 @@ def _define_input_flags(flag_values: flags.FlagValues, output: str) -> None:
                 flags.ArgumentParser(),
                 f"{name}_column",
                 None,
-                f"Array or column in the place of `{name}`, of --input and --validation.",
+                f"Array or column in the place of `{name}`, wherever predictions are read.",
             )
             for name in ("ids", "labels", "logits")
         ),

@@ -28,11 +28,11 @@ def grid(rule: Rule, parameters: Sequence[str]) -> list[Rule]:
     Raises:
       ValueError: the rule has no such parameter, or there are no values of it.
     """
+    known = [field.name for field in dataclasses.fields(rule) if field.name in VALUES]
     for name in parameters:
-        if name not in rule.searched or name not in VALUES:
-            known = [name for name in rule.searched if name in VALUES]
+        if name not in known:
             raise ValueError(
-                f"parameters of {rule.name} that can be chosen are {known}, got {name!r}"
+                f"parameters of the rule {rule.name} that can be chosen are {known}, got {name!r}"
             )
     places = itertools.product(*(range(len(VALUES[name])) for name in parameters))
     ordered = sorted(places, key=lambda at: (sum(i > 0 for i in at), at))

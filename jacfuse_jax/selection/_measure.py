@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from jacfuse_jax import metrics
+from jacfuse_jax._arrays import as_array
 from jacfuse_jax._checks import check_labelled, check_modalities, pick
 from jacfuse_jax._presence import Present
 from jacfuse_jax.certificates import CERTIFIED, certify_modality
@@ -108,7 +109,7 @@ def measure(
         check_modalities("cases", case, arrays)
     num_rows = len(classes)
     everywhere = np.ones(num_rows, bool)
-    masks = {name: (present or {}).get(name, everywhere) for name in arrays}
+    masks = {name: as_array((present or {}).get(name, everywhere)) for name in arrays}
     shared: dict[str, Any] = {
         "logits": {name: _pad(z) for name, z in arrays.items()},
         "present": {name: _pad(mask) for name, mask in masks.items()},

@@ -1,13 +1,10 @@
 """Robust late fusion as a scikit-learn classifier: one class, half of it its documentation."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax, softmax
@@ -20,6 +17,7 @@ from sklearn.utils import (
     _safe_indexing,  # pyright: ignore[reportPrivateUsage] documented; knows every data frame
     assert_all_finite,
     check_consistent_length,
+    check_random_state,
     column_or_1d,
     get_tags,
 )
@@ -32,13 +30,14 @@ from sklearn.utils.validation import (
 )
 
 from jacfuse_jax._checks import check_modalities
-from jacfuse_jax.fusion import Robust, Rule, fuse
-from jacfuse_jax.linalg import GramSpectrum
+from jacfuse_jax.fusion import LearnedCascade, Robust, Rule, fuse
+from jacfuse_jax.fusion._supported import check_parameters
+from jacfuse_jax.selection import AGAINST, Against, grid, read_chosen
 from jacfuse_jax.sklearn._learning import (
-    CHOOSABLE,
     Logits,
-    choose_numbers,
+    choose_rule,
     class_prior_of,
+    on_host,
     pad,
     temperature_of,
 )
@@ -89,7 +88,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
 
     A row of a modality that is all NaN, or None, is missing: its classifier is neither trained on
     it nor asked, and the row is fused as `fusion.fuse` does with `present`. Rows that are partly
-    NaN go to the classifier, which may take them or not. Parameters are chosen on rows that lack
+    NaN go to the classifier, which may take them or not. Rules are chosen on rows that lack
     nothing. Where all that a row has left is believed perturbed, recalibration takes from it what
     nothing else makes up for: say what is `perturbed`.
 
@@ -104,17 +103,21 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         every classifier takes all columns. Not used where `X` is a mapping.
       perturbed: name or names of the modalities believed perturbed. None: all of them. Empty:
         none of them, which is statistical fusion.
-      rule: of `fusion`, with its parameters. None: `Robust(0.1)`.
+      rule: of `fusion`, with its parameters; the JSON of one; that of chosen rules, as
+        `jacfuse_jax.predictions.stress` writes it, of which `perturbed`, `attack_share` and
+        `against` must tell one; or "auto", the rule that is worth most on the held-out predictions,
+        which is worth its time. None: `Robust(0.1)`.
       choose: names of the rule's parameters that are chosen on the held-out predictions, whatever
-        their value in `rule`: "gamma" by `calibration.choose_gamma`, "contamination" by
-        `calibration.choose_contamination`, before gamma. Empty: none, as for rules that have
-        neither.
+        their value in `rule`: those of `selection.VALUES`. Empty: none.
+      attack_share: share of inputs whose perturbed modalities fail, that a rule or parameters are
+        chosen for: the best (1 - share) clean + share worst, see `selection.choose`.
+      against: what these do, "faults" or "anything", see there.
       calibrate: whether T_m is `calibration.fit_temperature` of the held-out predictions. It is 1
         if not, and for classifiers that never err there: their likelihood has no maximum.
       cv: number of stratified folds, splitter or splits as in `cross_val_score`, or "prefit".
       class_prior: (K,), class frequencies of the training labels, in the order of the sorted
         classes. None: those of `y`, weighted.
-      random_state: seed or generator of the exchange of samples in `calibration.choose_gamma`.
+      random_state: seed or generator of the faults, folds and resamples of a choice.
 
     Attributes:
       estimators_: {modality: trained classifier}.
@@ -125,6 +128,8 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
       grams_: {perturbed modality: spectrum of the Gram matrix of W_m / T_m}; empty for rules that
         take none.
       rule_: the rule, with the parameters given or chosen.
+      choice_: what is expected of a rule that was chosen, of statistical fusion and of trusted
+        modalities alone, see `selection.choice_to_dict`; None where nothing was.
       n_features_in_: columns of `X`, unless it was a mapping.
       feature_names_in_: their names, if all of them are strings.
 
@@ -153,8 +158,10 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         *,
         columns: Mapping[str, Any] | None = None,
         perturbed: str | Sequence[str] | None = None,
-        rule: Rule | None = None,
-        choose: Sequence[str] = ("gamma",),
+        rule: Rule | str | None = None,
+        choose: Sequence[str] = (),
+        attack_share: float = 0.1,
+        against: Against = "faults",
         calibrate: bool = True,
         cv: Any = 5,
         class_prior: ArrayLike | None = None,
@@ -165,6 +172,8 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         self.perturbed = perturbed
         self.rule = rule
         self.choose = choose
+        self.attack_share = attack_share
+        self.against: Against = against
         self.calibrate = calibrate
         self.cv = cv
         self.class_prior = class_prior
@@ -210,13 +219,21 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
                 router.add(**{name: classifier}, method_mapping=mapping)
         return router
 
-    def fit(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> Self:
-        """Trains the classifiers, calibrates them and chooses parameters of the rule.
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        """Trains the classifiers, calibrates them and chooses the rule, or parameters of it.
 
         Args:
           X: {modality: (N, ...)}, or (N, F) with the columns of all modalities.
           y: (N,), labels, integers or strings.
           sample_weight: (N,), at least 0, not all 0; see above. None: all rows count alike.
+          groups: (N,), equal for rows that depend on each other, for splitters that heed groups and
+            for the intervals of a choice. None: each by itself.
 
         Returns:
           self.
@@ -228,7 +245,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
             given.
         """
         self.perturbed_ = self._check_params()
-        rule = self._check_rule()
+        rule, parameters = self._check_rule()
         for stale in ("n_features_in_", "feature_names_in_"):
             vars(self).pop(stale, None)
         if not is_mapping(X):
@@ -259,9 +276,14 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         weights = weights / weights.max()  # whose scale tells nothing but classifiers anything
         self.class_prior_ = class_prior_of(self.class_prior, labels, weights, self.classes_)
         logits: Logits = {}
-        if self.calibrate or self.choose:
-            logits, rows = self._held_out(arrays, present, y, fit_params)
+        is_chosen = rule is None or bool(parameters)
+        if groups is not None:
+            check_consistent_length(y, groups)
+        members = None if groups is None else np.unique(groups, return_inverse=True)[1]
+        if self.calibrate or is_chosen:
+            logits, rows = self._held_out(arrays, present, y, fit_params, members)
             labels, weights = labels[rows], weights[rows]
+            members = None if members is None else members[rows]
             present = {name: has[rows] for name, has in present.items()}
         self.temperatures_ = {
             name: temperature_of(logits[name][has], labels[has], weights[has])
@@ -271,25 +293,35 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         }
         self.grams_ = {
             name: gram_of(self.estimators_[name], len(self.classes_), self.temperatures_[name])
-            for name in (self.perturbed_ if rule.needs_grams else ())
+            for name in (self.perturbed_ if rule is None or rule.needs_grams else ())
         }
-        is_whole = np.all(list(present.values()), axis=0)
-        if self.choose and not is_whole.any():
-            raise ValueError(
-                f"choose={self.choose!r} needs held-out rows that have all modalities, and there "
-                "are none: give the parameters by rule, and choose=()"
+        self.choice_ = None
+        if is_chosen:
+            is_whole = np.all(list(present.values()), axis=0)
+            if is_whole.sum() < 2:
+                raise ValueError(
+                    "a choice needs held-out rows that have all modalities, and there are "
+                    f"{is_whole.sum()}: give the parameters by rule, and choose=()"
+                )
+            rule, self.choice_ = choose_rule(
+                rule,
+                parameters,
+                {name: z[is_whole] / self.temperatures_[name] for name, z in logits.items()},
+                labels[is_whole],
+                self.class_prior_,
+                share=self.attack_share,
+                against=self.against,
+                perturbed=self.perturbed_,
+                grams=self.grams_,
+                weights=weights[is_whole],
+                groups=None if members is None else members[is_whole],
+                seed=check_random_state(self.random_state).randint(np.iinfo(np.int32).max),
             )
-        self.rule_ = choose_numbers(
-            rule,
-            self.choose,
-            {name: z[is_whole] / self.temperatures_[name] for name, z in logits.items()},
-            labels[is_whole],
-            self.class_prior_,
-            weights=weights[is_whole],
-            perturbed=self.perturbed_,
-            grams=self.grams_,
-            random_state=self.random_state,
-        )
+        assert rule is not None
+        check_parameters(rule, len(self.classes_))
+        self.rule_ = on_host(rule)
+        if not rule.needs_grams:
+            self.grams_ = {}
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -369,20 +401,39 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         names = names if isinstance(names, str) else tuple(names)
         return check_modalities("perturbed", names, self.estimators)
 
-    def _check_rule(self) -> Rule:
-        """The rule; raises where it is none, or what it is given or is to be chosen is wrong."""
+    def _check_rule(self) -> tuple[Rule | None, tuple[str, ...]]:
+        """The rule, None if it is to be chosen, and what is to be chosen of it; raises if wrong."""
+        if self.against not in AGAINST or not 0 <= self.attack_share <= 1:
+            raise ValueError(
+                f"attack_share must lie in [0, 1], against be one of {', '.join(AGAINST)}, got "
+                f"{self.attack_share} and {self.against!r}"
+            )
+        choose: Any = self.choose
         rule: Any = _DEFAULT_RULE if self.rule is None else self.rule
+        if isinstance(rule, str) and rule != "auto":
+            against: Any = self.against
+            given = read_chosen(
+                rule,
+                modalities=list(self.estimators),
+                perturbed=() if self.perturbed is None else self.perturbed_,
+                share=self.attack_share if '"chosen"' in rule else None,
+                against=against,
+            )
+            if given.perturbed is not None:
+                self.perturbed_ = given.perturbed
+            rule = given.rule
+        if not isinstance(choose, tuple | list):
+            raise ValueError(f"choose must be a tuple of names of parameters, got {choose!r}")
+        if rule == "auto":
+            if choose:
+                raise ValueError(f"rule='auto' chooses everything: leave out choose={choose!r}")
+            return None, ()
         if not isinstance(rule, Rule):
             raise ValueError(f"rule must be a rule of jacfuse_jax.fusion, got {rule!r}")
-        choosable = [name for name, rules in CHOOSABLE.items() if type(rule) in rules]
-        if not isinstance(self.choose, tuple | list) or not set(self.choose) <= set(choosable):
-            raise ValueError(
-                f"choose must be a tuple of parameters that can be chosen for the rule "
-                f"{rule.name}, {choosable}, got {self.choose!r}"
-            )
-        # Any number of theirs: what is chosen is not looked at.
-        _check_numbers(dataclasses.replace(rule, **dict.fromkeys(self.choose, 1.0)))
-        return rule
+        first = grid(rule, choose)[0]
+        if not isinstance(rule, LearnedCascade):  # whose number of classes is not known yet
+            check_parameters(first, 2)
+        return rule, tuple(choose)
 
     def _fit_params(self, weights: NDArray[np.float64] | None) -> _FitParams:
         """What the `fit` of each classifier takes beside X and y: weights (N,), by their name."""
@@ -421,7 +472,12 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         return dict(self.estimators)
 
     def _held_out(
-        self, arrays: dict[str, Any], present: _Present, y: NDArray[Any], fit_params: _FitParams
+        self,
+        arrays: dict[str, Any],
+        present: _Present,
+        y: NDArray[Any],
+        fit_params: _FitParams,
+        groups: NDArray[Any] | None,
     ) -> tuple[Logits, NDArray[np.intp]]:
         """Logits of rows that the classifiers were not trained on, and which rows these are."""
         if self._is_prefit():
@@ -433,7 +489,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         splitter: Any = check_cv(self.cv, y, classifier=True)
         splits = [
             (np.arange(len(y))[train], np.arange(len(y))[test])
-            for train, test in splitter.split(np.zeros(len(y)), y)
+            for train, test in splitter.split(np.zeros(len(y)), y, groups)
         ]
         logits: Logits = {}
         for name, array in arrays.items():
@@ -450,12 +506,3 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
 
 
 _fuse = jax.jit(fuse, static_argnames="perturbed")
-
-
-def _check_numbers(rule: Rule) -> None:
-    """Raises where a parameter is out of range, which compiled programs cannot."""
-    identity = GramSpectrum(jnp.ones(2), jnp.eye(2))
-    apply = partial(
-        fuse, rule, class_prior=np.full(2, 0.5), perturbed="any", grams={"any": identity}
-    )
-    jax.eval_shape(apply, {"any": jax.ShapeDtypeStruct((1, 2), jnp.result_type(float))})

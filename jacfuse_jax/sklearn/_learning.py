@@ -1,28 +1,18 @@
-"""What is learned from held-out logits: class prior, temperatures, numbers of the rule."""
+"""What is learned from held-out logits: class prior, temperatures, the rule."""
 
-import dataclasses
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
 
-from jacfuse_jax.calibration import (
-    WITH_CONTAMINATION,
-    WITH_GAMMA,
-    choose_contamination,
-    choose_gamma,
-    fit_temperature,
-)
+from jacfuse_jax import selection
+from jacfuse_jax.calibration import fit_temperature
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.linalg import GramSpectrum
 
 Logits = dict[str, NDArray[np.float64]]
-CHOOSABLE = {"contamination": WITH_CONTAMINATION, "gamma": WITH_GAMMA}
-"""{parameter: rules for which it can be chosen}, in the order of choices."""
 _SMALLEST_BATCH = 256
 
 
@@ -60,28 +50,47 @@ def temperature_of(
     return float(_fit_temperature(pad(logits), pad(labels), weights=pad(weights)))
 
 
-def choose_numbers(
-    rule: Rule,
-    choose: Sequence[str],
+def choose_rule(
+    rule: Rule | None,
+    parameters: Sequence[str],
     logits: Logits,
     labels: NDArray[Any],
     class_prior: NDArray[np.float64],
     *,
-    weights: NDArray[np.float64],
+    share: float,
+    against: selection.Against,
     perturbed: tuple[str, ...],
     grams: dict[str, GramSpectrum],
-    random_state: Any,
-) -> Rule:
-    """The rule with numbers of Python, some of them chosen on held-out logits."""
-    arguments = (logits, labels, class_prior)
-    options: Any = {"perturbed": perturbed, "weights": weights}
-    if "contamination" in choose:
-        choice: Any = _choose_contamination(rule, *arguments, **options)
-        rule = dataclasses.replace(rule, contamination=choice.contamination)
-    if "gamma" in choose:
-        seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
-        choice = _choose_gamma(rule, *arguments, seed, grams=grams, **options)
-        rule = dataclasses.replace(rule, gamma=choice.gamma)
+    weights: NDArray[np.float64],
+    groups: NDArray[Any] | None,
+    seed: int,
+) -> tuple[Rule, dict[str, Any]]:
+    """A rule, or parameters of one, chosen on held-out logits; and what is expected of it."""
+    suspects = selection.Suspects.among(perturbed, logits)
+    arguments = (logits, labels, class_prior, suspects)
+    if rule is None:
+        candidates = selection.candidates(
+            *arguments, shares=[share], groups=groups, weights=weights, seed=seed
+        )
+        baselines: list[selection.Candidate] = []
+    else:
+        candidates = [selection.Candidate(one) for one in selection.grid(rule, parameters)]
+        baselines = [selection.Candidate(one) for one in selection.BASELINES]
+    options: Any = {"groups": groups, "seed": seed}
+    found = selection.measure([*baselines, *candidates], *arguments, grams=grams, **options)
+    choice = selection.choose(
+        found[len(baselines) :],
+        share,
+        against=against,
+        baselines=found[: len(baselines)],
+        weights=weights,
+        **options,
+    )
+    return choice.rule, selection.choice_to_dict(choice)
+
+
+def on_host(rule: Rule) -> Rule:
+    """The rule with numbers of Python's."""
     return jax.tree.map(_on_host, rule)
 
 
@@ -92,24 +101,6 @@ def pad(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 _fit_temperature = jax.jit(fit_temperature)
-_choose_contamination = jax.jit(choose_contamination, static_argnames="perturbed")
-
-
-@partial(jax.jit, static_argnames="perturbed")
-def _choose_gamma(
-    rule: Any,
-    logits: Logits,
-    labels: jax.Array,
-    class_prior: jax.Array,
-    seed: jax.Array,
-    *,
-    grams: dict[str, GramSpectrum],
-    perturbed: tuple[str, ...],
-    weights: jax.Array,
-) -> Any:
-    """`calibration.choose_gamma`, of a seed."""
-    options: Any = {"perturbed": perturbed, "grams": grams, "weights": weights}
-    return choose_gamma(rule, logits, labels, class_prior, jax.random.key(seed), **options)
 
 
 def _on_host(leaf: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -230,8 +231,8 @@ class TestFile:
 
     def test_learned_weights_survive(self, files, tmp_path, output):
         rng = np.random.default_rng(0)
-        weights = [tuple(float(x) for x in rng.normal(size=11)) for _ in range(2)]
-        rule = fusion.LearnedCascade(0.2, *weights, ())
+        alone, fused = (tuple(float(x) for x in rng.normal(size=11)) for _ in range(2))
+        rule = fusion.LearnedCascade(0.2, alone, fused, ())
         (tmp_path / "rule.json").write_text(rule.to_json())
         fuse(*files, f"--rule={tmp_path}/rule.json", "--perturbed=audio", f"--output={output}")
         assert fusion.rule_from_json(metadata_of(output)["rule"]) == rule
@@ -298,7 +299,7 @@ def test_on_published_logits_a_choice_costs_little_and_says_so(flags, tmp_path, 
     for name, key in (("audio", "audio_wav2vec"), ("video", "video_au_bilstm")):
         for flag, rows in (("input", data["fold"] == 4), ("validation", data["fold"] != 4)):
             path = tmp_path / f"{name}_{flag}.npz"
-            columns = {x: data[x][rows] for x in ("ids", "labels", "actor")}
+            columns: dict[str, Any] = {x: data[x][rows] for x in ("ids", "labels", "actor")}
             np.savez(path, logits=data[key][rows], **columns)
             arguments.append(f"--{flag}={name}={path}")
     arguments += ["--perturbed=audio", "--groups_column=actor", f"--output={output}"]

@@ -1,6 +1,7 @@
 import doctest
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import pytest
@@ -9,6 +10,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from jacfuse_jax.fusion import Scaled
 from jacfuse_jax.sklearn import RobustLateFusion
 from tests.sklearn_estimator.halves import robust
 
@@ -19,7 +21,10 @@ def two_classifiers(**params):
     return RobustLateFusion(classifiers, cv=2, **params)
 
 
-# With gamma chosen, too, every shape of data is a program of its own: that is for the checks below.
+CHOICE: Any = {"rule": Scaled(0.5), "choose": ("scale",)}
+
+
+# Where something is chosen, every shape of data is a program of its own: for the checks below.
 @parametrize_with_checks([two_classifiers(**robust(0.1))])
 @pytest.mark.slow
 def test_estimator_checks(estimator, check):
@@ -30,14 +35,14 @@ def test_estimator_checks(estimator, check):
 @pytest.mark.parametrize(
     "check", [estimator_checks.check_fit_idempotent, estimator_checks.check_estimators_pickle]
 )
-def test_estimator_checks_of_the_defaults(check):
+def test_estimator_checks_of_choices(check):
     with jax.enable_x64(False):
-        check("RobustLateFusion", two_classifiers())
+        check("RobustLateFusion", two_classifiers(**CHOICE))
 
 
 @pytest.mark.extended
-@parametrize_with_checks([two_classifiers()])
-def test_all_estimator_checks_of_the_defaults(estimator, check):
+@parametrize_with_checks([two_classifiers(**CHOICE)])
+def test_all_estimator_checks_of_choices(estimator, check):
     with jax.enable_x64(False):
         check(estimator)
 

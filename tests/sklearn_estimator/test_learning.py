@@ -1,14 +1,14 @@
+import json
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import scipy.optimize
 import scipy.special
-from sklearn.model_selection import PredefinedSplit, StratifiedKFold, cross_val_predict
+from sklearn.model_selection import GroupKFold, PredefinedSplit, StratifiedKFold, cross_val_predict
 
-from jacfuse_jax import calibration, fusion, linalg
-from jacfuse_jax.fusion import Cascade, Contaminated, ContaminatedRobust, Robust, Statistical
+from jacfuse_jax import fusion, linalg, selection
+from jacfuse_jax.fusion import Cascade, Robust
 from jacfuse_jax.sklearn import RobustLateFusion
 from tests import reference
 from tests.sklearn_estimator.halves import (
@@ -68,78 +68,158 @@ def test_classifiers_that_never_err_keep_their_temperature(train):
     assert model.temperatures_ == {"all": 1.0}
 
 
-def test_chooses_gamma_and_contamination_on_calibrated_held_out_predictions(train):
+def by_hand(candidates, held_out, labels, groups=None, *, share, against, seed, baselines=()):
+    """The choice of the library's functions."""
+    suspects = selection.Suspects.of("left")
+    prior = frequencies(labels)
+    arguments = (held_out, labels, prior, suspects)
+    found = selection.measure(
+        [selection.Candidate(rule) for rule in (*baselines, *candidates)],
+        *arguments,
+        groups=groups,
+        grams={"left": linalg.spectrum_from_kernel(np.eye(10) - 0.1)},
+        seed=seed,
+    )
+    return selection.choose(
+        found[len(baselines) :],
+        share,
+        against=against,
+        baselines=found[: len(baselines)],
+        groups=groups,
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "choose", "against"),
+    [
+        (Cascade(0.9, tempering=0.7), ("confidence",), "anything"),
+        (Robust(0.1), ("gamma",), "faults"),
+    ],
+)
+def test_chooses_parameters_on_held_out_predictions(train, rule, choose, against):
     X, y = train[0][:256], train[1][:256]
     model = RobustLateFusion(
         {name: near() for name in HALVES},
         columns=HALVES,
         perturbed="left",
-        rule=ContaminatedRobust(0.0, 1.0),
-        choose=("gamma", "contamination"),
+        rule=rule,
+        choose=choose,
+        attack_share=0.4,
+        against=against,
+        calibrate=False,
         cv=3,
         random_state=7,
     ).fit(X, y)
     held_out, labels = held_out_logits(X, y, 3)
-    T = model.temperatures_
-    logits = {name: z / T[name] for name, z in held_out.items()}
-    prior = frequencies(y)
-    choose_gamma = jax.jit(calibration.choose_gamma, static_argnames="perturbed")
-    choose_contamination = jax.jit(calibration.choose_contamination, static_argnames="perturbed")
-    choice = choose_contamination(Contaminated(0.0), logits, labels, prior, perturbed="left")
-    contamination = np.asarray(choice.contamination)
-    chosen: Any = model.rule_
-    assert chosen.contamination == contamination
-    logits["left"] = np.log((1 - contamination) * np.exp(logits["left"]) + contamination * prior)
-    grams = {"left": linalg.gram_spectrum((np.eye(10) - 0.1) / T["left"] ** 2)}
-    key = jax.random.key(np.random.RandomState(7).randint(2**31 - 1))
-    choice = choose_gamma(Robust(1.0), logits, labels, prior, key, perturbed="left", grams=grams)
-    assert chosen.gamma == choice.gamma
-    assert 0 < chosen.contamination < 1
-    assert chosen.gamma < 1
-    assert fusion.rule_from_json(chosen.to_json()) == chosen
+    expected = by_hand(
+        selection.grid(rule, choose),
+        held_out,
+        labels,
+        share=0.4,
+        against=against,
+        seed=np.random.RandomState(7).randint(2**31 - 1),
+        baselines=selection.BASELINES,
+    )
+    assert model.rule_ == expected.rule
+    choice: Any = model.choice_
+    assert choice["expected"] == pytest.approx(expected.worth.expected)
+    assert set(choice["baselines"]) == {"statistical", "cascade c=0 t=1"}
+    assert (model.grams_ == {}) == (not rule.needs_grams)
 
 
-def test_chooses_the_contamination_of_a_cascade(train, inputs):
+@pytest.mark.slow
+def test_auto_is_the_rule_that_is_worth_most(digits, train):
+    X, y = digits
+    noisy = X.copy()
+    noisy[:, HALVES["left"]] = np.random.default_rng(0).random((len(X), 32))
+    validation, test = slice(600, 1200), slice(1200, None)
+    classifiers = {name: linear().fit(train[0][:, HALVES[name]], train[1]) for name in HALVES}
+
+    def fit(**params):
+        model = RobustLateFusion(
+            classifiers, columns=HALVES, perturbed="left", cv="prefit", random_state=0, **params
+        )
+        return model.fit(X[validation], y[validation])
+
+    def worth(model, share):
+        scores = model.score(X[test], y[test]), model.score(noisy[test], y[test])
+        return (1 - share) * scores[0] + share * scores[1]
+
+    others = [fit(**given(rule)) for rule in selection.BASELINES]
+    for share in (0.1, 0.5):
+        model = fit(rule="auto", attack_share=share)
+        # A point is one and a half standard deviations of 597 rows.
+        assert worth(model, share) >= max(worth(other, share) for other in others) - 0.01
+        choice: Any = model.choice_
+        assert choice["num_candidates"] > 50
+        assert choice["expected"] >= max(x["expected"] for x in choice["baselines"].values())
+    # What was chosen goes on as JSON, alone or with what it was chosen for.
+    again = fit(rule=model.rule_.to_json())
+    np.testing.assert_array_equal(again.predict_proba(noisy), model.predict_proba(noisy))
+
+
+def test_chosen_rules_in_json_say_what_is_perturbed(fitted, train):
+    entries = [
+        {
+            "perturbed": [name],
+            "share": 0.1,
+            "against": "faults",
+            "rule": {"schema": 1, "rule": "scaled", "scale": scale},
+            "expected": 0.5,
+        }
+        for name, scale in (("left", 0.25), ("right", 0.75))
+    ]
+    text = json.dumps({"schema": 1, "chosen": entries})
+    model = RobustLateFusion(fitted, columns=HALVES, cv="prefit", rule=text, perturbed="right")
+    assert model.fit(*train).rule_ == fusion.Scaled(0.75)
+    one = json.dumps({"schema": 1, "chosen": entries[:1]})
+    model = changed(model, estimators=fitted, rule=one, perturbed=None).fit(*train)
+    assert (model.rule_, model.perturbed_) == (fusion.Scaled(0.25), ("left",))
+    assert model.choice_ is None
+    with pytest.raises(ValueError, match="2 of its rules fit; ask for one of: perturbed=left"):
+        changed(model, estimators=fitted, rule=text).fit(*train)
+
+
+def test_groups_reach_folds_and_intervals(train):
     X, y = train[0][:256], train[1][:256]
+    groups = np.arange(256) // 8
     model = RobustLateFusion(
         {name: near() for name in HALVES},
         columns=HALVES,
         perturbed="left",
-        rule=Cascade(0.9, tempering=0.7),
-        choose=("contamination",),
+        rule=Cascade(0.9),
+        choose=("confidence",),
+        against="anything",
         calibrate=False,
-        cv=3,
-    ).fit(X, y)
-    held_out, labels = held_out_logits(X, y, 3)
-    choice = jax.jit(calibration.choose_contamination, static_argnames="perturbed")(
-        Cascade(0.9, tempering=0.7), held_out, labels, frequencies(y), perturbed="left"
+        cv=GroupKFold(4),
+        random_state=1,
+    ).fit(X, y, groups=groups)
+    splits = list(GroupKFold(4).split(X, y, groups))
+    order = np.concatenate([test for _, test in splits])
+    held_out = {
+        name: np.concatenate(
+            [
+                np.log(np.maximum(near().fit(x[a], y[a]).predict_proba(x[b]), 2**-52))
+                for a, b in splits
+            ]
+        )
+        for name, columns in HALVES.items()
+        for x in [X[:, columns]]
+    }
+    expected = by_hand(
+        selection.grid(Cascade(0.9), ["confidence"]),
+        held_out,
+        y[order],
+        groups[order],
+        share=0.1,
+        against="anything",
+        seed=np.random.RandomState(1).randint(2**31 - 1),
+        baselines=selection.BASELINES,
     )
-    assert model.rule_ == Cascade(0.9, 0.7, float(choice.contamination))
-    assert model.grams_ == {}
-    same = changed(model, rule=model.rule_, choose=()).fit(X, y)
-    np.testing.assert_array_equal(same.predict_proba(inputs), model.predict_proba(inputs))
-
-
-def test_withstands_noise_better_than_statistical_fusion(digits, train):
-    X, y = digits
-    noisy = X.copy()
-    noisy[:, HALVES["left"]] = np.random.default_rng(0).random((len(X), 32))
-    validation, test = slice(600, 856), slice(856, None)
-    classifiers = {name: linear().fit(train[0][:, HALVES[name]], train[1]) for name in HALVES}
-
-    def accuracies(**params):
-        model = RobustLateFusion(
-            classifiers, columns=HALVES, perturbed="left", cv="prefit", random_state=0, **params
-        ).fit(X[validation], y[validation])
-        return model.score(X[test], y[test]), model.score(noisy[test], y[test])
-
-    clean, perturbed = accuracies(**given(Statistical()))
-    robust_clean, robust_perturbed = accuracies()
-    bounded_clean, bounded_perturbed = accuracies(rule=Contaminated(0.0), choose=("contamination",))
-    assert robust_perturbed > perturbed + 0.2
-    assert robust_clean > clean - 0.1
-    assert bounded_perturbed > perturbed + 0.2
-    assert bounded_clean > clean - 0.02
+    assert model.rule_ == expected.rule
+    choice: Any = model.choice_
+    assert (choice["low"], choice["high"]) == pytest.approx((expected.low, expected.high))
 
 
 def test_prefit_classifiers_are_not_trained(train, fitted):
