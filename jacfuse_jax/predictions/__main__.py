@@ -22,7 +22,11 @@ classes, so that a constant added to all logits of a row changes nothing. `outpu
 written. Where there are labels, accuracy and negative log-likelihood are printed, before and after.
 
 What is `auto` is chosen on labelled predictions that nobody perturbed: those of --validation, or,
-where that is not given, the inputs themselves, which makes the figures on them optimistic.
+where that is not given, the inputs themselves, which makes the figures on them optimistic. Chosen
+is what is worth most if --attack_share of the inputs have perturbed modalities that fail, in the
+worst of several faults or, with --against=anything, whatever they say: see `selection.choose`.
+--rule=auto chooses among all rules; --rule=chosen.json takes one that `stress` chose, or any that
+`Rule.to_json` wrote. --groups_column names what rows have in common that depend on each other.
 
 Logits pass through memory some thousand rows at a time: 0.6 GB however many there are, and 8
 bytes a row, or up to 200 where rows are joined by id; `auto` takes 100 bytes a logit of 10,000 rows
