@@ -112,6 +112,7 @@ def _lines(
                 **{fault: _share(each.faults[fault].mean()) for fault in FAULTS},
                 "share_best": " ".join(best),
                 "remark": "" if any_input is not None else "any_input: no exact one is known",
+                "schema": selection.SCHEMA,
             }
 
 

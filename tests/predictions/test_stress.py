@@ -84,7 +84,7 @@ class TestTables:
         lines = read(output / "stress.csv")
         assert list(lines[0]) == [
             *("suspect", "rule", "parameters", "clean", "clean_low", "clean_high", "any_input"),
-            *(*selection.FAULTS, "share_best", "remark"),
+            *(*selection.FAULTS, "share_best", "remark", "schema"),
         ]
         suspects = list(dict.fromkeys(line["suspect"] for line in lines))
         assert suspects == [*NAMES, "any 1", "any 2"]
@@ -176,6 +176,7 @@ class TestTables:
             assert accuracy == pytest.approx(entry["clean"])
 
 
+@pytest.mark.slow
 def test_what_it_says(tmp_path, capsys):
     inputs = write(tmp_path, NAMES[:2])
     run(*inputs, "--attack_shares=0.3", "--against=anything", f"--output={tmp_path}/out")

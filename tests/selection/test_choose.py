@@ -163,6 +163,7 @@ def take(found, rows):
 
 
 @needs_real_arrays
+@pytest.mark.slow
 @pytest.mark.parametrize("against", selection.AGAINST)
 @pytest.mark.parametrize("suspect", ["audio", "video"])
 def test_promises_hold_for_actors_who_were_not_seen(suspect, against, published):
