@@ -178,3 +178,29 @@ def test_the_accuracy_of_shares_is_one_call():
         assert found.clean[i] == one.clean
         assert found.certified[i] == one.certified
     assert np.all(np.diff(found.certified) > 0)
+
+
+@pytest.mark.parametrize("rule", [fusion.Cascade(0.8), "learned"], ids=str)
+def test_who_says_what_the_trusted_say_decides_whatever_others_exclude(rule):
+    """Of a class that only the suspect leaves the trusted modality, corrupted, may take over."""
+    logits = {
+        "image": np.array([[0.0, -np.inf, -np.inf]]),
+        "audio": np.array([[0.1, 0.0, 0.0]]),
+    }
+    prior = np.full(3, 1 / 3)
+    if rule == "learned":
+        rule = fusion.LearnedCascade(0.5, (0.0,) * 7, (9.0, *[0.0] * 6), ())
+    options = {"perturbed": ("image",)}
+    found = _certify(rule, logits, prior, corrupted=("audio",), **options)
+    assert not found.certified.any()
+    if isinstance(rule, fusion.Cascade):
+        taken_over = logits | {"audio": np.array([[0.0, 10.0, 0.0]])}
+        assert np.asarray(_fuse(rule, taken_over, prior, **options)).argmax() == 1 != found.label
+
+
+def test_votes_decide_where_modalities_exclude_all_classes_together():
+    first, second = np.array([[0.0, -np.inf, -np.inf]]), np.array([[-np.inf, 0.0, -np.inf]])
+    logits = {"image": first, "audio": first, "video": second}
+    fused = np.asarray(_fuse(fusion.MajorityVote(), logits, np.full(3, 1 / 3), perturbed=()))
+    assert fused.argmax() == 0
+    assert np.isfinite(fused).all()

@@ -69,10 +69,11 @@ class Certificate(NamedTuple):
     Attributes:
       label: (B,), int32, the fused class.
       certified: (B,), bool, whether no input of the corrupted modalities changes it.
-      margin: (B,), log-odds by which the class leads the closest other one in the worst case; in
-        float32 for half precision. Where it is within rounding of zero, contaminated fusion
-        certifies nothing. Trusted modalities that decide a cascade are certified with their tie, of
-        margin zero, too: their first class it is, whatever the others say.
+      margin: (B,), log-odds by which the class leads the closest other one in the worst case, of
+        a majority vote those of the votes; in float32 for half precision. Where it is within
+        rounding of zero, contaminated fusion certifies nothing. Trusted modalities that decide a
+        cascade are certified with their tie, of margin zero, too: their first class it is, whatever
+        the others say.
     """
 
     label: jax.Array
@@ -112,6 +113,9 @@ def certify_modality(
     fusion, unless the modality is tempered to nothing. What the corrupted modalities say of the
     sample enters the fused class only, so that the certificate of a sample is the same before and
     after the corruption where the class is certified.
+
+    What corrupted modalities say is any finite logits. NaN, +inf, or a class of -inf that leaves
+    none that another modality does not exclude, leaves no prediction, certified or not.
 
     Which modalities a row has is given, and not the attacker's choice: what it lacks cannot be
     corrupted.
@@ -201,7 +205,11 @@ def _make_certify_bounded(
         # Where another modality excludes a class, it stays excluded, whatever is gained.
         worst = jnp.where(rest == -jnp.inf, rest, rest + gain)
         certified, margin = lead_fn(rest - rounding, worst + rounding) > 0, lead_fn(rest, worst)
-        may_decide = any_of(trusted, checked) & ~any_of(set(corrupted) - set(names), checked)
+        takes_over = any_of(set(corrupted) - set(names), checked).reshape(-1)
+        may_decide = any_of(trusted, checked) & ~takes_over[:, None]
+        if isinstance(rule, Cascade | LearnedCascade):
+            # Who says what the trusted ones say may have them decide, whatever others exclude.
+            certified &= ~takes_over
         if trusted:
             log_trusted = fuse_independent(trusted, log_prior)
             may_decide = may_decide.reshape(-1)

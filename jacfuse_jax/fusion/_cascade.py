@@ -104,7 +104,7 @@ def learned_cascade_fusion(
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities believed perturbed; static.
       share: s, in [0, 1], a scalar, traced or not.
-      gate: fitted by `calibration.fit_gate` for the same classes and modalities.
+      gate: fitted by `selection.fit_gate` for the same classes and modalities.
       present: see `statistical_fusion`.
 
     Returns:

@@ -10,7 +10,7 @@ fused posterior p_T of the trusted modalities alone, so that no suspect moves th
 
     P = sigmoid(w . (x, 1)),   x = (the five largest log p_T, from -20 on; one-hot argmax_k p_T(k)),
 
-the class for at most 20 classes only. See `calibration.fit_gate`, which fits w. Derived here.
+the class for at most 20 classes only. See `selection.fit_gate`, which fits w. Derived here.
 """
 
 from typing import NamedTuple
@@ -81,5 +81,5 @@ def check_gate(gate: Gate, num_classes: int) -> None:
         if len(weights) != expected and not (name == "attacked" and not weights):
             raise ValueError(
                 f"{name} must have {expected} weights for {num_classes} classes, got "
-                f"{len(weights)}; see calibration.fit_gate"
+                f"{len(weights)}; see selection.fit_gate"
             )

@@ -39,6 +39,8 @@ class MajorityVote(Rule):
         log_probs, counts, has_any = stack_log_probs(*inputs[:2], inputs.present)
         votes = (mark_likeliest(log_probs) & counts).sum(axis=0)
         total = jnp.where(counts, log_probs, 0).sum(axis=0)
+        # All classes may be excluded by one modality or another: then votes alone decide.
+        total = jnp.where((total == -jnp.inf).all(axis=-1, keepdims=True), 0, total)
         is_leading = votes == votes.max(axis=-1, keepdims=True)
         leading = jnp.where(is_leading, total, -jnp.inf)
         # Leading classes may all be excluded by others.

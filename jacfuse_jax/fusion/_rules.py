@@ -254,7 +254,7 @@ class Cascade(Rule):
 class LearnedCascade(Rule):
     """p = p_T where that is worth more for a share of attacked inputs, else `Statistical`.
 
-    See `learned_cascade_fusion`. Weights are those of `calibration.fit_gate`, which serve all
+    See `learned_cascade_fusion`. Weights are those of `selection.fit_gate`, which serve all
     shares.
 
     Attributes:

@@ -37,15 +37,20 @@ def check_supported(rule: object, supported: tuple[type[R], ...], what: str) -> 
     raise ValueError(f"rules {what} are {names}, got {type(rule).__name__}")
 
 
-def check_parameters(rule: Rule, num_classes: int) -> None:
+def check_parameters(rule: Rule, num_classes: int, modalities: tuple[str, ...]) -> None:
     """Raises ValueError where a parameter is out of range, which compiled programs cannot.
 
     Args:
       rule: with its parameters.
       num_classes: K.
+      modalities: names of all; some rules need more than two.
     """
-    identity = GramSpectrum(jnp.ones(num_classes), jnp.eye(num_classes))
-    prior = np.full(num_classes, 1 / num_classes)
-    apply = partial(fuse, rule, class_prior=prior, perturbed="a", grams={"a": identity})
-    rows = jax.ShapeDtypeStruct((1, num_classes), jnp.result_type(float))
-    jax.eval_shape(apply, dict.fromkeys("abc", rows))
+    dtype = jnp.result_type(float)
+    first, size = modalities[0], num_classes
+    spectrum = GramSpectrum(
+        jax.ShapeDtypeStruct((size,), dtype),  # pyright: ignore[reportArgumentType] only shapes
+        jax.ShapeDtypeStruct((size, size), dtype),  # pyright: ignore[reportArgumentType]
+    )
+    apply = partial(fuse, rule, class_prior=np.full(size, 1 / size), perturbed=first)
+    rows = dict.fromkeys(modalities, jax.ShapeDtypeStruct((1, size), dtype))
+    jax.eval_shape(lambda logits, gram: apply(logits, grams={first: gram}), rows, spectrum)

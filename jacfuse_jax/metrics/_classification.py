@@ -174,7 +174,9 @@ def finalise(sums: ClassificationSums) -> ClassificationMetrics:
     )
 
 
-def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> float:
+def expected_calibration_error(
+    confidence: ArrayLike, correct: ArrayLike, *, weights: ArrayLike | None = None
+) -> float:
     """ECE of predictions of which no more is known than how sure and how right they are.
 
     The mean over 15 bins of confidence, (low, high], of |accuracy - mean confidence|, weighted by
@@ -183,6 +185,7 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> flo
     Args:
       confidence: (N,), in [0, 1], probabilities of the predicted classes.
       correct: (N,), in [0, 1], whether, or how often, these are right.
+      weights: (N,), not negative, of the predictions; None: all the same.
 
     Returns:
       The error, NaN where an entry is.
@@ -199,7 +202,9 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> flo
     if np.isnan(sure).any():
         return float("nan")
     bins = np.clip(np.ceil(sure * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-    return float(np.abs(np.bincount(bins, right - sure, NUM_BINS)).sum() / sure.size)
+    counts = np.ones(sure.size) if weights is None else np.asarray(weights, np.float64)
+    gaps = np.bincount(bins, counts * (right - sure), NUM_BINS)
+    return float(np.abs(gaps).sum() / counts.sum())
 
 
 def wilson_interval(successes: float, count: float) -> tuple[float, float]:

@@ -59,7 +59,7 @@ class StressConfig(InputConfig):
     """All flags of `jacfuse_jax.predictions.stress`."""
 
     attack_shares: tuple[float, ...]
-    num_failing: tuple[int, ...]
+    num_failing: int
     seed: int
 
 
@@ -113,9 +113,9 @@ def define_stress_flags(flag_values: flags.FlagValues) -> None:
         flag_values,
     )
     define(
-        ListOf(flags.IntegerParser(lower_bound=1)),
+        flags.IntegerParser(lower_bound=1),
         "num_failing",
-        "1",
+        1,
         "Any so many modalities may fail at once, beside each by itself.",
         flag_values,
     )
@@ -228,11 +228,11 @@ def stress_config_from_flags(flag_values: flags.FlagValues) -> StressConfig:
         raise InputError(
             "--input is given once; there must be two modalities, so that one can fail"
         )
-    for number in values["num_failing"]:
-        if number >= len(inputs):
-            raise InputError(
-                f"--num_failing={number} leaves none of {len(inputs)} modalities; give less"
-            )
+    number = values["num_failing"]
+    if number >= len(inputs):
+        raise InputError(
+            f"--num_failing={number} leaves none of {len(inputs)} modalities; give less"
+        )
     if output.exists() and not output.is_dir():
         raise InputError(f"--output={output} is a file; name a folder")
     _check_apart(output, [*inputs.values(), *values["kernel"].values()], values)

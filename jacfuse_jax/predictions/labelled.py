@@ -57,7 +57,7 @@ def draw_labelled(opened: Opened, flag: str) -> LabelledRows:
     """
     reference = opened.reference
     if reference.labels is None:
-        raise InputError(f"{flag} needs `labels` in --validation or --input")
+        raise InputError(f"{flag} needs `labels`, and no --{opened.source} has any")
     num_rows = len(reference.labels)
     sample = np.random.default_rng(0).permutation(num_rows)
     sample = sample[: count_rows(num_rows, reference.num_classes)]

@@ -148,7 +148,8 @@ def choose(
         )
     else:
         candidates = [selection.Candidate(rule) for rule in selection.grid(fitted.rule, names)]
-        baselines = [selection.Candidate(rule) for rule in selection.BASELINES]
+        simple = selection.baselines(suspects, rows.logits)
+        baselines = [selection.Candidate(rule) for rule in simple]
     found = selection.measure(
         [*baselines, *candidates],
         *arguments,

@@ -66,7 +66,7 @@ def run(config: FuseConfig) -> None:
         fitted = FittedRule(rule, opened.grams, opened.class_prior)
         if given is not None:
             try:
-                check_parameters(rule, joined.num_classes)
+                check_parameters(rule, joined.num_classes, tuple(config.input))
             except ValueError as error:
                 raise InputError(f"--rule={config.rule}: {error}") from error
         choice = None

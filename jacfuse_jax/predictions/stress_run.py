@@ -59,8 +59,10 @@ def run(config: StressConfig) -> Outcome:
         )
         rows = draw_labelled(opened, "stress")
     failures = [Suspects.of(name) for name in config.input]
-    failures += [Suspects.any_of(config.input, number) for number in config.num_failing]
+    failures.append(Suspects.any_of(config.input, config.num_failing))
     stressed = [_stress(suspects, rows, opened, config) for suspects in failures]
+    # What was chosen before is of other tables.
+    (config.output / "chosen.json").unlink(missing_ok=True)
     write_tables(config.output, stressed, rows.groups, config.seed)
     chosen = selection.chosen_to_json(
         [(each.suspects, choice) for each in stressed for choice in each.choices],

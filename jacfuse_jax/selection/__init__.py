@@ -19,7 +19,13 @@ from jacfuse_jax.selection._abstain import (
     choose_threshold,
     coverage_curve,
 )
-from jacfuse_jax.selection._candidates import BASELINES, Candidate, candidates, default_rules
+from jacfuse_jax.selection._candidates import (
+    BASELINES,
+    Candidate,
+    baselines,
+    candidates,
+    default_rules,
+)
 from jacfuse_jax.selection._choose import AGAINST, Against, Choice, Worth, choose
 from jacfuse_jax.selection._chosen import (
     SCHEMA,
@@ -52,6 +58,7 @@ __all__ = [
     "Suspects",
     "Worth",
     "assign_folds",
+    "baselines",
     "candidates",
     "choice_to_dict",
     "choose",

@@ -1,6 +1,6 @@
 """Rules that are tried, simple ones first; and those that are fitted, held out from their rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ STATISTICAL = Statistical()
 DROP = Cascade(0.0)
 BASELINES = (STATISTICAL, DROP)
 """What anybody would do: fuse everything, or trusted modalities alone."""
+
 _SCALES = (0.7, 0.5, 0.35, 0.25, 0.1)
 _CONTAMINATIONS = (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
 _CONFIDENCES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -73,6 +74,16 @@ def default_rules(num_modalities: int, *, has_trusted: bool = True) -> list[Rule
     rules += [Robust(gamma) for gamma in _GAMMAS]
     rules += [ContaminatedRobust(e, gamma) for e in _CONTAMINATIONS[1::2] for gamma in _GAMMAS]
     return rules
+
+
+def baselines(suspects: Suspects, modalities: Iterable[str]) -> list[Rule]:
+    """`BASELINES`, without dropping where no modality is trusted.
+
+    Args:
+      suspects: which modalities may fail.
+      modalities: names of all.
+    """
+    return [*BASELINES] if set(suspects.perturbed) < set(modalities) else [STATISTICAL]
 
 
 def candidates(

@@ -42,7 +42,7 @@ def fit_gate(
       attacked: (N,), in [0, 1], whether, or how often, statistical fusion is right in rows whose
         perturbed modalities are attacked. None: never, as against an attacker who may say anything.
       groups: (N,), equal for rows that depend on each other; None: each by itself.
-      weights: (N,), not negative, of rows; None: all the same.
+      weights: (N,), not negative, how many rows each stands for; None: one.
       present: see `fusion.statistical_fusion`; rows without a trusted modality are not used.
       seed: of the folds.
 

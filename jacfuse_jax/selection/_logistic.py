@@ -6,6 +6,7 @@ import scipy.special
 from numpy.typing import NDArray
 
 _PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+_ROUNDING = 1e-6  # of float32, in which features were computed
 _Array = NDArray[np.float64]
 
 
@@ -23,7 +24,7 @@ def fit_probability(
       features: x, (N, D + 1).
       targets: (N,), in [0, 1].
       folds: (N,), two at least.
-      weights: c, (N,), not negative.
+      weights: c, (N,), not negative: how many rows each stands for.
 
     Returns:
       w, (D + 1,).
@@ -38,7 +39,8 @@ def fit_probability(
     mean = np.average(features, axis=0, weights=weights)
     scale = np.sqrt(np.average((features - mean) ** 2, axis=0, weights=weights))
     mean[-1] = 0
-    scale = np.where(scale > 0, scale, 1)
+    # Of a constant there is rounding left.
+    scale = np.where(scale > _ROUNDING * (1 + np.abs(mean)), scale, 1)
     x = (features - mean) / scale
 
     def held_out(penalty: float) -> float:

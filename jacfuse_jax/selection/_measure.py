@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from jacfuse_jax import metrics
 from jacfuse_jax._arrays import as_array
-from jacfuse_jax._checks import check_labelled, check_modalities, pick
-from jacfuse_jax._presence import Present
+from jacfuse_jax._checks import check_class_prior, check_labelled, check_modalities, pick
+from jacfuse_jax._presence import Present, check_present
 from jacfuse_jax.certificates import CERTIFIED, certify_modality
 from jacfuse_jax.fusion import Rule, fuse, statistical_fusion
+from jacfuse_jax.fusion._supported import check_parameters
 from jacfuse_jax.linalg import GramSpectrum
 from jacfuse_jax.selection._candidates import Candidate
 from jacfuse_jax.selection._faults import FAULTS, RAISED_BY, draw_variants
@@ -49,7 +50,8 @@ class Measured(NamedTuple):
       clean: (N,), one where it is right and nothing fails.
       faults: {fault: (N,)}, the share of draws in which it is right, in the worst case of those
         that `Suspects.cases` has.
-      confidence: (N,), the probability of the predicted class, nothing failing.
+      confidence: (N,), the probability of the predicted class, nothing failing; zero where there is
+        no prediction.
       certified: (N,), whether no case changes the prediction, whatever its modalities say, exactly;
         None for rules of which that is not known.
       figures: {"clean" or fault: means over rows}; likelihood and calibration where a modality is
@@ -78,6 +80,7 @@ def measure(
     *,
     grams: Mapping[str, GramSpectrum] | None = None,
     groups: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
     present: Present | None = None,
     seed: int = 0,
 ) -> list[Measured]:
@@ -93,6 +96,8 @@ def measure(
       suspects: which modalities may fail.
       grams: as in `fusion.fuse`, for the rules that need them.
       groups: (N,), equal for rows that depend on each other; swapped rows are of one fold of them.
+      weights: (N,), not negative, of rows; None: all the same. They tell which case is the worst
+        one, and enter figures.
       present: see `fusion.statistical_fusion`.
       seed: of the faults.
 
@@ -101,9 +106,15 @@ def measure(
 
     Raises:
       TypeError: logits are not floating, or labels not integer.
-      ValueError: shapes disagree, a modality is unknown, or there are fewer than two groups.
+      ValueError: shapes disagree, a modality is unknown, a prior is not positive or does not sum to
+        one, a parameter is out of range, or there are fewer than two groups.
     """
-    arrays, classes, _ = check_labelled(logits, labels)
+    arrays, classes, dtype = check_labelled(logits, labels)
+    num_classes = next(iter(arrays.values())).shape[1]
+    prior = check_class_prior(class_prior, num_classes, dtype)
+    check_present(present, arrays)
+    for candidate in candidates:
+        check_parameters(candidate.rule, num_classes, tuple(arrays))
     names = check_modalities("perturbed", suspects.perturbed, arrays)
     for case in suspects.cases:
         check_modalities("cases", case, arrays)
@@ -113,8 +124,9 @@ def measure(
     shared: dict[str, Any] = {
         "logits": {name: _pad(z) for name, z in arrays.items()},
         "present": {name: _pad(mask) for name, mask in masks.items()},
-        "class_prior": class_prior,
+        "class_prior": prior,
     }
+    row_weights = np.ones(num_rows) if weights is None else np.asarray(weights, np.float64)
     log_probs = np.asarray(_fuse_statistically(**shared))[:num_rows]
     names_of_variants, *variants = draw_variants(
         np.asarray(classes),
@@ -147,7 +159,10 @@ def measure(
             for case in suspects.cases
         ]
         worst = {
-            fault: min((each[fault] for each in found), key=lambda rows: rows.right.mean())
+            fault: min(
+                (each[fault] for each in found),
+                key=lambda rows: np.average(rows.right, weights=row_weights),
+            )
             for fault in ("clean", *FAULTS)
         }
         certified = None
@@ -157,9 +172,9 @@ def measure(
             candidate.rule,
             worst["clean"].right,
             {fault: worst[fault].right for fault in FAULTS},
-            worst["clean"].confidence[0],
+            np.where(np.isnan(worst["clean"].nll[0]), 0, worst["clean"].confidence[0]),
             certified,
-            {fault: rows.figures() for fault, rows in worst.items()},
+            {fault: rows.figures(row_weights) for fault, rows in worst.items()},
         )
 
     return [measure_one(candidate) for candidate in candidates]
@@ -173,11 +188,16 @@ class _Outcome(NamedTuple):
     confidence: _Rows
     correct: _Rows
 
-    def figures(self) -> Figures:
+    def figures(self, weights: _Rows) -> Figures:
+        """Means over rows and draws."""
         return Figures(
-            float(self.right.mean()),
-            float(self.nll.mean()),
-            metrics.expected_calibration_error(self.confidence.ravel(), self.correct.ravel()),
+            float(np.average(self.right, weights=weights)),
+            float(np.average(self.nll.mean(axis=0), weights=weights)),
+            metrics.expected_calibration_error(
+                self.confidence.ravel(),
+                self.correct.ravel(),
+                weights=np.broadcast_to(weights, self.nll.shape).ravel(),
+            ),
         )
 
 
@@ -202,8 +222,10 @@ def _of_folds(candidate: Candidate, apply_fn: Callable[[Rule], _Arrays]) -> _Arr
     if candidate.folds is None:
         return apply_fn(candidate.rule)
     of_rules = [apply_fn(rule) for rule in candidate.held_out]
+    places = candidate.folds[None, None]
     return tuple(
-        np.choose(candidate.folds[None], of_rule) for of_rule in zip(*of_rules, strict=True)
+        np.take_along_axis(np.stack(of_rule), places, axis=0)[0]
+        for of_rule in zip(*of_rules, strict=True)
     )
 
 

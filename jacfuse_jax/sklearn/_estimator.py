@@ -32,7 +32,7 @@ from sklearn.utils.validation import (
 from jacfuse_jax._checks import check_modalities
 from jacfuse_jax.fusion import LearnedCascade, Robust, Rule, fuse
 from jacfuse_jax.fusion._supported import check_parameters
-from jacfuse_jax.selection import AGAINST, Against, grid, read_chosen
+from jacfuse_jax.selection import AGAINST, Against, ChosenRule, grid, read_chosen
 from jacfuse_jax.sklearn._learning import (
     Logits,
     choose_rule,
@@ -271,9 +271,10 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         for name, classifier in self.estimators_.items():
             check_classes(name, classifier, self.classes_)
             check_decision(name, classifier)
+        if isinstance(self.rule, str) and self.rule != "auto":
+            self._read_chosen(self.rule, self.classes_.tolist())
         labels = np.zeros(len(y), int)
         labels[counts] = LabelEncoder().fit(self.classes_).transform(y[counts])
-        weights = weights / weights.max()  # whose scale tells nothing but classifiers anything
         self.class_prior_ = class_prior_of(self.class_prior, labels, weights, self.classes_)
         logits: Logits = {}
         is_chosen = rule is None or bool(parameters)
@@ -283,6 +284,8 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         if self.calibrate or is_chosen:
             logits, rows = self._held_out(arrays, present, y, fit_params, members)
             labels, weights = labels[rows], weights[rows]
+            if members is None and len(np.unique(rows)) < len(rows):
+                members = np.arange(len(y))  # splits that repeat rows
             members = None if members is None else members[rows]
             present = {name: has[rows] for name, has in present.items()}
         self.temperatures_ = {
@@ -318,7 +321,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
                 seed=check_random_state(self.random_state).randint(np.iinfo(np.int32).max),
             )
         assert rule is not None
-        check_parameters(rule, len(self.classes_))
+        check_parameters(rule, len(self.classes_), tuple(self.estimators))
         self.rule_ = on_host(rule)
         if not rule.needs_grams:
             self.grams_ = {}
@@ -411,14 +414,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         choose: Any = self.choose
         rule: Any = _DEFAULT_RULE if self.rule is None else self.rule
         if isinstance(rule, str) and rule != "auto":
-            against: Any = self.against
-            given = read_chosen(
-                rule,
-                modalities=list(self.estimators),
-                perturbed=() if self.perturbed is None else self.perturbed_,
-                share=self.attack_share if '"chosen"' in rule else None,
-                against=against,
-            )
+            given = self._read_chosen(rule, None)
             if given.perturbed is not None:
                 self.perturbed_ = given.perturbed
             rule = given.rule
@@ -432,8 +428,20 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
             raise ValueError(f"rule must be a rule of jacfuse_jax.fusion, got {rule!r}")
         first = grid(rule, choose)[0]
         if not isinstance(rule, LearnedCascade):  # whose number of classes is not known yet
-            check_parameters(first, 2)
+            check_parameters(first, 2, tuple(self.estimators))
         return rule, tuple(choose)
+
+    def _read_chosen(self, text: str, classes: list[Any] | None) -> ChosenRule:
+        """A rule of JSON; raises unless it was chosen for these classes, if they are known."""
+        against: Any = self.against
+        return read_chosen(
+            text,
+            modalities=list(self.estimators),
+            classes=classes,
+            perturbed=() if self.perturbed is None else self.perturbed_,
+            share=self.attack_share if '"chosen"' in text else None,
+            against=against,
+        )
 
     def _fit_params(self, weights: NDArray[np.float64] | None) -> _FitParams:
         """What the `fit` of each classifier takes beside X and y: weights (N,), by their name."""

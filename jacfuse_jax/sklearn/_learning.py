@@ -75,15 +75,16 @@ def choose_rule(
         baselines: list[selection.Candidate] = []
     else:
         candidates = [selection.Candidate(one) for one in selection.grid(rule, parameters)]
-        baselines = [selection.Candidate(one) for one in selection.BASELINES]
+        simple = selection.baselines(suspects, logits)
+        baselines = [selection.Candidate(one) for one in simple]
     options: Any = {"groups": groups, "seed": seed}
+    options["weights"] = weights
     found = selection.measure([*baselines, *candidates], *arguments, grams=grams, **options)
     choice = selection.choose(
         found[len(baselines) :],
         share,
         against=against,
         baselines=found[: len(baselines)],
-        weights=weights,
         **options,
     )
     return choice.rule, selection.choice_to_dict(choice)

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from jacfuse_jax._arrays import AnyArray, as_array
 from jacfuse_jax._checks import check_class_prior
 from jacfuse_jax.fusion import Rule, fuse
+from jacfuse_jax.fusion._supported import check_parameters
 from jacfuse_jax.linalg import GramSpectrum, gram_spectrum
 
 
@@ -54,6 +55,12 @@ class FusionModule(torch.nn.Module):
         self.perturbed = perturbed
         prior = _as_tensor(class_prior)
         check_class_prior(prior.numpy(force=True), len(prior), np.float32)
+        names = (perturbed,) if isinstance(perturbed, str) else tuple(perturbed)
+        # The names of the others are not known yet, but no rule needs more than three.
+        check_parameters(rule, len(prior), (*names, "", " ", "  "))
+        for name in grams or {}:
+            if "." in name:
+                raise ValueError(f"grams[{name!r}]: buffers of PyTorch have no dots in their names")
         self.register_buffer("class_prior", prior)
         self._with_grams = tuple(grams or ())
         for name, gram in (grams or {}).items():

@@ -43,17 +43,29 @@ def test_the_risk_is_kept_as_often_as_promised():
     assert 0.3 < np.mean(coverages) < 0.6  # 0.6 is what the distribution allows
 
 
-def test_groups_that_err_together_leave_fewer_decided():
+@pytest.mark.parametrize(("num_groups", "risk", "max_risk"), [(40, 0.11, 0.1), (200, 0.022, 0.02)])
+def test_groups_that_err_as_a_whole_keep_the_risk(num_groups, risk, max_risk):
+    """The risk of every threshold is above what is allowed: each that is taken is an error."""
     rng = np.random.default_rng(0)
-    groups = np.repeat(np.arange(30), 60)
-    criterion = np.tile(np.linspace(0.5, 1, 60), 30)
-    is_bad = rng.permutation(30) < 3
-    may_err = is_bad[groups] & (criterion < 0.8)
-    correct = np.where(may_err, rng.uniform(size=1800) < 0.4, 1)
-    alone = selection.choose_threshold(criterion, correct, 0.05)
-    together = selection.choose_threshold(criterion, correct, 0.05, groups=groups)
-    assert alone.coverage == 1
-    assert 0.4 < together.coverage < 1
+    groups = np.repeat(np.arange(num_groups), 20)
+    taken = []
+    for _ in range(200):
+        correct = 1 - (rng.uniform(size=num_groups) < risk)[groups].astype(int)
+        criterion = rng.uniform(size=len(groups))
+        found = selection.choose_threshold(criterion, correct, max_risk, groups=groups)
+        taken.append(np.isfinite(found.threshold))
+    # Of 200 at 5%: 0.1 is more than three standard deviations above.
+    assert np.mean(taken) < 0.1
+
+
+def test_groups_decide_fewer_rows():
+    criterion, correct = make_rows(2000)
+    groups = np.arange(2000) // 10
+    alone = selection.choose_threshold(criterion, correct, 0.2)
+    together = selection.choose_threshold(criterion, correct, 0.2, groups=groups)
+    assert 0 < together.coverage < alone.coverage
+    few = selection.choose_threshold(criterion, np.ones(2000), 0.05, groups=np.arange(2000) // 40)
+    assert few.coverage == 0  # 50 groups tell no risk of 5%
 
 
 def test_nothing_is_decided_where_nothing_is_safe():

@@ -65,6 +65,14 @@ class TestFitProbability:
         )
         np.testing.assert_allclose(features @ whole, features @ repeated, atol=2e-3)
 
+    def test_rounding_of_a_constant_is_no_feature(self):
+        rng = np.random.default_rng(0)
+        constant = np.float32(np.log(1 / 3)) + 1e-7 * rng.normal(size=300)
+        features = np.stack([constant, np.ones(300)], axis=1)
+        targets = (rng.uniform(size=300) < 0.5).astype(float)
+        w = _logistic.fit_probability(features, targets, np.arange(300) % 5, np.ones(300))
+        assert np.abs(w).max() < 2
+
     @pytest.mark.parametrize("target", [0.0, 1.0])
     def test_of_targets_all_alike_it_is_sure_but_finite(self, target):
         features, _, folds, _ = make_regression(100)

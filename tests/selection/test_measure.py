@@ -252,6 +252,31 @@ def test_scores_of_one_rule_are_those_of_softmax():
     assert found.figures["clean"].nll == pytest.approx(expected)
 
 
+def test_weights_tell_which_case_is_the_worst():
+    logits, labels = make_rows(names=("image", "audio"))
+    weights = np.where(np.arange(NUM_ROWS) < 6, 1000.0, 1.0)
+    logits["audio"][:6] += 9 * np.eye(K)[labels[:6]]  # on which fusion rests in what counts
+    suspects = selection.Suspects.any_of(logits)
+    rules = [selection.Candidate(fusion.Contaminated(0.5))]
+    (found,) = selection.measure(rules, logits, labels, PRIOR, suspects, weights=weights)
+    (of_audio,) = selection.measure(
+        rules, logits, labels, PRIOR, suspects._replace(cases=(("audio",),)), weights=weights
+    )
+    np.testing.assert_array_equal(found.faults["silent"], of_audio.faults["silent"])
+    mean = np.average(found.faults["silent"], weights=weights)
+    assert found.figures["silent"].accuracy == pytest.approx(mean)
+
+
+def test_no_prediction_is_not_confident():
+    logits, labels = make_rows()
+    logits["audio"][3] = np.nan
+    rules = [selection.Candidate(fusion.Statistical())]
+    (found,) = selection.measure(rules, logits, labels, PRIOR, SUSPECTS)
+    assert found.confidence[3] == 0
+    assert found.clean[3] == 0
+    assert (np.delete(found.confidence, 3) > 0).all()
+
+
 def test_bad_arguments_are_refused():
     logits, labels = make_rows()
     rules = [selection.Candidate(fusion.Mean())]
@@ -259,5 +284,12 @@ def test_bad_arguments_are_refused():
         selection.measure(rules, logits, labels, PRIOR, selection.Suspects.of("smell"))
     with pytest.raises(ValueError, match=r"number must lie in 1 \.\.\. 2, got 3"):
         selection.Suspects.any_of(logits, 3)
+    with pytest.raises(ValueError, match="class_prior must sum to one, got a sum of 2"):
+        selection.measure(rules, logits, labels, 2 * PRIOR, SUSPECTS)
+    with pytest.raises(ValueError, match="present names 'smell'"):
+        selection.measure(rules, logits, labels, PRIOR, SUSPECTS, present={"smell": labels > 0})
+    too_large = [selection.Candidate(fusion.Scaled(1.5))]
+    with pytest.raises(ValueError, match=r"scale must lie in \[0, 1\], got 1.5"):
+        selection.measure(too_large, logits, labels, PRIOR, SUSPECTS)
     with pytest.raises(ValueError, match=r"groups must have shape"):
         selection.measure(rules, logits, labels, PRIOR, SUSPECTS, groups=GROUPS[:3])

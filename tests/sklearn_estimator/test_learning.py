@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.special
-from sklearn.model_selection import GroupKFold, PredefinedSplit, StratifiedKFold, cross_val_predict
+from sklearn.model_selection import (
+    GroupKFold,
+    PredefinedSplit,
+    RepeatedStratifiedKFold,
+    StratifiedKFold,
+    cross_val_predict,
+)
 
 from jacfuse_jax import fusion, linalg, selection
 from jacfuse_jax.fusion import Cascade, Robust
@@ -179,6 +185,44 @@ def test_chosen_rules_in_json_say_what_is_perturbed(fitted, train):
     assert model.choice_ is None
     with pytest.raises(ValueError, match="2 of its rules fit; ask for one of: perturbed=left"):
         changed(model, estimators=fitted, rule=text).fit(*train)
+
+
+def test_chosen_rules_are_for_their_classes(fitted, train):
+    entry = {
+        "perturbed": ["left"],
+        "share": 0.1,
+        "against": "faults",
+        "rule": {"schema": 1, "rule": "scaled", "scale": 0.25},
+        "expected": 0.5,
+    }
+    content = {"schema": 1, "chosen": [entry], "classes": list(range(10))}
+    model = RobustLateFusion(fitted, columns=HALVES, cv="prefit", rule=json.dumps(content))
+    assert model.fit(*train).rule_ == fusion.Scaled(0.25)
+    content["classes"] = list(range(10))[::-1]
+    with pytest.raises(ValueError, match="rules were chosen for other classes, or another order"):
+        changed(model, estimators=fitted, rule=json.dumps(content)).fit(*train)
+
+
+def test_repeated_splits_are_no_new_rows(train):
+    X, y = train[0][:200], train[1][:200]
+
+    def interval(cv) -> Any:
+        model = RobustLateFusion(
+            {name: near() for name in HALVES},
+            columns=HALVES,
+            perturbed="left",
+            rule=Cascade(0.9),
+            choose=("confidence",),
+            against="anything",
+            cv=cv,
+            random_state=0,
+        )
+        return model.fit(X, y).choice_
+
+    once = interval(StratifiedKFold(3))
+    often = interval(RepeatedStratifiedKFold(n_splits=3, n_repeats=6, random_state=0))
+    # Six times as many independent rows would have 0.41 of it.
+    assert often["high"] - often["low"] > 0.5 * (once["high"] - once["low"])
 
 
 def test_groups_reach_folds_and_intervals(train):
