@@ -319,8 +319,14 @@ def rule_from_json(text: str, rules: Sequence[type[Rule]] = RULES) -> Rule:
     names = [field.name for field in dataclasses.fields(kinds[kind])]
     if set(content) != set(names):
         raise ValueError(f"a rule {kind} has the fields {names}, got {sorted(content)}")
-    is_static = {f.name: f.metadata.get("static", False) for f in dataclasses.fields(kinds[kind])}
-    return kinds[kind](**{k: v if is_static[k] else _number(k, v) for k, v in content.items()})
+    fields = {field.name: field for field in dataclasses.fields(kinds[kind])}
+
+    def read(name: str, value: Any) -> Any:
+        may_be_none = value is None and fields[name].default is None  # what evidence is bound to
+        is_static = fields[name].metadata.get("static", False)
+        return value if may_be_none or is_static else _number(name, value)
+
+    return kinds[kind](**{name: read(name, value) for name, value in content.items()})
 
 
 def _number(name: str, value: Any) -> Any:
