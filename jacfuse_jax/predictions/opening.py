@@ -140,7 +140,7 @@ def open_inputs(
         name: _head(config, joined, name, make_scratch, classes, is_recalibrated=is_recalibrated)
         for name in recalibrated
     }
-    class_prior = _class_prior(config, classes, reference, dtype, make_scratch)
+    class_prior = _class_prior(config, classes, reference, source, dtype, make_scratch)
     joined, reference = (each._replace(class_prior=class_prior) for each in (joined, reference))
     return Opened(
         joined,
@@ -231,16 +231,17 @@ def _class_prior(
     config: InputConfig,
     classes: Alignment | None,
     reference: Joined,
+    flag: str,
     dtype: Any,
     scratch_fn: ScratchFn,
 ) -> NDArray[np.float64]:
-    """The prior (K,) that the flag asks for."""
+    """The prior (K,) that is asked for; a flag gave the rows whose labels may count."""
     source, num_classes = config.class_prior, reference.num_classes
     if source == "uniform":
         return np.full(num_classes, 1 / num_classes)
     if source == "labels":
         if reference.labels is None:
-            raise InputError("--class_prior=labels needs `labels` in --validation or --input")
+            raise InputError(f"--class_prior=labels needs `labels`, and no --{flag} has any")
         known = reference.labels[reference.labels >= 0]
         counts = np.bincount(known, minlength=num_classes)
         if not counts.all():

@@ -289,7 +289,8 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
             members = None if members is None else members[rows]
             present = {name: has[rows] for name, has in present.items()}
         self.temperatures_ = {
-            name: temperature_of(logits[name][has], labels[has], weights[has])
+            # Tiny weights would vanish in float32; their scale is no matter here.
+            name: temperature_of(logits[name][has], labels[has], weights[has] / weights.max())
             if self.calibrate
             else 1.0
             for name, has in present.items()

@@ -215,7 +215,7 @@ class TestErrors:
         )
         for flag in ("contamination=auto", "gamma=auto", "class_prior=labels"):
             message = error_of(*defaults, f"--{flag}")
-            assert message == f"--{flag} needs `labels` in --validation or --input"
+            assert message == f"--{flag} needs `labels`, and no --input has any"
 
     def test_nothing_finite_to_choose_on(self, tmp_path, output):
         np.savez(tmp_path / "a.npz", logits=AUDIO * np.nan, labels=LABELS)
