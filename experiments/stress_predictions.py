@@ -8,8 +8,6 @@ rule, and those that were chosen. Two modalities of 8 classes, 1,440 rows, take 
         --groups_column=actor --output=runs/stress
 """
 
-import sys
-
 from absl import app, flags
 
 from jacfuse_jax.predictions import flags as prediction_flags
@@ -18,19 +16,15 @@ from jacfuse_jax.programs.command_line import one_line_errors, parse_flags
 
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
-    try:
-        with one_line_errors(argv):
-            config = prediction_flags.stress_config_from_flags(flag_values)
-            from experiments.reports.frontier import write_frontier  # --help need not wait for it
-            from jacfuse_jax.predictions.stress_run import run
+    with one_line_errors(argv):
+        config = prediction_flags.stress_config_from_flags(flag_values)
+        from experiments.reports.frontier import write_frontier  # --help need not wait for it
+        from jacfuse_jax.predictions.stress_run import run
 
-            outcome = run(config)
-            write_frontier(outcome.stressed, config.against, config.output / "frontier.png")
-            print(outcome.report)
-            print(f"wrote {config.output}/")
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+        outcome = run(config)
+        write_frontier(outcome.stressed, config.against, config.output / "frontier.png")
+        print(outcome.report)
+        print(f"wrote {config.output}/")
 
 
 if __name__ == "__main__":

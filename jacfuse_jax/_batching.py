@@ -7,6 +7,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_SMALLEST_BATCH = 256
+
+
+def pad_rows(rows: Any) -> NDArray[Any]:
+    """Adds rows of zeros up to a power of two, at least 256, so that few shapes are compiled.
+
+    Args:
+      rows: (N, ...), N >= 1.
+
+    Returns:
+      A NumPy array of the same dtype.
+    """
+    array = np.asarray(rows)
+    size = max(_SMALLEST_BATCH, 1 << (len(array) - 1).bit_length())
+    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
+
 
 def num_batches(num_examples: int, batch_size: int) -> int:
     """Returns ceil(num_examples / batch_size), the length of `iterate_batches`.

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from jacfuse_jax import metrics, selection
+from jacfuse_jax import metrics
 from jacfuse_jax.predictions.flags import Against
 from jacfuse_jax.predictions.stress_tables import Stressed
 from jacfuse_jax.programs.files import write_atomically
@@ -77,8 +77,5 @@ def write_frontier(stressed: Sequence[Stressed], against: Against, path: Path) -
 
 def _point(measured: Measured, against: Against) -> tuple[float, float] | None:
     """Accuracies, clean and in the worst case; None where that is not known."""
-    if against == "anything":
-        rows = measured.any_input
-        return None if rows is None else (float(measured.clean.mean()), float(rows.mean()))
-    worst = min(float(measured.faults[fault].mean()) for fault in selection.FAULTS)
-    return float(measured.clean.mean()), worst
+    worst = measured.worst(against)
+    return None if worst is None else (float(measured.clean.mean()), float(worst[1].mean()))

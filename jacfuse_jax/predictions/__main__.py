@@ -38,8 +38,6 @@ with other programs, fused two modalities at 1,800 rows a second for K = 309 and
 Computes in float32; with JAX_ENABLE_X64=1 in the environment, float64 logits stay float64.
 """
 
-import sys
-
 from absl import app
 from absl import flags as absl_flags
 
@@ -49,15 +47,11 @@ from jacfuse_jax.programs.command_line import one_line_errors, parse_flags
 
 def main(argv: list[str], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
-    try:
-        with one_line_errors(argv):
-            config = flags.config_from_flags(flag_values)
-            from jacfuse_jax.predictions.stream import run  # --help need not wait for it
+    with one_line_errors(argv):
+        config = flags.config_from_flags(flag_values)
+        from jacfuse_jax.predictions.stream import run  # --help need not wait for it
 
-            run(config)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+        run(config)
 
 
 def launch() -> None:

@@ -66,12 +66,7 @@ def check_ids(path: Path, name: str, ids: Arrow, *, of: str = "row") -> Arrow:
     Raises:
       InputError: they are of another type, some are null, or one occurs twice.
     """
-    try:
-        own = to_integer_or_text(ids)
-    except pa.ArrowException as error:
-        raise InputError(f"{path}: {name} are {ids.type}; save int64 or text") from error
-    if own.null_count:
-        raise InputError(f"{path}: {own.null_count} {name} are null")
+    own = check_column(path, name, ids, of=of)
     counts = own.value_counts()
     repeated = np.flatnonzero(counts.field("counts").to_numpy() > 1)
     if repeated.size:
@@ -79,6 +74,27 @@ def check_ids(path: Path, name: str, ids: Arrow, *, of: str = "row") -> Arrow:
             f"{path}: {repeated.size} {name} occur more than once, "
             f"{name_some(counts.field('values'), repeated)}; give every {of} its own"
         )
+    return own
+
+
+def check_column(path: Path, name: str, column: Arrow, *, of: str = "row") -> Arrow:
+    """A column as int64 or large_string.
+
+    Args:
+      path: of its file, for messages.
+      name: of the column.
+      column: (N,).
+      of: what has an entry each.
+
+    Raises:
+      InputError: it is of another type, or entries are null.
+    """
+    try:
+        own = to_integer_or_text(column)
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: {name} are {column.type}; save int64 or text") from error
+    if own.null_count:
+        raise InputError(f"{path}: {own.null_count} {name} are null; give each {of} one")
     return own
 
 

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from jacfuse_jax.predictions.arrays import list_arrays, open_arrays
 from jacfuse_jax.predictions.classes import Alignment
 from jacfuse_jax.predictions.ids import (
+    check_column,
     check_ids,
     is_distinct,
     is_integer_or_text,
-    to_integer_or_text,
 )
 from jacfuse_jax.predictions.labels import check_positions, place_labels
 from jacfuse_jax.predictions.layers import HEADS
@@ -192,7 +192,7 @@ def open_predictions(
         candidates={name: functools.partial(read_ids, name) for name in candidates},
         labels=labels,
         groups=(
-            _read_groups(path, names.groups, read)
+            check_column(path, names.groups, read(names.groups))
             if names.groups and names.groups in opened.names
             else None
         ),
@@ -297,18 +297,6 @@ def read_array(array: ArrayOnDisk) -> Iterator[Arrow]:
             raise InputError(f"{array.name} is {array.dtype}; save int64 or text") from error
         except UnicodeDecodeError as error:
             raise not_whole(array.name, ".npy", error) from error
-
-
-def _read_groups(path: Path, name: str, read_fn: Callable[[str], Arrow]) -> Arrow:
-    """What rows have in common, as int64 or large_string; raises where it is null or neither."""
-    column = read_fn(name)
-    try:
-        groups = to_integer_or_text(column)
-    except pa.ArrowException as error:
-        raise InputError(f"{path}: {name} are {column.type}; save int64 or text") from error
-    if groups.null_count:
-        raise InputError(f"{path}: {groups.null_count} {name} are null; give each row one")
-    return groups
 
 
 def _lacks(path: Path, name: str, present: Sequence[str], flag: str) -> InputError:

@@ -25,14 +25,12 @@ class LabelledRows(NamedTuple):
       labels: (n,).
       groups: (n,), equal for rows that depend on each other; None: each by itself.
       present: {modality: (n,)}, which rows have it.
-      num_rows: N, of all rows, that are used or not.
     """
 
     logits: dict[str, NDArray[Any]]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64] | None
     present: dict[str, NDArray[np.bool_]]
-    num_rows: int
 
 
 def count_rows(num_rows: int, num_classes: int) -> int:
@@ -95,7 +93,6 @@ def draw_labelled(opened: Opened, flag: str) -> LabelledRows:
         reference.labels[rows],
         groups,
         {name: has[is_used] for name, has in present.items()},
-        num_rows,
     )
 
 

@@ -27,8 +27,6 @@ Written to --output:
 Of more labelled rows than 10,000, or than a million logits, so many are drawn at random.
 """
 
-import sys
-
 from absl import app
 from absl import flags as absl_flags
 
@@ -38,16 +36,12 @@ from jacfuse_jax.programs.command_line import one_line_errors, parse_flags
 
 def main(argv: list[str], flag_values: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
     """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
-    try:
-        with one_line_errors(argv):
-            config = flags.stress_config_from_flags(flag_values)
-            from jacfuse_jax.predictions.stress_run import run  # --help need not wait for it
+    with one_line_errors(argv):
+        config = flags.stress_config_from_flags(flag_values)
+        from jacfuse_jax.predictions.stress_run import run  # --help need not wait for it
 
-            print(run(config).report)
-            print(f"wrote {config.output}/")
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+        print(run(config).report)
+        print(f"wrote {config.output}/")
 
 
 def launch() -> None:

@@ -39,7 +39,7 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
 
 @contextmanager
 def one_line_errors(argv: list[str]) -> Generator[None]:
-    """Ends the process with one line and a non-zero exit where an error is the user's.
+    """Ends the process with one line and a non-zero exit where an error, or Ctrl-C, is the user's.
 
     Args:
       argv: what absl leaves of the command line; there must be nothing but the program.
@@ -53,6 +53,9 @@ def one_line_errors(argv: list[str]) -> Generator[None]:
         yield
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def define(

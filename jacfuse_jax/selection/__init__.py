@@ -26,7 +26,7 @@ from jacfuse_jax.selection._candidates import (
     candidates,
     default_rules,
 )
-from jacfuse_jax.selection._choose import AGAINST, Against, Choice, Worth, choose
+from jacfuse_jax.selection._choose import Choice, Worth, choose
 from jacfuse_jax.selection._chosen import (
     SCHEMA,
     ChosenRule,
@@ -38,7 +38,7 @@ from jacfuse_jax.selection._faults import FAULTS
 from jacfuse_jax.selection._folds import assign_folds
 from jacfuse_jax.selection._gate import fit_gate
 from jacfuse_jax.selection._grid import VALUES, grid
-from jacfuse_jax.selection._measure import Figures, Measured, measure
+from jacfuse_jax.selection._measure import AGAINST, Against, Figures, Measured, measure
 from jacfuse_jax.selection._suspects import Suspects
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -11,11 +11,8 @@ from numpy.typing import NDArray
 from jacfuse_jax import metrics
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.selection._candidates import BASELINES
-from jacfuse_jax.selection._measure import Measured
+from jacfuse_jax.selection._measure import AGAINST, Against, Measured
 
-Against = Literal["faults", "anything"]
-"""What the suspects may do: fail in one of `FAULTS`, or say anything at all."""
-AGAINST: tuple[Against, ...] = get_args(Against)
 _ROUNDING = 1e-9  # of differences of means
 
 
@@ -103,57 +100,50 @@ def choose(
         raise ValueError(f"share must lie in [0, 1], got {share}")
     if against not in AGAINST:
         raise ValueError(f"against must be one of {', '.join(AGAINST)}, got {against!r}")
-    compared = [each for each in measured if _is_known(each, against)]
-    if not compared:
-        raise ValueError(f"against={against!r}: of none of the rules the worst case is known")
     rows = None if weights is None else np.asarray(weights, np.float64)
 
-    def value(one: Measured) -> tuple[NDArray[np.float64], Worth]:
-        """What the rule is worth in each row, and on average."""
-        worst = _worst_case(one, against, rows)[1]
+    def value(one: Measured) -> _Valued | None:
+        known = one.worst(against, rows)
+        if known is None:
+            return None
+        worst_case, worst = known
         of_rows = (1 - share) * one.clean + share * worst
         means = (np.average(x, weights=rows) for x in (one.clean, worst, of_rows))
-        return of_rows, Worth(*map(float, means))
+        return _Valued(one.rule, worst_case, of_rows, Worth(*map(float, means)))
 
-    found = [value(each) for each in compared]
-    values = np.stack([of_rows for of_rows, _ in found], axis=1)
-    expected = np.array([worth.expected for _, worth in found])
+    found = [valued for each in measured if (valued := value(each))]
+    others = [valued for each in baselines if (valued := value(each))]
+    if not found:
+        raise ValueError(f"against={against!r}: of none of the rules the worst case is known")
+    values = np.stack([each.of_rows for each in found], axis=1)
+    expected = np.array([each.worth.expected for each in found])
     resample = functools.partial(metrics.bootstrap_interval, seed=seed, groups=groups, weights=rows)
     lead = resample(values[:, [int(expected.argmax())]] - values)
-    bar = {
-        each.rule: value(each)[1]
-        for each in [*baselines, *(each for each in compared if each.rule in BASELINES)]
-        if _is_known(each, against)
-    }
+    others += [each for each in found if each.rule in BASELINES]
+    bar = {each.rule: each.worth for each in others}
     least = min(max((worth.expected for worth in bar.values()), default=0.0), expected.max())
     is_feasible = (lead.low <= _ROUNDING) & (expected >= least - _ROUNDING)
     # Rounded, so that rules of the same predictions are equal, and the first is taken.
-    accuracy = np.where(is_feasible, np.round([worth.clean for _, worth in found], 9), -1)
-    chosen = int(accuracy.argmax())
-    interval = resample(values[:, chosen])
+    accuracy = np.where(is_feasible, np.round([each.worth.clean for each in found], 9), -1)
+    chosen = found[int(accuracy.argmax())]
+    interval = resample(chosen.of_rows)
     return Choice(
-        rule=compared[chosen].rule,
+        rule=chosen.rule,
         share=float(share),
         against=against,
-        worst_case=_worst_case(compared[chosen], against, rows)[0],
-        worth=found[chosen][1],
+        worst_case=chosen.worst_case,
+        worth=chosen.worth,
         low=float(interval.low),
         high=float(interval.high),
         baselines=bar,
-        num_candidates=len(compared),
+        num_candidates=len(found),
     )
 
 
-def _is_known(measured: Measured, against: Against) -> bool:
-    """Whether the worst case of the rule is."""
-    return against == "faults" or measured.any_input is not None
+class _Valued(NamedTuple):
+    """What a rule is worth in each row, (N,), and on average."""
 
-
-def _worst_case(
-    measured: Measured, against: Against, weights: NDArray[np.float64] | None
-) -> tuple[str, NDArray[np.float64]]:
-    """Its name, and how right the rule is then, (N,)."""
-    if against == "anything":
-        assert measured.any_input is not None
-        return "anything", measured.any_input
-    return min(measured.faults.items(), key=lambda item: np.average(item[1], weights=weights))
+    rule: Rule
+    worst_case: str
+    of_rows: NDArray[np.float64]
+    worth: Worth

@@ -9,7 +9,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jacfuse_jax.fusion import RULES, Rule, rule_from_json
-from jacfuse_jax.selection._choose import Against, Choice
+from jacfuse_jax.selection._choose import Choice
+from jacfuse_jax.selection._measure import Against
 from jacfuse_jax.selection._suspects import Suspects
 
 SCHEMA = 1

@@ -20,7 +20,7 @@ FAULTS = ("silent", "random", "frozen", "swapped", "saturated")
 _NUM_DRAWS = 5
 _NUM_FROZEN = 20
 _MOST_WRONG = 50  # classes
-NOTHING = -1  # no class is raised
+_NOTHING = -1  # no class is raised
 RAISED_BY = 20.0
 
 
@@ -31,7 +31,7 @@ class Variants(NamedTuple):
       names: (D,), "clean", or of `FAULTS`.
       source: (D, N), int32, the row whose prediction stands in each row.
       is_there: (D,), whether there is any.
-      raised: (D, N), int32, the class whose logit is raised, or `NOTHING`.
+      raised: (D, N), int32, the class whose logit is raised, or -1 for none.
     """
 
     names: NDArray[np.str_]
@@ -81,7 +81,7 @@ def draw_variants(
         "saturated": np.broadcast_to(rows, wrong.shape),
     }
     names = np.repeat([*sources], [len(source) for source in sources.values()])
-    raised = np.full((len(names), num_rows), NOTHING, np.int32)
+    raised = np.full((len(names), num_rows), _NOTHING, np.int32)
     raised[names == "saturated"] = wrong
     source = np.concatenate([*sources.values()]).astype(np.int32)
     return Variants(names, source, names != "silent", raised)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from jacfuse_jax import metrics
 from jacfuse_jax._arrays import as_array
+from jacfuse_jax._batching import pad_rows
 from jacfuse_jax._checks import check_class_prior, check_labelled, check_modalities, pick
 from jacfuse_jax._presence import Present, check_present
 from jacfuse_jax.certificates import CERTIFIED, certify_modality
@@ -23,9 +24,11 @@ from jacfuse_jax.selection._faults import FAULTS, RAISED_BY, draw_variants
 from jacfuse_jax.selection._folds import assign_folds
 from jacfuse_jax.selection._suspects import Suspects
 
+Against = Literal["faults", "anything"]
+"""What the suspects may do: fail in one of `FAULTS`, or say anything at all."""
+AGAINST: tuple[Against, ...] = get_args(Against)
 _Rows = NDArray[np.float64]
 _Arrays = tuple[NDArray[Any], ...]
-_SMALLEST_BATCH = 256
 
 
 class Figures(NamedTuple):
@@ -69,6 +72,17 @@ class Measured(NamedTuple):
     def any_input(self) -> _Rows | None:
         """Where it is right whatever the modalities of any case say, (N,); or None."""
         return None if self.certified is None else self.clean * self.certified
+
+    def worst(self, against: Against, weights: _Rows | None = None) -> tuple[str, _Rows] | None:
+        """The worst case: its name, and how right the rule is then, (N,); None if not known.
+
+        Args:
+          against: "faults", the one of the least accuracy, or "anything".
+          weights: (N,), of rows; None: all the same.
+        """
+        if against == "faults":
+            return min(self.faults.items(), key=lambda x: np.average(x[1], weights=weights))
+        return None if self.any_input is None else ("anything", self.any_input)
 
 
 def measure(
@@ -122,8 +136,8 @@ def measure(
     everywhere = np.ones(num_rows, bool)
     masks = {name: as_array((present or {}).get(name, everywhere)) for name in arrays}
     shared: dict[str, Any] = {
-        "logits": {name: _pad(z) for name, z in arrays.items()},
-        "present": {name: _pad(mask) for name, mask in masks.items()},
+        "logits": {name: pad_rows(z) for name, z in arrays.items()},
+        "present": {name: pad_rows(mask) for name, mask in masks.items()},
         "class_prior": prior,
     }
     row_weights = np.ones(num_rows) if weights is None else np.asarray(weights, np.float64)
@@ -137,9 +151,9 @@ def measure(
     source, is_there, raised = variants
     shared["perturbed"] = names
     options: dict[str, Any] = {
-        "labels": _pad(classes),
+        "labels": pad_rows(classes),
         "grams": grams or {},
-        "variants": (_pad(source.T).T, is_there, _pad(raised.T).T),
+        "variants": (pad_rows(source.T).T, is_there, pad_rows(raised.T).T),
     }
 
     def apply(rule: Rule, failing: tuple[str, ...]) -> _Arrays:
@@ -227,13 +241,6 @@ def _of_folds(candidate: Candidate, apply_fn: Callable[[Rule], _Arrays]) -> _Arr
         np.take_along_axis(np.stack(of_rule), places, axis=0)[0]
         for of_rule in zip(*of_rules, strict=True)
     )
-
-
-def _pad(rows: ArrayLike) -> NDArray[Any]:
-    """Adds rows of zeros up to a power of two, so that few shapes are compiled."""
-    array = np.asarray(rows)
-    size = max(_SMALLEST_BATCH, 1 << (len(array) - 1).bit_length())
-    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
 @jax.jit

@@ -29,6 +29,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
+from jacfuse_jax._batching import pad_rows
 from jacfuse_jax._checks import check_modalities
 from jacfuse_jax.fusion import LearnedCascade, Robust, Rule, fuse
 from jacfuse_jax.fusion._supported import check_parameters
@@ -38,7 +39,6 @@ from jacfuse_jax.sklearn._learning import (
     choose_rule,
     class_prior_of,
     on_host,
-    pad,
     temperature_of,
 )
 from jacfuse_jax.sklearn._members import (
@@ -367,11 +367,11 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
         num_samples = len(next(iter(logits.values())))
         log_probs = _fuse(
             self.rule_,
-            {name: pad(z) for name, z in logits.items()},
+            {name: pad_rows(z) for name, z in logits.items()},
             self.class_prior_,
             grams=self.grams_,
             perturbed=self.perturbed_,
-            present=None if is_whole else {name: pad(has) for name, has in present.items()},
+            present=None if is_whole else {name: pad_rows(has) for name, has in present.items()},
         )
         return np.asarray(log_probs, np.float64)[:num_samples]
 
@@ -440,7 +440,7 @@ class RobustLateFusion(ClassifierMixin, BaseEstimator):
             modalities=list(self.estimators),
             classes=classes,
             perturbed=() if self.perturbed is None else self.perturbed_,
-            share=self.attack_share if '"chosen"' in text else None,
+            share=self.attack_share,
             against=against,
         )
 

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jacfuse_jax import selection
+from jacfuse_jax._batching import pad_rows
 from jacfuse_jax.calibration import fit_temperature
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.linalg import GramSpectrum
 
 Logits = dict[str, NDArray[np.float64]]
-_SMALLEST_BATCH = 256
 
 
 def class_prior_of(
@@ -47,7 +47,7 @@ def temperature_of(
     """Temperature of the held-out logits; 1 where no finite one is the best."""
     if (logits.argmax(axis=1) == labels).all():
         return 1.0
-    return float(_fit_temperature(pad(logits), pad(labels), weights=pad(weights)))
+    return float(_fit_temperature(pad_rows(logits), pad_rows(labels), weights=pad_rows(weights)))
 
 
 def choose_rule(
@@ -93,12 +93,6 @@ def choose_rule(
 def on_host(rule: Rule) -> Rule:
     """The rule with numbers of Python's."""
     return jax.tree.map(_on_host, rule)
-
-
-def pad(rows: NDArray[Any]) -> NDArray[Any]:
-    """Adds rows of zeros up to a power of two, so that few shapes are compiled."""
-    size = max(_SMALLEST_BATCH, 1 << (len(rows) - 1).bit_length())
-    return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
 
 
 _fit_temperature = jax.jit(fit_temperature)

@@ -165,17 +165,19 @@ def test_auto_is_the_rule_that_is_worth_most(digits, train):
     np.testing.assert_array_equal(again.predict_proba(noisy), model.predict_proba(noisy))
 
 
+def chosen(name, scale):
+    """A rule of chosen.json."""
+    return {
+        "perturbed": [name],
+        "share": 0.1,
+        "against": "faults",
+        "rule": {"schema": 1, "rule": "scaled", "scale": scale},
+        "expected": 0.5,
+    }
+
+
 def test_chosen_rules_in_json_say_what_is_perturbed(fitted, train):
-    entries = [
-        {
-            "perturbed": [name],
-            "share": 0.1,
-            "against": "faults",
-            "rule": {"schema": 1, "rule": "scaled", "scale": scale},
-            "expected": 0.5,
-        }
-        for name, scale in (("left", 0.25), ("right", 0.75))
-    ]
+    entries = [chosen("left", 0.25), chosen("right", 0.75)]
     text = json.dumps({"schema": 1, "chosen": entries})
     model = RobustLateFusion(fitted, columns=HALVES, cv="prefit", rule=text, perturbed="right")
     assert model.fit(*train).rule_ == fusion.Scaled(0.75)
@@ -188,14 +190,7 @@ def test_chosen_rules_in_json_say_what_is_perturbed(fitted, train):
 
 
 def test_chosen_rules_are_for_their_classes(fitted, train):
-    entry = {
-        "perturbed": ["left"],
-        "share": 0.1,
-        "against": "faults",
-        "rule": {"schema": 1, "rule": "scaled", "scale": 0.25},
-        "expected": 0.5,
-    }
-    content = {"schema": 1, "chosen": [entry], "classes": list(range(10))}
+    content = {"schema": 1, "chosen": [chosen("left", 0.25)], "classes": list(range(10))}
     model = RobustLateFusion(fitted, columns=HALVES, cv="prefit", rule=json.dumps(content))
     assert model.fit(*train).rule_ == fusion.Scaled(0.25)
     content["classes"] = list(range(10))[::-1]
