@@ -4,10 +4,10 @@ Takes the flags of `experiments.robust_fusion`; in the --workdir of such a run i
 classifiers that are there, whatever flags they do not depend on. For every modality in --perturbed,
 contaminated fusion with every --contaminations and cascades with every --confidences: accuracy on
 clean test rows, and the share of rows that are right whatever that modality says. A star marks what
-validation data choose: the highest certified accuracy of those that lose at most --max_clean_loss
-against statistical fusion. Beside it radii, in the 2-norm of the input, within which nothing
-changes the class of the first --num_attack rows, of statistical and robust fusion too, and what PGD
-achieves at multiples of them: see `evaluation.radii`. Writes certified.csv, radii.csv and
+validation data choose for a share of attacked inputs, --attack_share: (1 - share) clean + share
+certified. Beside it radii, in the 2-norm of the input, within which nothing changes the class of
+the first --num_attack rows, of statistical and robust fusion too, and what PGD achieves at
+multiples of them: see `evaluation.radii`. Writes certified.csv, radii.csv and
 figures/certified.png.
 
     python -m experiments.certified --dataset=digits --workdir=runs/certified
@@ -39,7 +39,7 @@ def run(config: Config) -> None:
         contaminations=config.contaminations,
         confidences=config.confidences,
         gammas=config.gammas,
-        max_clean_loss=config.max_clean_loss,
+        attack_share=config.attack_share,
         num_attack=config.num_attack,
         attack_steps=config.attack_steps,
         batch_size=config.batch_size,

@@ -17,6 +17,7 @@ from data_pipelines.catalogue import base_name
 from experiments.run import flags, launch
 from experiments.run.config import Config
 from experiments.run.flags import config_from_flags
+from jacfuse_jax.evaluation.rules import LEARNED
 
 
 def run(config: Config) -> None:
@@ -44,11 +45,12 @@ def run(config: Config) -> None:
             num_attack=config.num_attack,
             num_select=config.num_select,
             select_attack=config.select_attack,
-            max_clean_loss=config.max_clean_loss,
+            attack_share=config.attack_share,
             attack_steps=config.attack_steps,
             num_restarts=config.num_restarts,
             batch_size=config.batch_size,
             with_grams=config.jacobian == "input",
+            learned=LEARNED in config.methods,
         )
         for seed in range(config.seed, config.seed + config.num_seeds)
     }

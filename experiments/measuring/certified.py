@@ -22,7 +22,7 @@ def measure(
     contaminations: Sequence[float],
     confidences: Sequence[float],
     gammas: Sequence[float],
-    max_clean_loss: float,
+    attack_share: float,
     num_attack: int,
     attack_steps: int,
     batch_size: int,
@@ -35,7 +35,7 @@ def measure(
       contaminations: of contaminated fusion.
       confidences: of cascades.
       gammas: of robust fusion.
-      max_clean_loss: see `certified.measure`.
+      attack_share: see `certified.measure`.
       num_attack: test rows that get radii.
       attack_steps: of PGD.
       batch_size: rows at a time.
@@ -56,7 +56,7 @@ def measure(
             class_prior=models.evidence.class_prior,
             contaminations=contaminations,
             confidences=confidences,
-            max_clean_loss=max_clean_loss,
+            share=attack_share,
         )
         findings.rows.extend(rows)
         if models.classifiers["standard"][corrupted].lipschitz_fn is not None:

@@ -13,7 +13,7 @@ from jacfuse_jax.evaluation.measure import Outcomes, Row
 from jacfuse_jax.evaluation.perturb import make_perturb_fn
 from jacfuse_jax.evaluation.plan import Contest, Contests
 from jacfuse_jax.evaluation.rows import make_rows
-from jacfuse_jax.evaluation.selection import Score
+from jacfuse_jax.evaluation.selection import BestRule, Score, Selection
 from jacfuse_jax.evaluation.threat_models import make_scenarios
 from jacfuse_jax.fusion import Rule
 
@@ -25,6 +25,7 @@ class Findings(NamedTuple):
       rows: of results.csv.
       outcomes: which rows each rule gets right in the worst case.
       scores: of the choice of parameters.
+      best: rules for shares of attacks.
       groups: (N,), of the test rows.
       num_gradients: that attacks took, see `worst_case`, those that chose parameters included.
     """
@@ -32,6 +33,7 @@ class Findings(NamedTuple):
     rows: list[Row]
     outcomes: Outcomes
     scores: list[Score]
+    best: list[BestRule]
     groups: NDArray[np.int32]
     num_gradients: int
 
@@ -46,11 +48,12 @@ def run_seed(
     num_attack: int,
     num_select: int,
     select_attack: str,
-    max_clean_loss: float,
+    attack_share: float,
     attack_steps: int,
     num_restarts: int,
     batch_size: int,
     with_grams: bool,
+    learned: bool = False,
 ) -> Findings:
     """Chooses parameters, perturbs and measures with one seed.
 
@@ -63,11 +66,12 @@ def run_seed(
       num_attack: test rows.
       num_select: validation rows to attack, to choose parameters by; 0 chooses none.
       select_attack: the attack on them.
-      max_clean_loss: see `selection.select`.
+      attack_share: of inputs, see `selection.select`.
       attack_steps: of iterated attacks.
       num_restarts: of PGD and APGD.
       batch_size: rows at a time.
       with_grams: fusion regularises the Jacobian in the input.
+      learned: adds learned cascades, see `selection.select`.
 
     Returns:
       What was found.
@@ -77,7 +81,7 @@ def run_seed(
     scenarios = make_scenarios(threat_models, perturbed, dataset.modalities)
     beliefs = list(dict.fromkeys(scenario.believed for scenario in scenarios))
     contests: Contests = dict.fromkeys(beliefs, Contest(rules, frozenset()))
-    scores: list[Score] = []
+    selected = Selection({}, [], [])
     gradients: list[int] = []
     options: dict[str, Any] = {
         "attack_steps": attack_steps,
@@ -85,8 +89,8 @@ def run_seed(
         "batch_size": batch_size,
         "with_grams": with_grams,
     }
-    if num_select and any(rule.searched for rule in rules):
-        contests, scores = selection.select(
+    if num_select and (learned or any(rule.searched for rule in rules)):
+        selected = selection.select(
             beliefs,
             rules,
             make_perturb_fn(models, on_gradients=gradients.append, **options),
@@ -94,10 +98,12 @@ def run_seed(
             models.evidence,
             attack=select_attack,
             num_attack=num_select,
-            max_clean_loss=max_clean_loss,
+            share=attack_share,
             store=StepFolder(folder / "validation"),
             seed=seed,
+            learned=learned,
         )
+        contests = selected.contests
     found = worst_case(
         models,
         {modality: test[modality] for modality in dataset.modalities},
@@ -115,4 +121,6 @@ def run_seed(
         **options,
     )
     num_gradients = sum(gradients) + found.num_gradients
-    return Findings(found.rows, found.outcomes, scores, found.groups, num_gradients)
+    return Findings(
+        found.rows, found.outcomes, selected.scores, selected.best, found.groups, num_gradients
+    )

@@ -8,7 +8,8 @@ import pandas as pd
 
 from experiments.measuring.robust_fusion import Findings
 from experiments.reports.figures import write_curves, write_trade_off
-from experiments.reports.tables import make_comparison, make_tables
+from experiments.reports.tables import make_comparison, make_envelope, make_tables
+from jacfuse_jax.evaluation.envelope import measure
 from jacfuse_jax.evaluation.measure import flatten
 from jacfuse_jax.evaluation.rules import PARAMETERS
 from jacfuse_jax.evaluation.summary import compare, summarise
@@ -17,7 +18,7 @@ from jacfuse_jax.programs.files import write_atomically
 
 
 def write(findings: Mapping[int, Findings], workdir: Path, *, note: str = "") -> list[Path]:
-    """Writes results.csv, summary.csv, comparison.csv, selection.csv, report.md and figures.
+    """Writes results, summary, comparison, selection, envelope .csv, report.md and figures.
 
     Args:
       findings: {seed: what it gave}.
@@ -41,6 +42,13 @@ def write(findings: Mapping[int, Findings], workdir: Path, *, note: str = "") ->
     tables = make_tables(rows, summaries)
     if comparisons:
         tables = f"{tables}\n\n{make_comparison(comparisons)}".rstrip()
+    envelope = [
+        line
+        for seed, found in findings.items()
+        for line in measure(seed, found.best, found.outcomes, found.groups)
+    ]
+    if envelope:
+        tables = f"{tables}\n\n{make_envelope(envelope)}"
     if note:
         tables = f"{note}\n\n{tables}"
     print(tables)
@@ -58,6 +66,9 @@ def write(findings: Mapping[int, Findings], workdir: Path, *, note: str = "") ->
     if scores:
         paths.append(workdir / "selection.csv")
         write_csv(scores, paths[-1])
+    if envelope:
+        paths.append(workdir / "envelope.csv")
+        write_csv([_with_labels(line) for line in envelope], paths[-1])
     paths.append(workdir / "report.md")
     write_atomically(paths[-1], tables + "\n")
     paths += write_curves(rows, workdir / "figures")

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import pandas as pd
 from tabulate import tabulate
 
+from jacfuse_jax import fusion
+from jacfuse_jax.evaluation import envelope
 from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, Row
 from jacfuse_jax.evaluation.names import ATTACKS, CORRUPTIONS
 from jacfuse_jax.evaluation.summary import SCENARIO, Comparison, Frame, Summary, to_frame
 from jacfuse_jax.evaluation.targets import STRENGTHS
+from jacfuse_jax.fusion import Rule
 
 _MAX_CORRUPTION_COLUMNS = 3
 _METHOD = ["method", "seed"]
@@ -75,6 +78,39 @@ def make_comparison(lines: Sequence[Comparison]) -> str:
         "difference in points, paired 95% interval",
     ]
     return "Against globally scaled fusion\n\n" + tabulate(body, headers, tablefmt="github")
+
+
+def make_envelope(lines: Sequence[envelope.Line]) -> str:
+    """What chosen rules are worth, and by how much more than baselines, in Markdown.
+
+    Args:
+      lines: of all seeds, at least one.
+    """
+    frame = to_frame(lines, envelope.Line._fields)
+    body = []
+    for key, chosen in frame.groupby(["perturbed", "share", "seed"], sort=False):
+        first = chosen.iloc[0]
+        against = {
+            baseline.name: _points(baseline, *difference)
+            for baseline, *difference in chosen[
+                ["baseline", "difference", "difference_low", "difference_high"]
+            ].itertuples(index=False)
+        }
+        worth = f"{100 * first.expected:.1f} [{100 * first.low:.1f}, {100 * first.high:.1f}]"
+        names = ("statistical", "scaled", "drop_suspect")
+        body.append([*key, first.rule.label, worth, *(against.get(name, "") for name in names)])
+    headers = ["perturbed", "share", "seed", "chosen", "worth", "statistical", "scaled", "dropping"]
+    return (
+        "Rules that validation rows chose for shares of attacks: (1 - share) clean + share worst "
+        "case in %, and by how many points that is more than others have, 95% intervals\n\n"
+        + tabulate(body, headers, tablefmt="github", disable_numparse=True)
+    )
+
+
+def _points(baseline: Rule, difference: float, low: float, high: float) -> str:
+    """A difference in points, and which parameters it is from."""
+    parameters = baseline.label.partition(" ")[2] if isinstance(baseline, fusion.Scaled) else ""
+    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {parameters}".strip()
 
 
 def _with_methods(lines: Frame, by_name: bool) -> Frame:

@@ -29,7 +29,7 @@ class Config:
     confidences: tuple[float, ...]
     num_select: int
     select_attack: str
-    max_clean_loss: float
+    attack_share: float
     jacobian: str
     num_train: int | None
     num_eval: int | None

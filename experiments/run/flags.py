@@ -14,6 +14,7 @@ from data_pipelines.errors import DataError, with_flag
 from experiments.run.config import Config
 from experiments.run.suites import SUITES
 from jacfuse_jax.evaluation.names import ATTACKS, PERTURBATIONS
+from jacfuse_jax.evaluation.rules import LEARNED
 from jacfuse_jax.evaluation.rules import NAMES as METHODS
 from jacfuse_jax.evaluation.threat_models import THREAT_MODELS
 from jacfuse_jax.programs import InputError
@@ -119,9 +120,10 @@ flags.DEFINE_integer(
 flags.DEFINE_enum("select_attack", "apgd", ATTACKS, "The attack on those rows.")
 define(
     Number(),
-    "max_clean_loss",
-    0.01,
-    "Accuracy on clean validation rows that chosen parameters may lose against statistical fusion.",
+    "attack_share",
+    0.1,
+    "Share of inputs that are attacked, by which parameters are chosen: (1 - share) accuracy on "
+    "clean validation rows + share accuracy in the worst case.",
 )
 flags.DEFINE_enum(
     "jacobian",
@@ -198,6 +200,10 @@ def config_from_flags() -> Config:
             )
     if values["num_epochs"] == 0 and weights.keys() != set(modalities):
         raise InputError("--num_epochs=0 trains nothing; give --weights of every modality")
+    if LEARNED in values["methods"] and not given.num_select:
+        raise InputError(
+            f"--methods={LEARNED}: it is fitted to attacked validation rows; give --num_select"
+        )
     if given.seed + given.num_seeds > 2**32:
         raise InputError(
             f"--seed={given.seed} --num_seeds={given.num_seeds}: seeds must stay below {2**32}"

@@ -84,10 +84,9 @@ def load(config: Config, *, classifiers_only: bool = False) -> datasets.Multimod
     for split in dataset.splits.values():
         if "noise_group" in split:  # what shares a recording depends, and what shares its noise
             split["group"] = np.stack([split["group"], split.pop("noise_group")], axis=1)
-    groups = dataset.splits["test"]["group"]
-    for flag, count in (("num_eval", len(groups)), ("num_attack", config.num_attack)):
-        if (groups[:count] == groups[0]).all(axis=0).any():
-            raise InputError(f"--{flag}={count}: intervals need test rows of two groups; raise it")
+    _check_groups(dataset, "test", num_eval=config.num_eval, num_attack=config.num_attack)
+    if config.num_select:
+        _check_groups(dataset, "validation", num_select=config.num_select)
     data = _digest(dataset)
     check_workdir(config, data, classifiers_only=classifiers_only)
     if not classifiers_only or not (config.workdir / "config.json").exists():
@@ -166,11 +165,24 @@ def rules_of(config: Config, modalities: tuple[str, ...]) -> list[Rule]:
     Raises:
       InputError: a method needs more modalities.
     """
-    values = {name: getattr(config, f"{name}s") for name in PARAMETERS}
+    values = {
+        name: getattr(config, f"{name}s") for name in PARAMETERS if hasattr(config, f"{name}s")
+    }
     try:
         return expand(config.methods, modalities, values)
     except ValueError as error:
         raise InputError(f"--methods: {error}") from error
+
+
+def _check_groups(dataset: datasets.MultimodalDataset, split: str, **counts: int | None) -> None:
+    """Raises InputError where the first rows, so many by flag, are of one group."""
+    groups = dataset.splits[split]["group"]
+    for flag, count in counts.items():
+        if (groups[:count] == groups[0]).all(axis=0).any():
+            count = len(groups) if count is None else count
+            raise InputError(
+                f"--{flag}={count}: intervals need {split} rows of two groups; raise it"
+            )
 
 
 def _extent_of(config: Config, figures: needs.Figures) -> needs.Extent:
@@ -187,7 +199,7 @@ def _extent_of(config: Config, figures: needs.Figures) -> needs.Extent:
     )
     num_test = config.num_eval or figures.num_rows[2]
     num_attack = min(config.num_attack, num_test)
-    num_selection_steps = len(SEVERITIES) * len(modalities) * (2 + len(rules))
+    num_selection_steps = len(SEVERITIES) * len(modalities) * (2 + len(contests) * len(rules))
     num_rows = config.num_select * num_selection_steps + sum(
         len(step.attacked) * (num_attack if step.perturbation in ATTACKS else num_test)
         for step in plan.steps

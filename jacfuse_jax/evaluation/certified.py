@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jacfuse_jax import certificates
-from jacfuse_jax.evaluation import selection
 from jacfuse_jax.evaluation.intervals import bootstrap_interval
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.fusion import Cascade, Contaminated, Statistical
+from jacfuse_jax.selection._choose import choose_index
 
 CertifiedRule = Statistical | Contaminated | Cascade
+BASELINES = (Statistical(), Cascade(0.0))
+"""What chosen parameters are to be worth as much as: fusing everything, or trusted modalities."""
 
 
 class Row(NamedTuple):
@@ -47,7 +49,7 @@ class Row(NamedTuple):
     num_examples: int
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
     """Rows that are right, and right and certified; (N,) each."""
 
     clean: NDArray[np.bool_]
@@ -64,7 +66,7 @@ def measure(
     class_prior: jax.Array,
     contaminations: Sequence[float],
     confidences: Sequence[float],
-    max_clean_loss: float,
+    share: float,
 ) -> list[Row]:
     """Certifies statistical fusion, contaminated fusion and cascades.
 
@@ -77,8 +79,8 @@ def measure(
       class_prior: (K,).
       contaminations: of contaminated fusion.
       confidences: of cascades.
-      max_clean_loss: accuracy on validation rows that chosen parameters may lose against
-        statistical fusion.
+      share: of inputs whose modality says anything; parameters of every rule are chosen by
+        (1 - share) clean + share certified, as `jacfuse_jax.selection.choose` does.
 
     Returns:
       A row for every rule.
@@ -89,7 +91,11 @@ def measure(
         *(Cascade(c) for c in confidences),
     ]
     measure_fn = partial(_measure, class_prior=class_prior, corrupted=corrupted)
-    selected = _select({rule: measure_fn(rule, validation) for rule in rules}, max_clean_loss)
+    outcomes = {rule: measure_fn(rule, validation) for rule in (*rules, *BASELINES)}
+    selected = {
+        choose([rule for rule in rules if rule.kind == kind], outcomes, share, validation.groups)
+        for kind in dict.fromkeys(rule.kind for rule in rules)
+    }
     rows: list[Row] = []
     for rule in rules:
         outcome = measure_fn(rule, test)
@@ -111,26 +117,37 @@ def measure(
     return rows
 
 
-def _measure(
-    rule: CertifiedRule, rows: Rows, *, class_prior: jax.Array, corrupted: str
-) -> _Outcome:
+def _measure(rule: CertifiedRule, rows: Rows, *, class_prior: jax.Array, corrupted: str) -> Outcome:
     logits = {m: jnp.asarray(o.logits) for m, o in rows.outputs["standard"].items()}
     found = _certify(rule, logits, class_prior, corrupted=corrupted, perturbed=corrupted)
     is_correct = np.asarray(found.label) == rows.labels
-    return _Outcome(is_correct, is_correct & np.asarray(found.certified))
+    return Outcome(is_correct, is_correct & np.asarray(found.certified))
 
 
 _certify = jax.jit(certificates.certify_modality, static_argnames=("corrupted", "perturbed"))
 
 
-def _select(
-    outcomes: Mapping[CertifiedRule, _Outcome], max_clean_loss: float
-) -> set[CertifiedRule]:
-    """Of every kind, the rule that certifies most of those that are accurate enough."""
-    clean = {rule: outcome.clean.mean() for rule, outcome in outcomes.items()}
-    certified = {rule: outcome.certified.mean() for rule, outcome in outcomes.items()}
-    least = clean[Statistical()] - max_clean_loss - selection.ROUNDING
-    return {
-        selection.choose([rule for rule in outcomes if rule.kind == kind], clean, certified, least)
-        for kind in dict.fromkeys(rule.kind for rule in outcomes)
-    }
+def choose(
+    rules: Sequence[CertifiedRule],
+    outcomes: Mapping[CertifiedRule, Outcome],
+    share: float,
+    groups: NDArray[Any],
+) -> CertifiedRule:
+    """The rule of some that is worth most, see `jacfuse_jax.selection.choose`.
+
+    Args:
+      rules: at least one, simple ones first.
+      outcomes: of these and of `BASELINES`.
+      share: of inputs whose modality says anything.
+      groups: see `intervals.bootstrap_interval`.
+    """
+
+    def values(rule: CertifiedRule) -> NDArray[np.float64]:
+        return (1 - share) * outcomes[rule].clean + share * outcomes[rule].certified
+
+    of_rules = np.stack([values(rule) for rule in rules], axis=1)
+    expected = of_rules.mean(axis=0)
+    lead = bootstrap_interval(of_rules[:, [int(expected.argmax())]] - of_rules, groups)
+    clean = np.array([outcomes[rule].clean.mean() for rule in rules])
+    least = max(float(values(rule).mean()) for rule in BASELINES)
+    return rules[choose_index(np.asarray(lead.low), expected, clean, least)]

@@ -36,6 +36,23 @@ def paired_bootstrap_interval(
     )
 
 
+def share_values(clean: NDArray[Any], withstood: NDArray[Any], share: float) -> NDArray[np.float64]:
+    """(N,), whose mean is (1 - share) clean + share withstood, in terms that rows contribute.
+
+    Those of attacked rows hold how far they are from the mean of all attacked ones, so that the
+    mean of a resample is, to first order, that of its clean and that of its attacked rows.
+
+    Args:
+      clean: (N,), of all rows.
+      withstood: (n,), of the first n, which were attacked.
+      share: of attacked inputs.
+    """
+    attacked = np.full(len(clean), withstood.mean())
+    scale = len(clean) / len(withstood)
+    attacked[: len(withstood)] += scale * (withstood - withstood.mean())
+    return (1 - share) * clean + share * attacked
+
+
 def _columns(groups: NDArray[Any]) -> NDArray[Any]:
     return groups.reshape(len(groups), -1).T
 

@@ -20,7 +20,7 @@ from jacfuse_jax.fusion import Rule
 _predict = jax.jit(predict, static_argnames="believed")
 CERTIFIED = (
     *(fusion.Statistical, fusion.Scaled, fusion.Contaminated, fusion.Cascade),
-    *(DropSuspect, InputCheck),
+    *(fusion.LearnedCascade, DropSuspect, InputCheck),
 )
 """Rules that have a certificate, if only of nothing."""
 _certify = jax.jit(certify_modality, static_argnames=("corrupted", "perturbed"))

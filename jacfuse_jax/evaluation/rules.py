@@ -181,6 +181,8 @@ _SEARCHED: tuple[type[Rule], ...] = (
     *(fusion.Scaled, FixedRobust, fusion.Robust, fusion.Contaminated, fusion.ContaminatedRobust),
     *(fusion.Cascade, *INPUT_CHECKS),
 )
+LEARNED = fusion.LearnedCascade.kind
+"""Name of the rule that is fitted to validation rows, see `selection.select`."""
 HEADS = ("concatenation", "gated")
 _MAKE_FNS: dict[str, Callable[..., Rule]] = {
     **{rule.kind: rule for rule in (*_SINGLE, *_SEARCHED)},
@@ -191,7 +193,7 @@ _MAKE_FNS: dict[str, Callable[..., Rule]] = {
 _OWN = (Unimodal, Calibrated, FixedRobust, Head, Trained, *BASELINES, *INPUT_CHECKS)
 RULES = (*fusion.RULES, *(rule for rule in _OWN if rule not in fusion.RULES))
 """All classes of rules under test."""
-NAMES = ("unimodal", *_MAKE_FNS)
+NAMES = ("unimodal", *_MAKE_FNS, LEARNED)
 """Of all rules under test; "unimodal" stands for one a modality."""
 PARAMETERS = tuple(
     dict.fromkeys(name for rule in fusion.RULES if rule.kind in NAMES for name in rule.searched)
@@ -203,6 +205,8 @@ def expand(
     names: Sequence[str], modalities: Sequence[str], values: Mapping[str, Sequence[float]]
 ) -> list[Rule]:
     """Lists every rule with every combination of its parameters, in the order of the names.
+
+    Learned cascades are left out: they are fitted to validation rows, see `selection.select`.
 
     Args:
       names: of `NAMES`.
@@ -218,6 +222,8 @@ def expand(
     searched = {rule.kind: rule.searched for rule in _SEARCHED}
     rules: list[Rule] = []
     for name in names:
+        if name == LEARNED:
+            continue
         if name == "unimodal":
             rules += [Unimodal(modality) for modality in modalities]
             continue

@@ -1,28 +1,29 @@
-"""Parameters of the fusion rules, chosen on validation data."""
+"""Parameters of the fusion rules, and the rule, chosen on validation data by the share of attacks.
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+If a share s of inputs is attacked, a rule is worth (1 - s) clean + s robust. Choices are those of
+`jacfuse_jax.selection`, with attacked rows in the place of faults.
+"""
 
-import numpy as np
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from jacfuse_jax import fusion, metrics
+from jacfuse_jax import fusion
+from jacfuse_jax.evaluation.baselines import DropSuspect
 from jacfuse_jax.evaluation.chains import PerturbFn
 from jacfuse_jax.evaluation.evidence import Evidence
-from jacfuse_jax.evaluation.outcomes import is_correct, predict_all, worst_of
-from jacfuse_jax.evaluation.plan import Contest, target_of
+from jacfuse_jax.evaluation.plan import SEVERITIES, Contest, target_of
 from jacfuse_jax.evaluation.rows import Rows
+from jacfuse_jax.evaluation.rules import Head, Trained, Unimodal
 from jacfuse_jax.evaluation.steps import StepStore, run_steps
 from jacfuse_jax.evaluation.targets import OWN, Step, Target
 from jacfuse_jax.evaluation.threat_models import DETECT
-from jacfuse_jax.fusion import Rule
+from jacfuse_jax.evaluation.trial import Trial, unfitted_cascade
+from jacfuse_jax.fusion import LearnedCascade, Rule
 
-_SEVERITIES = (2, 3, 4, 5)
-# Combinations that lose more clean accuracy than may be chosen, by this share of that loss, are
-# attacked all the same: they show the trade-off.
-_TRADE_OFF = 2.0
-ROUNDING = 1e-9  # of a difference of accuracies
-T = TypeVar("T")
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.5, 0.8)
+"""Of attacked inputs, for which choices are made beside the one for the stated share."""
 _STATISTICAL = fusion.Statistical()
+_NOT_CHOSEN = (Unimodal, Head, Trained)  # of which nothing is chosen: other classifiers, or fewer
 
 
 class Score(NamedTuple):
@@ -33,8 +34,8 @@ class Score(NamedTuple):
       rule: that is judged.
       clean: accuracy on all clean validation rows.
       robust: accuracy on the attacked ones, in the worst case over targets, sample by sample; mean
-        over severities 2 to 5 and over the believed modalities, or all, perturbed one at a time;
-        None where too much clean accuracy is lost.
+        over severities and over the believed modalities, or all, perturbed one at a time; None of
+        rules that were not attacked, since even what was found on others rules them out.
       selected: whether its parameters stand for the rule.
     """
 
@@ -43,6 +44,49 @@ class Score(NamedTuple):
     clean: float
     robust: float | None
     selected: bool
+
+
+class BestRule(NamedTuple):
+    """The rule for a share of attacks, of all rules with the parameters chosen for that share.
+
+    Attributes:
+      believed: modalities that it believes perturbed, or "detect".
+      share: of attacked inputs.
+      rule: that is chosen.
+      clean: accuracy on clean validation rows.
+      robust: as in `Score`.
+      expected: (1 - share) clean + share robust.
+      low: lower end of its 95% interval over groups.
+      high: upper end.
+      baselines: {rule: what is expected of it}: statistical fusion, scaled fusion with the scale
+        chosen for this share, and trusted modalities alone, where some are trusted.
+      num_candidates: rules and parameters that were compared.
+    """
+
+    believed: str
+    share: float
+    rule: Rule
+    clean: float
+    robust: float
+    expected: float
+    low: float
+    high: float
+    baselines: dict[Rule, float]
+    num_candidates: int
+
+
+class Selection(NamedTuple):
+    """What `select` finds.
+
+    Attributes:
+      contests: {belief: its rules, those without parameters included}.
+      scores: of all rules that may be chosen.
+      best: the rule for every belief and share.
+    """
+
+    contests: dict[tuple[str, ...], Contest]
+    scores: list[Score]
+    best: list[BestRule]
 
 
 def select(
@@ -54,152 +98,199 @@ def select(
     *,
     attack: str,
     num_attack: int,
-    max_clean_loss: float,
+    share: float,
     store: StepStore,
     seed: int,
-) -> tuple[dict[tuple[str, ...], Contest], list[Score]]:
-    """Chooses the parameters of every rule for every belief.
+    learned: bool = False,
+) -> Selection:
+    """Chooses the parameters of every rule, and then the rule, for every belief.
 
-    Of the combinations whose clean accuracy is at most `max_clean_loss` below that of statistical
-    fusion, the one with the highest robust accuracy, see `Score`; where there is none, the one with
-    the highest clean accuracy. The attacks are those on statistical fusion, on the modality's own
-    classifier and on every combination that knows which modality is perturbed and loses less than
-    three times that clean accuracy. Test data are not looked at.
+    A rule is worth (1 - share) clean + share robust, see `Score`. Of all parameters of a rule whose
+    difference to the best has a paired 95% interval over groups that contains zero, those of the
+    highest clean accuracy; of equal ones the first. Parameters that are worth less than statistical
+    fusion, or than trusted modalities alone, are not taken if others are worth as much. Then the
+    rule is chosen in the same way, of these and of rules without parameters. Test data are not
+    looked at.
 
-    Combinations on the Pareto front of clean and robust accuracy of their rule are kept beside the
-    chosen ones, to show the trade-off.
+    What attacks find is tried on every rule. Attacked are the modalities' own classifiers,
+    statistical fusion, and of the others those on which a choice rests: the rule that seems worth
+    most by what was found so far, until that is one that was attacked itself; and then the one that
+    would be chosen, likewise. To attack all of them would change no choice, but for what is found
+    on one rule and hurts another one.
+
+    Choices for other shares, `SHARES`, are kept beside the chosen ones, to show the trade-off.
 
     Args:
       beliefs: sets of modalities believed perturbed, or `DETECT`.
-      rules: with all combinations of their parameters.
+      rules: with all combinations of their parameters, simple ones first.
       perturb_fn: see `perturbations.make_perturb_fn`.
       rows: validation rows.
       evidence: what fusion knows.
       attack: of `perturbations.ATTACKS`.
       num_attack: the first so many rows are attacked.
-      max_clean_loss: in [0, 1].
+      share: of inputs that are attacked, in [0, 1].
       store: where the steps are kept.
       seed: of the attacks.
+      learned: adds a `fusion.LearnedCascade` for every share, fitted to these rows, where some
+        modality is trusted; it is judged on rows that it was not fitted to.
 
     Returns:
-      {belief: its rules, those without parameters included}, and all scores.
+      What is evaluated, and why.
+
+    Raises:
+      ValueError: rows, or attacked ones, are of fewer than two groups.
     """
-    attacked_rows = rows.first(num_attack)
+    modalities = tuple(rows.outputs["standard"])
+    suspects = {b: modalities if b == DETECT else b for b in beliefs}
+    entering = [rule for rule in rules if not isinstance(rule, _NOT_CHOSEN)]
+    entering += [rule for rule in (_STATISTICAL, DropSuspect()) if rule not in entering]
+    shares = tuple(dict.fromkeys((share, *SHARES)))
+    unfitted = unfitted_cascade(len(evidence.class_prior))
 
-    def suspects(believed: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(rows.outputs["standard"]) if believed == DETECT else believed
+    def steps_on(modality: str, targets: Sequence[Target]) -> list[Step]:
+        return [Step((modality,), attack, s, target) for s in SEVERITIES for target in targets]
 
-    def clean_accuracy(rule: Rule, believed: tuple[str, ...]) -> float:
-        log_probs = predict_all(rule, believed, [rows.observed()], rows, evidence)[0]
-        return float(is_correct(log_probs, rows.labels).mean())
-
-    tunable = [rule for rule in rules if rule.searched]
-    least = clean_accuracy(_STATISTICAL, ()) - max_clean_loss - ROUNDING
-    least_attacked = least - _TRADE_OFF * max_clean_loss
-    modalities = list(dict.fromkeys(m for believed in beliefs for m in suspects(believed)))
-    clean = {
-        (believed, rule): clean_accuracy(rule, believed)
-        for believed in dict.fromkeys([*beliefs, *((modality,) for modality in modalities)])
-        for rule in tunable
-    }
-    steps = {
-        modality: [
-            Step((modality,), attack, severity, target)
-            for severity in _SEVERITIES
-            for target in [
-                OWN,
-                Target(_STATISTICAL),
-                *(
-                    target_of(rule, (modality,))
-                    for rule in tunable
-                    if clean[(modality,), rule] >= least_attacked
-                ),
-            ]
+    # All that may be attacked, so that one program serves all rounds.
+    of_modality = {
+        modality: [OWN, Target(_STATISTICAL)]
+        + [
+            target_of(rule, believed)
+            for believed in beliefs
+            if modality in suspects[believed]
+            for rule in [*entering, *([unfitted] if learned else [])]
         ]
-        for modality in modalities
+        for modality in dict.fromkeys(m for names in suspects.values() for m in names)
     }
-    run_steps(
-        [step for of_modality in steps.values() for step in of_modality],
-        perturb_fn,
-        rows,
-        num_attack=num_attack,
-        store=store,
-        seed=seed,
+    possible = [
+        step
+        for modality, targets in of_modality.items()
+        for step in steps_on(modality, list(dict.fromkeys(targets)))
+    ]
+
+    def attack_all(wanted: Sequence[Step]) -> None:
+        run_steps(
+            list(dict.fromkeys([*possible, *wanted])),
+            perturb_fn,
+            rows,
+            num_attack=num_attack,
+            store=store,
+            seed=seed,
+            only=frozenset(wanted),
+        )
+
+    found = [step for m in of_modality for step in steps_on(m, [OWN, Target(_STATISTICAL)])]
+    attack_all(found)
+    trials = {
+        believed: Trial(believed, suspects[believed], entering, rows, num_attack, evidence)
+        for believed in beliefs
+    }
+    for trial in trials.values():
+        trial.observe(found, store)
+        if learned and trial.has_trusted:
+            trial.add_learned(shares, found, store)
+        trial.attacked.add(_STATISTICAL)
+    names = list(dict.fromkeys(rule.name for rule in rules if rule.searched))
+    names += [LearnedCascade.kind] if learned else []
+    untuned = [rule for rule in rules if rule in entering and not rule.searched]
+    while True:
+        chosen = {b: _choose(trial, names, untuned, shares) for b, trial in trials.items()}
+        wanted = [
+            step
+            for believed, of_belief in chosen.items()
+            for modality in suspects[believed]
+            for step in steps_on(modality, [target_of(r, believed) for r in of_belief.doubtful])
+        ]
+        if not wanted:
+            break
+        attack_all(wanted)
+        for believed, trial in trials.items():
+            trial.observe([step for step in wanted if step.attacked[0] in trial.suspects], store)
+            trial.attacked.update(chosen[believed].doubtful)
+    found_of = {
+        believed: _report(trial, rules, chosen[believed], share)
+        for believed, trial in trials.items()
+    }
+    return Selection(
+        {believed: contest for believed, (contest, *_) in found_of.items()},
+        [score for _, scores, _ in found_of.values() for score in scores],
+        [of_share for *_, best in found_of.values() for of_share in best],
     )
 
-    observations = {
-        (modality, severity): [store[step] for step in steps[modality] if step.severity == severity]
-        for modality in modalities
-        for severity in _SEVERITIES
-    }
 
-    def robust_accuracy(rule: Rule, believed: tuple[str, ...]) -> float:
-        accuracies: list[float] = []
-        for modality in suspects(believed):
-            withstands = np.ones(len(attacked_rows.labels), bool)
-            for severity in _SEVERITIES:  # what a smaller budget found counts for a larger one
-                found = observations[modality, severity]
-                log_probs = predict_all(rule, believed, found, attacked_rows, evidence)
-                worst = worst_of(log_probs, attacked_rows.labels)
-                withstands &= is_correct(worst, attacked_rows.labels)
-                accuracies.append(float(withstands.mean()))
-        return float(np.mean(accuracies))
+class _Chosen(NamedTuple):
+    """What is chosen by what was found so far.
 
-    contests: dict[tuple[str, ...], Contest] = {}
-    scores: list[Score] = []
-    for believed in beliefs:
-        robust = {
-            rule: robust_accuracy(rule, believed)
-            for rule in tunable
-            if clean[believed, rule] >= least_attacked
-        }
-        clean_of = {rule: clean[believed, rule] for rule in tunable}
-        selected = {
-            choose([rule for rule in tunable if rule.name == name], clean_of, robust, least)
-            for name in dict.fromkeys(rule.name for rule in tunable)
-        }
-        front = _fronts(believed, clean, robust)
-        kept = [rule for rule in rules if not rule.searched or rule in selected or rule in front]
-        contests[believed] = Contest(kept, frozenset(selected))
-        scores += [
-            Score(
-                "+".join(believed),
-                rule,
-                clean[believed, rule],
-                robust.get(rule),
-                rule in selected,
-            )
-            for rule in tunable
-        ]
-    return contests, scores
-
-
-def choose(
-    candidates: Sequence[T], clean: Mapping[T, float], robust: Mapping[T, float], least: float
-) -> T:
-    """The most robust candidate of those that are accurate enough, or else the most accurate.
-
-    Args:
-      candidates: at least one; of equal ones the first is taken.
-      clean: accuracy of each.
-      robust: of those at least that are accurate enough.
-      least: accuracy that is enough.
+    Attributes:
+      of_rules: {share: {name of a rule: with its parameters}}.
+      of_all: {share: the rule}.
+      doubtful: rules on which a choice rests, and which were not attacked themselves.
     """
-    feasible = [candidate for candidate in candidates if clean[candidate] >= least]
-    return max(feasible or candidates, key=(robust if feasible else clean).__getitem__)
+
+    of_rules: dict[float, dict[str, Rule]]
+    of_all: dict[float, Rule]
+    doubtful: list[Rule]
 
 
-def _fronts(
-    believed: tuple[str, ...],
-    clean: dict[tuple[tuple[str, ...], Rule], float],
-    robust: dict[Rule, float],
-) -> set[Rule]:
-    """The combinations that no other of the same rule beats in clean and robust accuracy."""
-    fronts: set[Rule] = set()
-    for name in dict.fromkeys(rule.name for rule in robust):
-        of_rule = [rule for rule in robust if rule.name == name]
-        front = metrics.pareto_front(
-            [clean[believed, rule] for rule in of_rule], [robust[rule] for rule in of_rule]
+def _choose(
+    trial: Trial, names: Sequence[str], untuned: Sequence[Rule], shares: Sequence[float]
+) -> _Chosen:
+    """Chooses parameters for every share, and of these the rule."""
+    by_name = {name: [rule for rule in trial.rules if rule.name == name] for name in names}
+    by_name = {name: found for name, found in by_name.items() if found}
+    questions = [(found, share) for found in by_name.values() for share in shares]
+    answers = iter(trial.choose(questions))
+    of_rules: dict[float, dict[str, Rule]] = {share: {} for share in shares}
+    doubtful: list[Rule] = []
+    for name in by_name:
+        for share in shares:
+            of_rules[share][name], in_doubt = next(answers)
+            doubtful += in_doubt
+    contenders = [
+        ([r for r in trial.rules if r in untuned or r in of_rules[share].values()], share)
+        for share in shares
+    ]
+    of_all: dict[float, Rule] = {}
+    doubtful_of_all: list[Rule] = []
+    for share, (chosen, in_doubt) in zip(shares, trial.choose(contenders), strict=True):
+        of_all[share] = chosen
+        doubtful_of_all += in_doubt
+    # Parameters first, which may change what the rule is chosen of.
+    return _Chosen(of_rules, of_all, list(dict.fromkeys(doubtful or doubtful_of_all)))
+
+
+def _report(
+    trial: Trial, rules: Sequence[Rule], chosen: _Chosen, share: float
+) -> tuple[Contest, list[Score], list[BestRule]]:
+    """What a trial has found: which rules are evaluated, their scores, the best of each share."""
+    selected = frozenset(chosen.of_rules[share].values())
+    kept = {rule for of_share in chosen.of_rules.values() for rule in of_share.values()}
+    fitted = [rule for rule in trial.rules if isinstance(rule, LearnedCascade)]
+    judged = [rule for rule in trial.rules if rule in rules or rule in fitted]
+    believed = "+".join(trial.believed)
+    scores = [
+        Score(
+            believed,
+            rule,
+            trial.clean(rule),
+            trial.robust(rule) if rule in trial.attacked else None,
+            rule in selected,
         )
-        fronts |= {of_rule[index] for index in front}
-    return fronts
+        for rule in judged
+    ]
+
+    def best_of(share: float, rule: Rule) -> BestRule:
+        scaled = [r for r in chosen.of_rules[share].values() if isinstance(r, fusion.Scaled)]
+        return BestRule(
+            believed,
+            share,
+            rule,
+            trial.clean(rule),
+            trial.robust(rule),
+            *trial.expected(rule, share),
+            {baseline: trial.expected(baseline, share)[0] for baseline in trial.baselines + scaled},
+            len(judged),
+        )
+
+    evaluated = [rule for rule in [*rules, *fitted] if not rule.searched or rule in kept]
+    best = [best_of(of_share, rule) for of_share, rule in sorted(chosen.of_all.items())]
+    return Contest(evaluated, selected), scores, best

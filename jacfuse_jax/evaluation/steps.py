@@ -1,6 +1,6 @@
 """The steps of an evaluation, each kept: a run that was killed repeats no chain of them."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ def run_steps(
     num_attack: int,
     store: StepStore,
     seed: int,
+    only: Container[Step] | None = None,
 ) -> None:
     """Carries out steps and keeps what they gave, save those that are kept already.
 
@@ -50,6 +51,7 @@ def run_steps(
       num_attack: attacks take the first so many rows.
       store: where they are kept; set from several threads.
       seed: of the perturbations.
+      only: some of the steps, whole chains; None: all. Programs are compiled for all of them.
     """
     programs: dict[Any, tuple[Branch, ...]] = {}
     chains: dict[Any, list[Step]] = {}
@@ -59,10 +61,11 @@ def run_steps(
         of_chain = None if step.perturbation in ATTACKS else step.severity
         chains.setdefault((program, step.target, of_chain), []).append(step)
     programs = {key: tuple(dict.fromkeys(branches)) for key, branches in programs.items()}
-    missing = [chain for chain in chains.values() if not all(step in store for step in chain)]
+    wanted = [chain for chain in chains.values() if only is None or chain[0] in only]
+    missing = [chain for chain in wanted if not all(step in store for step in chain)]
     attacked_rows = rows.first(num_attack)
-    num_missing = sum(map(len, missing))
-    with tqdm(total=len(steps), initial=len(steps) - num_missing, disable=None) as progress:
+    total, num_missing = (sum(map(len, of_these)) for of_these in (wanted, missing))
+    with tqdm(total=total, initial=total - num_missing, disable=None) as progress:
 
         def run(chain: Sequence[Step]) -> None:
             first = chain[0]

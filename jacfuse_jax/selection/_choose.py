@@ -118,14 +118,12 @@ def choose(
     values = np.stack([each.of_rows for each in found], axis=1)
     expected = np.array([each.worth.expected for each in found])
     resample = functools.partial(metrics.bootstrap_interval, seed=seed, groups=groups, weights=rows)
-    lead = resample(values[:, [int(expected.argmax())]] - values)
     others += [each for each in found if each.rule in BASELINES]
     bar = {each.rule: each.worth for each in others}
-    least = min(max((worth.expected for worth in bar.values()), default=0.0), expected.max())
-    is_feasible = (lead.low <= _ROUNDING) & (expected >= least - _ROUNDING)
-    # Rounded, so that rules of the same predictions are equal, and the first is taken.
-    accuracy = np.where(is_feasible, np.round([each.worth.clean for each in found], 9), -1)
-    chosen = found[int(accuracy.argmax())]
+    least = max((worth.expected for worth in bar.values()), default=0.0)
+    clean = np.array([each.worth.clean for each in found])
+    lead = resample(values[:, [int(expected.argmax())]] - values)
+    chosen = found[choose_index(np.asarray(lead.low), expected, clean, least)]
     interval = resample(chosen.of_rows)
     return Choice(
         rule=chosen.rule,
@@ -138,6 +136,26 @@ def choose(
         baselines=bar,
         num_candidates=len(found),
     )
+
+
+def choose_index(
+    lead_low: NDArray[np.float64],
+    expected: NDArray[np.float64],
+    clean: NDArray[np.float64],
+    least: float,
+) -> int:
+    """The cleanest of R rules that rows do not tell from the best one; see `choose`.
+
+    Args:
+      lead_low: (R,), lower end of the interval of how much more the best one is worth.
+      expected: (R,), what they are worth.
+      clean: (R,), accuracy where nothing fails.
+      least: that the chosen one must be worth, if any is.
+    """
+    enough = min(least, expected.max()) - _ROUNDING
+    is_feasible = (lead_low <= _ROUNDING) & (expected >= enough)
+    # Rounded, so that rules of the same predictions are equal, and the first is taken.
+    return int(np.where(is_feasible, np.round(clean, 9), -1).argmax())
 
 
 class _Valued(NamedTuple):

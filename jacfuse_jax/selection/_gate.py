@@ -40,7 +40,8 @@ def fit_gate(
       class_prior: (K,), positive, sums to one; class frequencies of the training labels.
       perturbed: name or names of the modalities that may be attacked; some other must be left.
       attacked: (N,), in [0, 1], whether, or how often, statistical fusion is right in rows whose
-        perturbed modalities are attacked. None: never, as against an attacker who may say anything.
+        perturbed modalities are attacked; NaN of rows of which it is not known. None: never, as
+        against an attacker who may say anything.
       groups: (N,), equal for rows that depend on each other; None: each by itself.
       weights: (N,), not negative, how many rows each stands for; None: one.
       present: see `fusion.statistical_fusion`; rows without a trusted modality are not used.
@@ -51,8 +52,8 @@ def fit_gate(
 
     Raises:
       TypeError: logits are not floating, or labels not integer.
-      ValueError: shapes disagree, no modality is trusted, there are fewer than two groups, or a
-        trusted modality of a row is not a number.
+      ValueError: shapes disagree, no modality is trusted, there are fewer than two groups (of
+        attacked rows, too), or a trusted modality of a row is not a number.
 
     References:
       Derived here.
@@ -74,12 +75,15 @@ def fit_gate(
         raise ValueError("a trusted modality says nothing in some rows; leave them out")
     num_rows = len(features)
     of_groups = None if groups is None else np.asarray(groups)[used]
-    folds = assign_folds(num_rows, groups=of_groups, seed=seed)
     row_weights = np.ones(num_rows) if weights is None else np.asarray(weights, np.float64)[used]
 
     def fit(targets: ArrayLike) -> tuple[float, ...]:
         values = np.asarray(targets, np.float64)[used]
-        w = fit_probability(features, values, folds, row_weights)
+        known = ~np.isnan(values)
+        folds = assign_folds(
+            known.sum(), groups=None if of_groups is None else of_groups[known], seed=seed
+        )
+        w = fit_probability(features[known], values[known], folds, row_weights[known])
         return tuple(float(x) for x in w.astype(dtype))
 
     def is_right(log_probs: jax.Array) -> NDArray[np.bool_]:

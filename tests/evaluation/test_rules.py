@@ -11,6 +11,7 @@ from jacfuse_jax.evaluation.input_checks import INPUT_CHECKS, Projection, Residu
 from jacfuse_jax.evaluation.models import PROJECTED
 from jacfuse_jax.evaluation.rules import (
     HEADS,
+    LEARNED,
     NAMES,
     PARAMETERS,
     EachAlone,
@@ -24,7 +25,7 @@ from jacfuse_jax.evaluation.rules import (
 from jacfuse_jax.evaluation.threat_models import DETECT
 from jacfuse_jax.linalg import spectrum_from_kernel
 from tests import reference
-from tests.evaluation import oracles
+from tests.evaluation import oracles, tiny
 
 VALUES = {
     "gamma": (0.5, 0.1),
@@ -67,6 +68,7 @@ RULES = {
     rule.name: rule
     for rule in expand(NAMES, MODALITIES, {name: (value,) for name, value in ALL.items()})
 }
+RULES[LEARNED] = tiny.make_learned(K)
 CHECKS = [check.kind for check in INPUT_CHECKS]
 SEARCHED = [name for name, rule in RULES.items() if rule.searched]
 RECALIBRATED = [name for name, rule in RULES.items() if is_recalibrated(rule)]
@@ -119,6 +121,25 @@ def cascade(log_probs, believed):
     return np.where(is_sure, trusted, fused)
 
 
+def learned_cascade(log_probs, believed):
+    """By trusted modalities alone where these are worth more, by the gate's three probabilities."""
+    log_prior = np.log(PRIOR)
+    trusted, fused = (
+        log_normalise(
+            log_prior + sum(log_probs[m] - log_prior for m in MODALITIES if m not in without)
+        )
+        for without in (believed, ())
+    )
+    largest = -np.sort(-trusted, axis=-1)
+    features = np.hstack([largest, np.eye(K)[trusted.argmax(axis=-1)], np.ones((5, 1))])
+    rule = tiny.make_learned(K)
+    alone, both, attacked = (scipy.special.expit(features @ np.array(w)) for w in rule.gate)
+    is_sure = alone > (1 - rule.share) * both + rule.share * attacked
+    assert is_sure.any()
+    assert not is_sure.all()
+    return np.where(is_sure[:, None], trusted, fused)
+
+
 def expected_of(rule, believed):
     """The prediction, from the definition of the rule in NumPy."""
 
@@ -169,6 +190,7 @@ def expected_of(rule, believed):
             )
         ),
         "cascade": lambda: cascade(log_probs, believed),
+        "learned_cascade": lambda: learned_cascade(log_probs, believed),
         "fixed_robust": lambda: statistical(change(lambda m, z: z @ fixed_matrix(GRAMS[m]).T)),
         "robust": lambda: recalibrated(STANDARD),
         "contaminated_robust": lambda: recalibrated(change(lambda _, z: contaminated(z))),
@@ -281,7 +303,7 @@ def test_rules_without_parameters_detect_nothing():
 class TestExpand:
     def test_every_combination_of_parameters_is_a_rule(self):
         found = expand(NAMES, MODALITIES, VALUES)
-        counts = dict.fromkeys(NAMES, 1)
+        counts = dict.fromkeys(NAMES, 1) | {LEARNED: 0}
         counts |= {"unimodal": 3, "scaled": 1, "fixed_robust": 2, "robust": 2}
         counts |= {"contaminated": 4, "contaminated_robust": 4, "cascade": 2}
         counts |= dict.fromkeys(CHECKS, 2)
@@ -293,7 +315,8 @@ class TestExpand:
             if rule.name in CHECKS:
                 values = {"confidence": (*VALUES["confidence"], 1.0)}
             assert all(value in values[name] for name, value in rule.parameters.items())
-        assert {name for rule in found for name in rule.parameters} == set(PARAMETERS)
+        known = {name for rule in found for name in rule.parameters}
+        assert {*known, "share"} == set(PARAMETERS)
 
     def test_labels_tell_rule_and_parameters_in_the_order_of_the_names(self):
         names = ["robust", "unimodal", "mean", "contaminated"]

@@ -57,7 +57,15 @@ def error_of(*arguments):
         ("--num_train=3", "--num_train=3 leaves class"),
         ("--num_eval=1", "--num_eval=1: intervals need test rows of two groups; raise it"),
         ("--num_attack=1", "--num_attack=1: intervals need test rows of two groups; raise it"),
-        ("--max_clean_loss=nan", "--max_clean_loss=nan: 'nan' is not a number in [0, 1]"),
+        (
+            "--methods=statistical,learned_cascade",
+            "--methods=learned_cascade: it is fitted to attacked validation rows; give",
+        ),
+        (
+            "--num_select=1",
+            "--num_select=1: intervals need validation rows of two groups; raise it",
+        ),
+        ("--attack_share=nan", "--attack_share=nan: 'nan' is not a number in [0, 1]"),
         ("--max_missing=nan", "--max_missing=nan: 'nan' is not a number in [0, 1]"),
         (
             f"--weights=upper={__file__}",
@@ -99,12 +107,12 @@ def test_flags(argument, message, tmp_path):
         ("--num_select=-1", "--num_select=-1: -1 is not a non-negative integer"),
         ("--num_restarts=0", "--num_restarts=0: 0 is not a positive integer"),
         (
-            "--max_clean_loss=1.5",
-            "--max_clean_loss=1.5: '1.5' is not a number in [0, 1]",
+            "--attack_share=1.5",
+            "--attack_share=1.5: '1.5' is not a number in [0, 1]",
         ),
         (
-            "--max_clean_loss=-0.1",
-            "--max_clean_loss=-0.1: '-0.1' is not a number in [0, 1]",
+            "--attack_share=-0.1",
+            "--attack_share=-0.1: '-0.1' is not a number in [0, 1]",
         ),
         ("--fold=-1", "--fold=-1: -1 is not a non-negative integer"),
         ("--kinds=upper", "--kinds=upper: 'upper' is not <modality>:<name>"),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from experiments import certified
 from jacfuse_jax.evaluation.measure import Row
+from jacfuse_jax.evaluation.selection import SHARES
 from jacfuse_jax.evaluation.summary import Summary
 from tests.data_pipelines.raw_files import needs_published_files
 from tests.experiments import runs
@@ -23,7 +24,7 @@ ALL = (
     "--scales=0.5,0.2",
     "--num_select=20",
     "--select_attack=fgm",
-    "--max_clean_loss=0.05",
+    "--attack_share=0.3",
 )
 SCENARIOS = [
     *(
@@ -46,7 +47,14 @@ def finished(tmp_path_factory):
 def columns_of(line):
     """Of a file: a rule is its name and its parameters."""
     before, after = ",".join(line._fields).split(",rule,")
-    return f"{before},method,gamma,scale,contamination,tempering,confidence,{after}".split(",")
+    return f"{before},method,gamma,scale,contamination,tempering,confidence,share,{after}".split(
+        ","
+    )
+
+
+def label_in_tables(row):
+    values = {"t": row["scale"], "γ": row["gamma"]}
+    return row["method"] + "".join(f" {s}={value}" for s, value in values.items() if value)
 
 
 def label_of(row):
@@ -142,37 +150,52 @@ def test_the_worst_of_several_attacks_is_no_better_than_any_of_them(finished):
 
 
 @pytest.mark.slow
-def test_where_the_modality_is_known_the_chosen_and_the_undominated_are_shown(finished):
+def test_where_the_modality_is_known_all_that_a_share_chooses_is_shown(finished):
     rows = runs.read_rows(finished[0])
     selection = runs.read_rows(finished[0], "selection.csv")
+    envelope = runs.read_rows(finished[0], "envelope.csv")
     for modality in MODALITIES:
-        expected = set()
-        for rule in ("scaled", "robust"):
-            lines = [
-                line
-                for line in selection
-                if line["believed"] == modality and line["method"].split()[0] == rule
-            ]
-            points = [
-                (float(line["clean"]), float(line["robust"]), line["method"])
-                for line in lines
-                if line["robust"]
-            ]
-            expected |= {line["method"] for line in lines if line["selected"] == "True"}
-            expected |= {
-                label
-                for clean, robust, label in points
-                if not any(
-                    c >= clean and r >= robust and (c, r) != (clean, robust) for c, r, _ in points
-                )
-            }
         shown = {
             f"scaled t={row['scale']}" if row["scale"] else f"robust γ={row['gamma']}"
             for row in rows
             if (row["threat_model"], row["perturbed"]) == ("known", modality)
             and row["method"] in ("scaled", "robust")
         }
-        assert shown == expected
+        of_modality = [line for line in selection if line["believed"] == modality]
+        assert {x["method"] for x in of_modality if x["selected"] == "True"} <= shown
+        lines = [line for line in envelope if line["perturbed"] == modality]
+        assert {x["method"] for x in lines} <= {*shown, "statistical"}
+        assert {float(x["share"]) for x in lines} == {0.3, *SHARES}
+        # Those that were not attacked are not chosen for any share.
+        attacked = {x["method"] for x in of_modality if x["robust"]}
+        assert shown <= attacked
+
+
+@pytest.mark.slow
+def test_what_chosen_rules_are_worth_is_that_of_the_results(finished):
+    rows = runs.read_rows(finished[0])
+
+    def worth(label, perturbed, share):
+        of_rule = [
+            row
+            for row in rows
+            if (row["threat_model"], row["perturbed"]) == ("known", perturbed)
+            and label_in_tables(row) == label
+        ]
+        (clean,) = (float(r["accuracy"]) for r in of_rule if r["perturbation"] == "clean")
+        worst = [float(r["accuracy"]) for r in of_rule if r["perturbation"] == "worst_attack"]
+        assert len(worst) == 5
+        return (1 - share) * clean + share * np.mean(worst)
+
+    envelope = runs.read_rows(finished[0], "envelope.csv")
+    assert {line["baseline"].split()[0] for line in envelope} == {"statistical", "scaled"}
+    for line in envelope:
+        share = float(line["share"])
+        expected = worth(line["method"], line["perturbed"], share)
+        assert float(line["expected"]) == pytest.approx(expected, abs=2e-6)
+        assert float(line["low"]) <= expected <= float(line["high"])
+        difference = expected - worth(line["baseline"], line["perturbed"], share)
+        assert float(line["difference"]) == pytest.approx(difference, abs=2e-6)
 
 
 @pytest.mark.slow
@@ -205,7 +228,9 @@ def test_prints_the_tables_and_says_where_the_files_are(finished):
         f"accuracy_{model}_{perturbed}.png".replace(" ", "_").replace("+", "_")
         for model, perturbed in SCENARIOS
     ]
-    names = [f"{name}.csv" for name in ("results", "summary", "comparison", "selection")]
+    names = [
+        f"{name}.csv" for name in ("results", "summary", "comparison", "selection", "envelope")
+    ]
     for path in (*names, "report.md", "config.json", *(f"figures/{name}" for name in figures)):
         assert f"wrote {workdir / path}" in stdout
         assert (workdir / path).exists()
@@ -232,7 +257,7 @@ def test_other_files_tell_the_same_methods(finished):
     assert {tuple(r[k] for k in key): r["clean"] for r in summary} == clean
     selection = runs.read_rows(workdir, "selection.csv")
     assert {row["believed"] for row in selection} == {"upper", "lower", "upper+lower"}
-    assert len(selection) == 3 * 3
+    assert len(selection) == 3 * 4  # statistical fusion, too
 
 
 @pytest.mark.slow
@@ -285,7 +310,7 @@ def test_certified_takes_classifiers_of_a_run_with_other_flags_and_leaves_its_fi
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file() and p.suffix}
-    flags = ("--confidences=0.5", "--contaminations=0.6", "--num_attack=10", "--max_clean_loss=0.1")
+    flags = ("--confidences=0.5", "--contaminations=0.6", "--num_attack=10", "--attack_share=0.5")
     runs.run(workdir, *runs.SMALL, *flags, binary=certified)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert json.loads((workdir / "config.json").read_text())["wall_time_s"] > 0

@@ -138,6 +138,29 @@ class TestFitGate:
             wary, logits, labels, prior, 0
         )
 
+    def test_rows_of_which_it_is_not_known_whether_they_withstand_enter_the_other_two(self):
+        logits, labels, prior = make_rows(400)
+        groups = np.arange(400) // 2
+        rng = np.random.default_rng(0)
+        withstood = (rng.uniform(size=400) < 0.3).astype(float)
+        options: Any = {"perturbed": "image", "groups": groups}
+        some = np.where(np.arange(400) < 150, withstood, np.nan)
+        found = selection.fit_gate(logits, labels, prior, attacked=some, **options)
+        never = selection.fit_gate(logits, labels, prior, **options)
+        assert found[:2] == never[:2]
+        first = selection.fit_gate(
+            {m: z[:150] for m, z in logits.items()},
+            labels[:150],
+            prior,
+            perturbed="image",
+            attacked=withstood[:150],
+            groups=groups[:150],
+        )
+        assert found.attacked == first.attacked
+        alone = np.where(np.arange(400) < 2, withstood, np.nan)
+        with pytest.raises(ValueError, match="two groups"):
+            selection.fit_gate(logits, labels, prior, attacked=alone, **options)
+
     def test_rows_without_a_trusted_modality_are_not_used(self):
         logits, labels, prior = make_rows(300)
         present = {"audio": np.arange(300) % 3 > 0, "image": np.arange(300) % 5 > 0}
