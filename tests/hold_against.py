@@ -31,11 +31,11 @@ from jacfuse_jax.evaluation.models import PROJECTED, Models, input_grams
 from jacfuse_jax.evaluation.names import APGD_ENSEMBLE
 from jacfuse_jax.evaluation.plan import SEVERITIES
 from jacfuse_jax.evaluation.rows import Rows, make_rows, observe
-from jacfuse_jax.evaluation.rules import PARAMETERS, expand, predict, regime_of
+from jacfuse_jax.evaluation.rules import LEARNED, PARAMETERS, expand, predict, regime_of
 from jacfuse_jax.evaluation.subspaces import residual, stay_inside
 from jacfuse_jax.evaluation.targets import STRENGTHS
 from jacfuse_jax.evaluation.through import linf_bounds
-from jacfuse_jax.fusion import Rule
+from jacfuse_jax.fusion import Rule, rule_from_json
 from jacfuse_jax.programs import InputError
 from tests import autoattack, independent_attack
 
@@ -109,6 +109,7 @@ def read_contenders(path: Path, seed: int, modalities: Sequence[str]) -> list[Co
     """The chosen rules of results.csv in the worst case over attacks, and those without choice."""
     if not path.exists():
         raise InputError(f"{path} is missing: the run is not finished")
+    learned = _read_learned(path.with_name("rules.json"), seed)
     found: dict[tuple[str, Rule], dict[int, float]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -117,13 +118,25 @@ def read_contenders(path: Path, seed: int, modalities: Sequence[str]) -> list[Co
             if row["attack_target"] != ENSEMBLE or row["selected"] == "False":
                 continue
             if int(row["seed"]) == seed:
-                accuracies = found.setdefault((row["perturbed"], _rule_of(row, modalities)), {})
+                is_learned = row["method"] == LEARNED
+                rule = learned[row["perturbed"]] if is_learned else _rule_of(row, modalities)
+                accuracies = found.setdefault((row["perturbed"], rule), {})
                 accuracies[int(row["severity"])] = float(row["accuracy"])
     if not found:
         raise InputError(
             f"{path} has no worst case over attacks with a known modality, seed {seed}"
         )
     return [Contender(*key, tuple(of[s] for s in SEVERITIES)) for key, of in found.items()]
+
+
+def _read_learned(path: Path, seed: int) -> dict[str, Rule]:
+    """The learned cascade that was chosen for every belief."""
+    lines = json.loads(path.read_text())["rules"] if path.exists() else []
+    return {
+        line["believed"]: rule_from_json(json.dumps(line["rule"]))
+        for line in lines
+        if (line["seed"], line["selected"], line["rule"]["rule"]) == (seed, True, LEARNED)
+    }
 
 
 def _rule_of(row: Mapping[str, str], modalities: Sequence[str]) -> Rule:

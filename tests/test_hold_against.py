@@ -57,8 +57,22 @@ def test_contenders_are_the_chosen_rules_in_the_worst_case(tmp_path):
         {"seed": 1},
     ):
         write_results(tmp_path, [fusion.Scaled(0.9)], selected=True, **changes)
+    learned = tiny.make_learned(4)  # whose weights are not in results.csv
+    write_results(tmp_path, [learned], selected=True)
+    other = dataclasses.replace(learned, alone=learned.fused)
+    lines = [
+        {"seed": seed, "believed": believed, "selected": selected, "rule": json.loads(r.to_json())}
+        for seed, believed, selected, r in (
+            (0, "image", True, learned),
+            (0, "image", True, SCALED),
+            (0, "image", False, other),
+            (0, "audio", True, other),
+            (1, "image", True, other),
+        )
+    ]
+    (tmp_path / "rules.json").write_text(json.dumps({"schema": 1, "rules": lines}))
     found = hold_against.read_contenders(tmp_path / "results.csv", 0, tiny.MODALITIES)
-    assert [c.rule for c in found] == [*chosen, Unimodal("audio"), tiny.STATISTICAL]
+    assert [c.rule for c in found] == [*chosen, Unimodal("audio"), tiny.STATISTICAL, learned]
     assert {(c.modality, c.accuracies) for c in found} == {("image", ACCURACIES)}
 
 

@@ -1,5 +1,6 @@
 """What a run leaves behind: tables in CSV and Markdown, and figures."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from jacfuse_jax.evaluation.summary import compare, summarise
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.programs.files import write_atomically
 
+SCHEMA = 1  # of rules.json
+
 
 def write(findings: Mapping[int, Findings], workdir: Path, *, note: str = "") -> list[Path]:
-    """Writes results, summary, comparison, selection, envelope .csv, report.md and figures.
+    """Writes results, summary, comparison, selection, envelope .csv, rules.json, report, figures.
 
     Args:
       findings: {seed: what it gave}.
@@ -66,6 +69,10 @@ def write(findings: Mapping[int, Findings], workdir: Path, *, note: str = "") ->
     if scores:
         paths.append(workdir / "selection.csv")
         write_csv(scores, paths[-1])
+    chosen = [line for seed, found in findings.items() for line in _chosen_rules(seed, found)]
+    if chosen:
+        paths.append(workdir / "rules.json")
+        write_atomically(paths[-1], json.dumps({"schema": SCHEMA, "rules": chosen}, indent=1))
     if envelope:
         paths.append(workdir / "envelope.csv")
         write_csv([_with_labels(line) for line in envelope], paths[-1])
@@ -74,6 +81,24 @@ def write(findings: Mapping[int, Findings], workdir: Path, *, note: str = "") ->
     paths += write_curves(rows, workdir / "figures")
     paths += write_trade_off(summaries, workdir / "figures")
     return paths
+
+
+def _chosen_rules(seed: int, found: Findings) -> list[dict[str, Any]]:
+    """Rules that validation rows chose, whole: of learned ones parameters are not all there is."""
+    shares: dict[tuple[str, Rule], list[float]] = {}
+    for best in found.best:
+        shares.setdefault((best.believed, best.rule), []).append(best.share)
+    return [
+        {
+            "seed": seed,
+            "believed": score.believed,
+            "selected": score.selected,
+            "best_for_shares": shares.get((score.believed, score.rule), []),
+            "rule": json.loads(score.rule.to_json()),
+        }
+        for score in found.scores
+        if score.selected or (score.believed, score.rule) in shares
+    ]
 
 
 def write_csv(lines: Sequence[Mapping[str, Any]], path: Path) -> None:

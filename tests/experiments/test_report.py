@@ -1,4 +1,5 @@
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -337,7 +338,7 @@ def test_all_files_of_several_seeds_are_written_and_named(tmp_path, capsys):
         findings[seed] = robust_fusion.Findings(rows, outcomes_of(rows), scores, best, GROUPS, 7)
     paths = robust_fusion.write(findings, tmp_path, note="How it was.")
     files = {"results.csv", "summary.csv", "comparison.csv", "selection.csv", "report.md"}
-    files.add("envelope.csv")
+    files |= {"envelope.csv", "rules.json"}
     figures = {"accuracy_known_image.png", "accuracy_known_audio.png", "trade_off.png"}
     assert {str(path.relative_to(tmp_path)) for path in paths} == {
         *files,
@@ -349,6 +350,13 @@ def test_all_files_of_several_seeds_are_written_and_named(tmp_path, capsys):
     assert len(read_csv(tmp_path / "results.csv")) == 2 * len(FIGURE_ROWS)
     selection = read_csv(tmp_path / "selection.csv")
     assert selection[0]["robust"] == ""
+    rules = json.loads((tmp_path / "rules.json").read_text())
+    assert rules["schema"] == 1
+    assert [line.pop("rule") for line in rules["rules"]] == [json.loads(scaled().to_json())] * 2
+    assert rules["rules"] == [
+        {"seed": seed, "believed": "image", "selected": True, "best_for_shares": [0.1]}
+        for seed in (3, 4)
+    ]
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("How it was.\n\n")
     assert "75.0 ± 0.0" in text
