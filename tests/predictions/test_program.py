@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 import scipy.special
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -39,6 +40,7 @@ from tests.predictions.runs import (
 )
 from tests.test_readme import README
 
+PAGE = ROOT / "docs" / "predictions.md"
 UNIFORM = np.full(NUM_CLASSES, 1 / NUM_CLASSES)
 
 
@@ -168,16 +170,39 @@ class TestAgreesWithTheOracle:
         for probs in all_probs[1:]:
             assert_allclose(probs, all_probs[0], rtol=0, atol=8 * NUM_CLASSES * eps)
 
-    def test_what_the_readme_saves_of_torch(self, tmp_path, monkeypatch, torch):
+    def test_the_command_of_the_readme(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (command,) = re.findall(
+            r"^    \S+python -m jacfuse_jax.predictions (.*?)\n\n", README.read_text(), re.M | re.S
+        )
+        rng = np.random.default_rng(0)
+        for suffix in ("", "_val"):
+            labels = rng.integers(5, size=80)
+            arrays: dict[str, Any] = {
+                m: {
+                    "logits": (2 * np.eye(5)[labels] + rng.normal(size=(80, 5))).astype(np.float32),
+                    "ids": np.arange(80),
+                    "labels": labels,
+                }
+                for m in ("audio", "video")
+            }
+            safetensors.numpy.save_file(arrays["audio"], f"audio{suffix}.safetensors")
+            np.savez(f"video{suffix}.npz", **arrays["video"])
+        fuse(*shlex.split(command.replace("\\\n", " ")))
+        metadata = json.loads(pq.read_table("fused.parquet").schema.metadata[b"jacfuse_jax"])
+        assert fusion.rule_from_json(metadata["rule"]).name in {r.kind for r in fusion.RULES}
+        assert metadata["chosen"]
+
+    def test_what_the_page_saves_of_torch(self, tmp_path, monkeypatch, torch):
         monkeypatch.chdir(tmp_path)
         [(block, command)] = re.findall(
             r"```python\n(import torch\n.*?)```\n\n .* -m jacfuse_jax.predictions (.*?)\n\n",
-            README.read_text(),
+            PAGE.read_text(),
             flags=re.DOTALL,
         )
         torch.manual_seed(0)
         saved: dict[str, Any] = {}
-        exec(compile(block, str(README), "exec"), saved)
+        exec(compile(block, str(PAGE), "exec"), saved)
         audio, weight = saved["logits"].numpy(), saved["model"][-1].weight.detach().numpy()
         video, order = RNG.normal(size=audio.shape).astype(np.float32), RNG.permutation(len(audio))
         np.savez("video.npz", logits=video[order], ids=order)
