@@ -4,6 +4,7 @@ import dataclasses
 import json
 import platform
 import shutil
+import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from importlib import metadata
@@ -17,8 +18,8 @@ from jacfuse_jax.programs import InputError
 from jacfuse_jax.programs.files import write_atomically
 
 _LOCK = ".lock"
-# Flags that say where and with what means, not what is computed.
-_MEANS = ("workdir", "data_dir", "manual_dir", "num_workers", "max_missing")
+MEANS = ("workdir", "data_dir", "manual_dir", "num_workers", "max_missing")
+"""Flags that say where and with what means, not what is computed."""
 # Flags that decide on the classifiers, and on the rows that a run's data are the digest of.
 _OF_CLASSIFIERS = (
     *(
@@ -117,7 +118,7 @@ def check_workdir(
             f"{path} is not a config of this program; choose another --workdir"
         ) from error
     flags = _flags(config)
-    names = [name for name in dict.fromkeys([*owner, *flags]) if name not in _MEANS]
+    names = [name for name in dict.fromkeys([*owner, *flags]) if name not in MEANS]
     if classifiers_only:
         names = list(_OF_CLASSIFIERS)
         seed, num_seeds = owner.get("seed", 0), owner.get("num_seeds", 1)
@@ -156,12 +157,25 @@ def write_config(
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in _PACKAGES},
         },
+        "commit": _commit(),
         "device": device,
         "platform": platform.platform(),
         "wall_time_s": wall_time_s,
         "num_gradients": num_gradients,
     }
     write_atomically(config.workdir / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def _commit() -> str | None:
+    """The commit of the code; None where it is not that of a repository."""
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
 
 
 def _flags(config: Config) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Line(NamedTuple):
       perturbed: the modality that is attacked, which the defender knows.
       share: s of inputs that are attacked.
       rule: that validation rows chose.
+      num_candidates: of so many rules and parameters.
       expected: (1 - s) clean + s worst, with its 95% interval over groups; the worst case is that
         of linf attacks, mean over severities.
       baseline: statistical fusion, scaled fusion with the scale that validation rows chose for the
@@ -35,6 +36,7 @@ class Line(NamedTuple):
     perturbed: str
     share: float
     rule: Rule
+    num_candidates: int
     expected: float
     low: float
     high: float
@@ -81,7 +83,7 @@ def measure(
             difference = paired_bootstrap_interval(of_rule, of_baseline, groups)
             lines.append(
                 Line(
-                    *(seed, choice.believed, choice.share, choice.rule),
+                    *(seed, choice.believed, choice.share, choice.rule, choice.num_candidates),
                     *(float(own.mean), float(own.low), float(own.high)),
                     baseline,
                     *(float(difference.mean), float(difference.low), float(difference.high)),

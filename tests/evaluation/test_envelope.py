@@ -83,11 +83,11 @@ def test_lines_compare_the_chosen_rule_with_its_baselines_on_the_same_rows():
 
     for line in lines:
         own, other = (worth(rule, line.share) for rule in (line.rule, line.baseline))
-        assert line[4:7] == pytest.approx([float(x) for x in bootstrap_interval(own, GROUPS)])
+        assert line[5:8] == pytest.approx([float(x) for x in bootstrap_interval(own, GROUPS)])
         paired = paired_bootstrap_interval(own, other, GROUPS)
-        assert line[8:] == pytest.approx([float(x) for x in paired])
+        assert line[9:] == pytest.approx([float(x) for x in paired])
         if line.rule == line.baseline:
-            assert line[8:] == (0.0, 0.0, 0.0)
+            assert line[9:] == (0.0, 0.0, 0.0)
 
 
 def test_what_was_not_measured_has_no_line():

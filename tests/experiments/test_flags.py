@@ -1,7 +1,12 @@
+import dataclasses
+import json
+import shlex
+
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from experiments.run.command import command_of
 from experiments.run.config import Config
 from experiments.run.flags import config_from_flags
 from experiments.run.start import rules_of
@@ -83,3 +88,26 @@ def test_only_images_of_av_mnist_are_attacked_after_they_are_reduced():
     assert config_of("--dataset=av_mnist/clean", "--attack_at=reduced").attack_at == "reduced"
     with pytest.raises(InputError, match=r"--attack_at=reduced: only images of av_mnist"):
         config_of("--dataset=digits", "--attack_at=reduced")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ((), []),
+        (("--suite=standard", "--dataset=av_mnist/balanced"), ["suite", "dataset"]),
+        (("--suite=quick", "--dataset=av_mnist", "--seed=3"), ["suite", "dataset", "seed"]),
+        (("--suite=standard", "--num_epochs=8", "--perturbed=upper"), None),
+        (("--dataset=ravdess", "--fold=2", "--gammas=1e-6,0.5", "--max_missing=0.5"), None),
+        (("--dataset=av_mnist", "--num_train=500", "--manual_dir=/a/private place"), None),
+    ],
+)
+def test_the_command_of_a_run_repeats_it(arguments, shown):
+    config = config_of(*arguments)
+    command = command_of(json.loads(json.dumps(dataclasses.asdict(config), default=str)))
+    python, *repeated = shlex.split(command)
+    assert [python, *repeated[:2]] == ["python", "-m", "experiments.robust_fusion"]
+    assert "private" not in command
+    means = {"manual_dir": config.manual_dir, "max_missing": config.max_missing}
+    assert dataclasses.replace(config_of(*repeated[2:]), **means) == config
+    if shown is not None:
+        assert [word.partition("=")[0] for word in repeated[2:]] == [f"--{name}" for name in shown]

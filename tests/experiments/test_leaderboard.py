@@ -1,0 +1,215 @@
+"""Results of runs in files that are committed, and the page that is made of them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import leaderboard as binary
+from experiments.reports import leaderboard, robust_fusion
+from experiments.run.workdir import write_config
+from jacfuse_jax.evaluation.measure import WORST_ATTACK
+from jacfuse_jax.evaluation.rules import Unimodal
+from jacfuse_jax.evaluation.selection import BestRule, Score
+from jacfuse_jax.fusion import Cascade, Statistical
+from jacfuse_jax.programs import InputError
+from tests.evaluation.tiny import make_row, scaled
+from tests.experiments.test_flags import config_of
+from tests.test_readme import ROOT
+
+NUM_ROWS, NUM_ATTACKED = 200, 100
+GROUPS = np.arange(NUM_ROWS, dtype=np.int32)
+CASCADE, OTHER, IMAGE = Cascade(0.8), Cascade(0.5), Unimodal("image")
+CLEAN = {Statistical(): 0.9, scaled(): 0.88, CASCADE: 0.87, OTHER: 0.6, IMAGE: 0.5}
+WORST = {Statistical(): 0.1, scaled(): 0.2, CASCADE: 0.7, OTHER: 0.75, IMAGE: 0.0}
+SELECTED = {scaled(): True, CASCADE: True, OTHER: False}
+
+
+def make_findings(seed):
+    """What the rules above achieve with the image perturbed."""
+    rng = np.random.default_rng(seed)
+    rows, outcomes = [], {}
+    for rule in CLEAN:
+        for perturbation, severities, count, shares in (
+            ("clean", [0], NUM_ROWS, CLEAN),
+            (WORST_ATTACK, range(1, 6), NUM_ATTACKED, WORST),
+        ):
+            for severity in severities:
+                right = rng.permutation(np.arange(count) < round(count * shares[rule]))
+                outcomes["known", "image", perturbation, severity, rule] = right
+                rows.append(
+                    make_row(
+                        rule,
+                        seed=seed,
+                        perturbation=perturbation,
+                        severity=severity,
+                        attack_target=None if perturbation == "clean" else "ensemble",
+                        accuracy=float(right.mean()),
+                        selected=SELECTED.get(rule),
+                        num_examples=count,
+                    )
+                )
+    scores = [Score("image", rule, CLEAN[rule], WORST[rule], rule == CASCADE) for rule in CLEAN]
+    baselines = dict.fromkeys((Statistical(), scaled()), 0.5)
+    best = [
+        BestRule("image", share, rule, 0.9, 0.5, 0.6, 0.5, 0.7, baselines, 21)
+        for share, rule in ((0.02, Statistical()), (0.5, CASCADE), (0.8, OTHER))
+    ]
+    return robust_fusion.Findings(rows, outcomes, scores, best, GROUPS, 7)
+
+
+@pytest.fixture
+def workdir(tmp_path, capsys):
+    folder = tmp_path / "private" / "run"
+    folder.mkdir(parents=True)
+    config = config_of("--suite=standard", "--dataset=av_mnist/balanced", f"--workdir={folder}")
+    robust_fusion.write({seed: make_findings(seed) for seed in (0, 1)}, folder)
+    write_config(config, "abc", "cpu", wall_time_s=1.0, num_gradients=7)
+    capsys.readouterr()
+    return folder
+
+
+def run(*arguments):
+    values = flags.FlagValues()
+    binary.define_flags(values)
+    values(["leaderboard", *arguments])
+    binary.main(["leaderboard"], values)
+
+
+def cells_of(page, first):
+    """{first cells: the others} of all tables below a line."""
+    lines = page.partition(first)[2].splitlines()
+    return [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+
+
+class TestResults:
+    def test_a_run_is_one_file_a_seed_and_all_make_a_page(self, workdir, tmp_path, capsys):
+        results, page = tmp_path / "results", tmp_path / "page.md"
+        run(f"--add={workdir}", f"--results={results}", f"--page={page}")
+        names = [f"av_mnist_balanced_seed_{seed}.json" for seed in (0, 1)]
+        assert [path.name for path in sorted(results.iterdir())] == names
+        said = capsys.readouterr().out
+        assert said.splitlines() == [f"wrote {p}" for p in (*sorted(results.iterdir()), page)]
+        for path in results.iterdir():
+            text = path.read_text()
+            assert "private" not in text
+            assert len(text) < 100_000
+            result = json.loads(text)
+            assert result["schema"] == 1
+            assert result["command"].endswith("--suite=standard --dataset=av_mnist/balanced")
+            assert {rule["rule"]["rule"] for rule in result["rules"]} == {
+                *("cascade", "statistical")
+            }
+
+    def test_figures_are_those_of_the_run(self, workdir):
+        first, second = leaderboard.collect(workdir)
+        assert (first["seed"], second["seed"]) == (0, 1)
+        figures = {line["label"]: line for line in first["figures"]}
+        assert set(figures) == {"statistical", "scaled t=0.2", "cascade c=0.8 t=1", IMAGE.name}
+        for rule in (Statistical(), scaled(), CASCADE, IMAGE):
+            line = figures[rule.label]
+            assert line["clean"] == pytest.approx(CLEAN[rule], abs=1e-6)
+            assert line["worst"] == pytest.approx(WORST[rule], abs=1e-6)
+            assert line["clean_low"] <= line["clean"] <= line["clean_high"]
+            assert line["corruptions"] is None  # nothing of the kind was measured
+        for line in first["envelope"]:
+            assert line["num_candidates"] == 21
+
+    def test_the_page_averages_seeds_and_marks_what_is_sure(self, workdir):
+        results = leaderboard.collect(workdir)
+        page = leaderboard.make_page(results)
+        header, _, *envelope = cells_of(page.partition("image perturbed,")[0], "Worth by share")
+        assert header == [
+            *("suspect", "share", "chosen", "of", "worth", "statistical", "scaled", "dropping"),
+        ]
+        worth = {line[1]: line for line in envelope}
+        assert worth["0.02"][2] == "statistical"
+        assert worth["0.02"][4].startswith("88.4 [")
+        assert worth["0.02"][5] == "+0.0 [+0.0, +0.0]"
+        assert worth["0.5"][2] == "**cascade c=0.8 t=1**"
+        assert worth["0.5"][4].startswith("78.5 [")
+        assert worth["0.5"][5].startswith("+28.5 [")
+        lows = [
+            100 * line["difference_low"]
+            for result in results
+            for line in result["envelope"]
+            if (line["share"], line["baseline"]) == (0.5, "scaled t=0.2")
+        ]
+        assert worth["0.5"][6].startswith(f"+24.5 [{min(lows):+.1f}, ")
+        assert worth["0.5"][7] == ""  # dropping was not measured
+        rules = [line[0] for line in cells_of(page, "image perturbed, accuracy")[2:]]
+        assert rules == ["cascade c=0.8 t=1", "scaled t=0.2", "statistical", IMAGE.name]
+
+    def test_worse_than_a_baseline_is_struck_out(self, workdir):
+        results = leaderboard.collect(workdir)
+        for line in results[0]["envelope"] + results[1]["envelope"]:
+            if (line["share"], line["baseline"]) == (0.5, "scaled t=0.2"):
+                line |= {"difference": -0.05, "difference_low": -0.08, "difference_high": -0.01}
+        page = leaderboard.make_page(results)
+        assert "~~cascade c=0.8 t=1~~" in page
+        assert "**cascade c=0.8" not in page
+
+    def test_parameters_that_differ_by_seed_are_not_shown(self, workdir):
+        results = leaderboard.collect(workdir)
+        for line in results[1]["envelope"]:
+            line["method"] = line["method"].replace("c=0.8", "c=0.9")
+        table = leaderboard.make_page(results).partition("image perturbed,")[0]
+        assert re.search(r"\| \*\*cascade\*\* +\|", table)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        "name", ["config.json", "results.csv", "summary.csv", "envelope.csv", "rules.json"]
+    )
+    def test_a_run_that_is_not_whole(self, workdir, name):
+        (workdir / name).unlink()
+        with pytest.raises(InputError, match=rf"--add=.*run has no {name}: name the folder"):
+            leaderboard.collect(workdir)
+
+    def test_a_run_that_has_not_ended(self, workdir):
+        config = json.loads((workdir / "config.json").read_text())
+        (workdir / "config.json").write_text(json.dumps(config | {"num_gradients": None}))
+        with pytest.raises(InputError, match="is not finished; give its command again"):
+            leaderboard.collect(workdir)
+
+    def test_data_without_a_name_or_a_licence(self, workdir):
+        config = json.loads((workdir / "config.json").read_text())
+        config["flags"]["dataset"] = "arrays"
+        (workdir / "config.json").write_text(json.dumps(config))
+        for given in ({}, {"name": "phones"}, {"licence": "CC0"}):
+            with pytest.raises(InputError, match="give --name and --licence"):
+                leaderboard.collect(workdir, **given)
+        first, _ = leaderboard.collect(workdir, name="phones", licence="CC0")
+        assert (first["name"], first["licence"]) == ("phones", "CC0")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", "is no JSON"),
+            ("[]", "has schema None, not 1"),
+            ('{"schema": 2}', "has schema 2, not 1"),
+            ('{"schema": 1, "name": "a"}', "has no seed, licence, command"),
+        ],
+    )
+    def test_results_of_another_kind(self, content, message, tmp_path):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(InputError, match=f"a.json {message}"):
+            leaderboard.read(tmp_path)
+
+    def test_errors_end_in_one_line_and_leave_the_page(self, tmp_path, capsys):
+        page = tmp_path / "page.md"
+        page.write_text("old")
+        with pytest.raises(SystemExit) as caught:
+            run(f"--add={tmp_path / 'gone'}", f"--results={tmp_path}", f"--page={page}")
+        assert str(caught.value).startswith("error: --add=")
+        with pytest.raises(SystemExit, match="has no results; give --add"):
+            run(f"--results={tmp_path}", f"--page={page}")
+        assert page.read_text() == "old"
+        assert not capsys.readouterr().out
+
+
+def test_the_page_is_that_of_the_results():
+    page = ROOT / "docs" / "leaderboard.md"
+    assert page.read_text() == leaderboard.make_page(leaderboard.read(ROOT / "results"))
