@@ -50,6 +50,7 @@ def run(config: Config) -> None:
             num_restarts=config.num_restarts,
             batch_size=config.batch_size,
             with_grams=config.jacobian == "input",
+            num_permutations=config.num_permutations,
             learned=LEARNED in config.methods,
         )
         for seed in range(config.seed, config.seed + config.num_seeds)

@@ -14,6 +14,7 @@ from jacfuse_jax.evaluation.perturb import make_perturb_fn
 from jacfuse_jax.evaluation.plan import Contest, Contests
 from jacfuse_jax.evaluation.rows import make_rows
 from jacfuse_jax.evaluation.selection import BestRule, Score, Selection
+from jacfuse_jax.evaluation.shuffled import Shuffled
 from jacfuse_jax.evaluation.threat_models import make_scenarios
 from jacfuse_jax.fusion import Rule
 
@@ -26,6 +27,7 @@ class Findings(NamedTuple):
       outcomes: which rows each rule gets right in the worst case.
       scores: of the choice of parameters.
       best: rules for shares of attacks.
+      shuffled: what weights per sample are worth.
       groups: (N,), of the test rows.
       num_gradients: that attacks took, see `worst_case`, those that chose parameters included.
     """
@@ -34,6 +36,7 @@ class Findings(NamedTuple):
     outcomes: Outcomes
     scores: list[Score]
     best: list[BestRule]
+    shuffled: list[Shuffled]
     groups: NDArray[np.int32]
     num_gradients: int
 
@@ -53,6 +56,7 @@ def run_seed(
     num_restarts: int,
     batch_size: int,
     with_grams: bool,
+    num_permutations: int = 0,
     learned: bool = False,
 ) -> Findings:
     """Chooses parameters, perturbs and measures with one seed.
@@ -71,6 +75,7 @@ def run_seed(
       num_restarts: of PGD and APGD.
       batch_size: rows at a time.
       with_grams: fusion regularises the Jacobian in the input.
+      num_permutations: see `worst_case`.
       learned: adds learned cascades, see `selection.select`.
 
     Returns:
@@ -118,9 +123,16 @@ def run_seed(
         store=StepFolder(folder / "test"),
         dataset=dataset.name,
         seed=seed,
+        num_permutations=num_permutations,
         **options,
     )
     num_gradients = sum(gradients) + found.num_gradients
     return Findings(
-        found.rows, found.outcomes, selected.scores, selected.best, found.groups, num_gradients
+        found.rows,
+        found.outcomes,
+        selected.scores,
+        selected.best,
+        found.shuffled,
+        found.groups,
+        num_gradients,
     )

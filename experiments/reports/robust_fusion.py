@@ -9,7 +9,12 @@ import pandas as pd
 
 from experiments.measuring.robust_fusion import Findings
 from experiments.reports.figures import write_curves, write_trade_off
-from experiments.reports.tables import make_comparison, make_envelope, make_tables
+from experiments.reports.tables import (
+    make_comparison,
+    make_envelope,
+    make_shuffled,
+    make_tables,
+)
 from jacfuse_jax.evaluation.envelope import measure
 from jacfuse_jax.evaluation.measure import flatten
 from jacfuse_jax.evaluation.rules import PARAMETERS
@@ -21,7 +26,7 @@ SCHEMA = 1  # of rules.json
 
 
 def write(findings: Mapping[int, Findings], workdir: Path, *, note: str = "") -> list[Path]:
-    """Writes results, summary, comparison, selection, envelope .csv, rules.json, report, figures.
+    """Writes results, summary, comparison, selection, envelope, shuffled .csv, rules.json, report.
 
     Args:
       findings: {seed: what it gave}.
@@ -52,6 +57,9 @@ def write(findings: Mapping[int, Findings], workdir: Path, *, note: str = "") ->
     ]
     if envelope:
         tables = f"{tables}\n\n{make_envelope(envelope)}"
+    tested = [line for found in findings.values() for line in found.shuffled]
+    if tested:
+        tables = f"{tables}\n\n{make_shuffled(tested)}"
     if note:
         tables = f"{note}\n\n{tables}"
     print(tables)
@@ -73,6 +81,9 @@ def write(findings: Mapping[int, Findings], workdir: Path, *, note: str = "") ->
     if chosen:
         paths.append(workdir / "rules.json")
         write_atomically(paths[-1], json.dumps({"schema": SCHEMA, "rules": chosen}, indent=1))
+    if tested:
+        paths.append(workdir / "shuffled.csv")
+        write_csv([_with_labels(line) for line in tested], paths[-1])
     if envelope:
         paths.append(workdir / "envelope.csv")
         write_csv([_with_labels(line) for line in envelope], paths[-1])

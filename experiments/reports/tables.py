@@ -6,7 +6,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from jacfuse_jax import fusion
-from jacfuse_jax.evaluation import envelope
+from jacfuse_jax.evaluation import envelope, shuffled
 from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, Row
 from jacfuse_jax.evaluation.names import ATTACKS, CORRUPTIONS
 from jacfuse_jax.evaluation.summary import SCENARIO, Comparison, Frame, Summary, to_frame
@@ -103,6 +103,28 @@ def make_envelope(lines: Sequence[envelope.Line]) -> str:
     return (
         "Rules that validation rows chose for shares of attacks: (1 - share) clean + share worst "
         "case in %, and by how many points that is more than others have, 95% intervals\n\n"
+        + tabulate(body, headers, tablefmt="github", disable_numparse=True)
+    )
+
+
+def make_shuffled(lines: Sequence[shuffled.Shuffled]) -> str:
+    """What weights per sample are worth, in Markdown.
+
+    Args:
+      lines: of all seeds, at least one.
+    """
+    body = [
+        [
+            *(x.perturbed, x.seed, x.rule.label),
+            *(f"{100 * share:.1f}" for share in (x.accuracy, x.shuffled)),
+            f"{100 * x.difference:+.1f} [{100 * x.low:+.1f}, {100 * x.high:+.1f}]",
+        ]
+        for x in lines
+    ]
+    headers = ["corrupted", "seed", "method", "own weights", "of other rows", "difference"]
+    return (
+        "Accuracy in % under corruptions with the weights that a rule gives every sample, and with "
+        "those of other samples in their place; where it is the same they are decoration\n\n"
         + tabulate(body, headers, tablefmt="github", disable_numparse=True)
     )
 

@@ -36,6 +36,7 @@ class Config:
     num_attack: int
     attack_steps: int
     num_restarts: int
+    num_permutations: int
     num_epochs: int
     batch_size: int
     seed: int

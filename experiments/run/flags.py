@@ -142,6 +142,13 @@ flags.DEFINE_integer(
     "num_restarts", 1, "Starts of PGD and APGD, all but the first random.", lower_bound=1
 )
 flags.DEFINE_integer(
+    "num_permutations",
+    0,
+    "Of corrupted rows, to tell what the weights are worth that rules give every sample; 0 tells "
+    "nothing.",
+    lower_bound=0,
+)
+flags.DEFINE_integer(
     "num_epochs",
     None,
     f"Training epochs; default {DEFAULT_NUM_EPOCHS}. 0 takes --weights as they are.",

@@ -46,6 +46,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "num_eval": 2000,
         "num_attack": 200,
         "num_select": 150,
+        "num_permutations": 20,
         "attack_steps": 10,  # twenty change no mean over budgets by more than 0.1 points
     },
     "full": {
@@ -61,6 +62,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "num_select": 1000,
         "attack_steps": 50,
         "num_restarts": 2,
+        "num_permutations": 50,
         "num_seeds": 3,
     },
 }

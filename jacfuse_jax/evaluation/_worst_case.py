@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from jacfuse_jax.evaluation import shuffled
 from jacfuse_jax.evaluation.input_checks import InputCheck
 from jacfuse_jax.evaluation.measure import Outcomes, Row, evaluate
 from jacfuse_jax.evaluation.models import Models
 from jacfuse_jax.evaluation.perturb import make_perturb_fn
 from jacfuse_jax.evaluation.plan import Contest, Contests, make_plan
 from jacfuse_jax.evaluation.rows import make_rows
+from jacfuse_jax.evaluation.shuffled import Shuffled
 from jacfuse_jax.evaluation.steps import StepStore, run_steps
 from jacfuse_jax.evaluation.summary import Summary, summarise
 from jacfuse_jax.evaluation.threat_models import make_scenarios
@@ -27,12 +29,14 @@ class WorstCase(NamedTuple):
       outcomes: which rows each rule gets right in the worst case.
       groups: (N,) or (N, G), of the rows.
       num_gradients: that attacks took, those of every row counted, of steps not kept before.
+      shuffled: what the weights are worth that rules give every sample, if that was asked for.
     """
 
     rows: list[Row]
     outcomes: Outcomes
     groups: NDArray[np.int32]
     num_gradients: int
+    shuffled: list[Shuffled]
 
     def summary(self) -> list[Summary]:
         """A line for every threat model, perturbed modality and rule."""
@@ -58,6 +62,7 @@ def worst_case(
     store: StepStore | None = None,
     dataset: str = "",
     seed: int = 0,
+    num_permutations: int = 0,
 ) -> WorstCase:
     """Attacks and corrupts modalities, and measures every rule in the worst case.
 
@@ -89,6 +94,8 @@ def worst_case(
         it in memory while the call lasts.
       dataset: its name, for the results.
       seed: of attacks and corruptions.
+      num_permutations: of rows whose weights are given to others under corruptions, see
+        `shuffled.measure`; 0: that is not tested.
 
     Returns:
       The results.
@@ -134,4 +141,21 @@ def worst_case(
     found = evaluate(
         plan, rows, models.evidence, store, num_attack=num_attack, dataset=dataset, seed=seed
     )
-    return WorstCase(*found, groups, sum(gradients))
+    tested: list[Shuffled] = []
+    for scenario in scenarios:
+        steps = [
+            step
+            for step in plan.steps
+            if step.target is None and (step.attacked,) == scenario.alternatives
+        ]
+        if num_permutations and scenario.threat_model == "known" and steps:
+            tested += shuffled.measure(
+                seed,
+                scenario.perturbed,
+                rules[scenario.believed].chosen,
+                [store[step] for step in steps],
+                rows,
+                models.evidence,
+                num_permutations=num_permutations,
+            )
+    return WorstCase(*found, groups, sum(gradients), tested)

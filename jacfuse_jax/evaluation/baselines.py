@@ -157,14 +157,27 @@ class EnergyWeighted(Rule):
         _check_unnormalised(inputs.logits)
         fused = jnp.zeros_like(next(iter(arrays.values())))
         # The energy of log-probabilities, such as the prior in the place of what is missing, is 0.
-        for z in arrays.values():
-            weight = _ENERGY_SCALE * jax.nn.logsumexp(z, axis=-1, keepdims=True)
+        weights = energy_weights(arrays)
+        for name, z in arrays.items():
+            weight = weights[name]
             is_excluded = z == -jnp.inf
             # The product would be NaN for w = 0, and infinite for w < 0.
             term = weight * jnp.where(is_excluded, 0, z)
             fused = fused + jnp.where(is_excluded, -jnp.inf, term)
         fused = jnp.where(any_of(arrays, checked), fused, log_prior[None])
         return in_dtype_of(inputs.logits, jax.nn.log_softmax(fused))
+
+
+def energy_weights(logits: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """w_m = logsumexp(z_m) / 10, {modality: (B, 1)}, of `EnergyWeighted`.
+
+    Args:
+      logits: {modality: (B, K)}, as the classifiers give them.
+    """
+    return {
+        name: _ENERGY_SCALE * jax.nn.logsumexp(z, axis=-1, keepdims=True)
+        for name, z in logits.items()
+    }
 
 
 BASELINES: tuple[type[Rule], ...] = (

@@ -42,22 +42,29 @@ def predict_all(
       rows: clean.
       evidence: what fusion knows.
     """
+    whole = [merge(observed, rows) for observed in observations]
+    stacked = jax.tree.map(lambda *arrays: np.concatenate(arrays), *whole)
+    log_probs = _predict(rule, stacked, evidence=evidence, believed=believed)
+    return np.asarray(log_probs).reshape(len(whole), len(rows.labels), -1)
+
+
+def merge(observed: Observed, rows: Rows) -> Observed:
+    """What is observed, with what was not perturbed taken from the rows.
+
+    Args:
+      observed: of the perturbed modalities.
+      rows: clean.
+    """
     clean_logits = {
         regime: {modality: output.logits for modality, output in of_regime.items()}
         for regime, of_regime in rows.outputs.items()
     }
-    whole = [
-        Observed(
-            {regime: {**z, **observed.logits[regime]} for regime, z in clean_logits.items()},
-            observed.heads,
-            {**rows.grams, **observed.grams},
-            {**rows.residuals, **observed.residuals},
-        )
-        for observed in observations
-    ]
-    stacked = jax.tree.map(lambda *arrays: np.concatenate(arrays), *whole)
-    log_probs = _predict(rule, stacked, evidence=evidence, believed=believed)
-    return np.asarray(log_probs).reshape(len(whole), len(rows.labels), -1)
+    return Observed(
+        {regime: {**z, **observed.logits[regime]} for regime, z in clean_logits.items()},
+        observed.heads,
+        {**rows.grams, **observed.grams},
+        {**rows.residuals, **observed.residuals},
+    )
 
 
 def certified_rows(

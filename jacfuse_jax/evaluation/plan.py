@@ -35,7 +35,12 @@ class Contest(NamedTuple):
         Args:
           scenario: of this belief.
         """
-        if scenario.threat_model == "known" or not self.selected:
+        return self.rules if scenario.threat_model == "known" else self.chosen
+
+    @property
+    def chosen(self) -> list[Rule]:
+        """Rules without parameters, and with those that were chosen; all where nothing was."""
+        if not self.selected:
             return self.rules
         return [rule for rule in self.rules if not rule.searched or rule in self.selected]
 

@@ -13,6 +13,7 @@ from experiments.run.workdir import write_config
 from jacfuse_jax.evaluation.measure import WORST_ATTACK
 from jacfuse_jax.evaluation.rules import Unimodal
 from jacfuse_jax.evaluation.selection import BestRule, Score
+from jacfuse_jax.evaluation.shuffled import Shuffled
 from jacfuse_jax.fusion import Cascade, Statistical
 from jacfuse_jax.programs import InputError
 from tests.evaluation.tiny import make_row, scaled
@@ -57,7 +58,11 @@ def make_findings(seed):
         BestRule("image", share, rule, 0.9, 0.5, 0.6, 0.5, 0.7, baselines, 21)
         for share, rule in ((0.02, Statistical()), (0.5, CASCADE), (0.8, OTHER))
     ]
-    return robust_fusion.Findings(rows, outcomes, scores, best, GROUPS, 7)
+    tested = [
+        Shuffled(seed, "image", CASCADE, 0.8, 0.7, 0.1, 0.05 + 0.01 * seed, 0.15),
+        Shuffled(seed, "image", OTHER, 0.8, 0.8, 0.0, -0.01, 0.01),
+    ]
+    return robust_fusion.Findings(rows, outcomes, scores, best, tested, GROUPS, 7)
 
 
 @pytest.fixture
@@ -141,6 +146,8 @@ class TestResults:
         assert worth["0.5"][7] == ""  # dropping was not measured
         rules = [line[0] for line in cells_of(page, "image perturbed, accuracy")[2:]]
         assert rules == ["cascade c=0.8 t=1", "scaled t=0.2", "statistical", IMAGE.name]
+        weights = [line[-1] for line in cells_of(page, "image perturbed, accuracy")[2:]]
+        assert weights == ["+5.0 [-1.0, +15.0] (decoration)", "", "", ""]
 
     def test_worse_than_a_baseline_is_struck_out(self, workdir):
         results = leaderboard.collect(workdir)

@@ -11,6 +11,7 @@ from experiments.reports.tables import make_comparison, make_tables
 from jacfuse_jax import fusion
 from jacfuse_jax.evaluation.measure import ENSEMBLE, WORST_ATTACK, flatten
 from jacfuse_jax.evaluation.selection import BestRule, Score
+from jacfuse_jax.evaluation.shuffled import Shuffled
 from jacfuse_jax.evaluation.summary import Comparison, summarise
 from jacfuse_jax.programs.files import write_atomically
 from tests.evaluation import tiny
@@ -333,19 +334,22 @@ def test_all_files_of_several_seeds_are_written_and_named(tmp_path, capsys):
             for row in FIGURE_ROWS
         ]
         scores = [Score("image", scaled(), 0.5, None, True)]
+        tested = [Shuffled(seed, "image", robust(), 0.5, 0.4, 0.1, 0.05, 0.15)]
         baselines = {STATISTICAL: 0.4, scaled(): 0.5}
         best = [BestRule("image", 0.1, scaled(), 0.5, 0.5, 0.5, 0.4, 0.6, baselines, 7)]
-        findings[seed] = robust_fusion.Findings(rows, outcomes_of(rows), scores, best, GROUPS, 7)
+        findings[seed] = robust_fusion.Findings(
+            rows, outcomes_of(rows), scores, best, tested, GROUPS, 7
+        )
     paths = robust_fusion.write(findings, tmp_path, note="How it was.")
     files = {"results.csv", "summary.csv", "comparison.csv", "selection.csv", "report.md"}
-    files |= {"envelope.csv", "rules.json"}
+    files |= {"envelope.csv", "shuffled.csv", "rules.json"}
     figures = {"accuracy_known_image.png", "accuracy_known_audio.png", "trade_off.png"}
     assert {str(path.relative_to(tmp_path)) for path in paths} == {
         *files,
         *(f"figures/{name}" for name in figures),
     }
     assert {path for path in tmp_path.rglob("*.*") if path.is_file()} == set(paths)
-    for name in ("results", "summary", "comparison", "selection", "envelope"):
+    for name in ("results", "summary", "comparison", "selection", "envelope", "shuffled"):
         assert {row["seed"] for row in read_csv(tmp_path / f"{name}.csv")} == {"3", "4"}
     assert len(read_csv(tmp_path / "results.csv")) == 2 * len(FIGURE_ROWS)
     selection = read_csv(tmp_path / "selection.csv")
@@ -361,6 +365,7 @@ def test_all_files_of_several_seeds_are_written_and_named(tmp_path, capsys):
     assert text.startswith("How it was.\n\n")
     assert "75.0 ± 0.0" in text
     assert "Against globally scaled fusion" in text
+    assert "| 50.0          | 40.0            | +10.0 [+5.0, +15.0] |" in text
     assert text in capsys.readouterr().out
 
 
