@@ -47,7 +47,7 @@ class Score(NamedTuple):
 
 
 class BestRule(NamedTuple):
-    """The rule for a share of attacks, of all rules with the parameters chosen for that share.
+    """The rule for a share of attacks, of all rules and parameters.
 
     Attributes:
       believed: modalities that it believes perturbed, or "detect".
@@ -103,14 +103,13 @@ def select(
     seed: int,
     learned: bool = False,
 ) -> Selection:
-    """Chooses the parameters of every rule, and then the rule, for every belief.
+    """Chooses the parameters of every rule, and of all rules one, for every belief.
 
     A rule is worth (1 - share) clean + share robust, see `Score`. Of all parameters of a rule whose
     difference to the best has a paired 95% interval over groups that contains zero, those of the
     highest clean accuracy; of equal ones the first. Parameters that are worth less than statistical
-    fusion, or than trusted modalities alone, are not taken if others are worth as much. Then the
-    rule is chosen in the same way, of these and of rules without parameters. Test data are not
-    looked at.
+    fusion, or than trusted modalities alone, are not taken if others are worth as much. In the same
+    way one is chosen of all rules and parameters. Test data are not looked at.
 
     What attacks find is tried on every rule. Attacked are the modalities' own classifiers,
     statistical fusion, and of the others those on which a choice rests: the rule that seems worth
@@ -118,7 +117,8 @@ def select(
     would be chosen, likewise. To attack all of them would change no choice, but for what is found
     on one rule and hurts another one.
 
-    Choices for other shares, `SHARES`, are kept beside the chosen ones, to show the trade-off.
+    For other shares, `SHARES`, one is chosen of all rules, too, and scaled fusion to compare it
+    with; these are evaluated beside the chosen ones.
 
     Args:
       beliefs: sets of modalities believed perturbed, or `DETECT`.
@@ -144,7 +144,7 @@ def select(
     suspects = {b: modalities if b == DETECT else b for b in beliefs}
     entering = [rule for rule in rules if not isinstance(rule, _NOT_CHOSEN)]
     entering += [rule for rule in (_STATISTICAL, DropSuspect()) if rule not in entering]
-    shares = tuple(dict.fromkeys((share, *SHARES)))
+    shares = share, [s for s in SHARES if s != share]
     unfitted = unfitted_cascade(len(evidence.class_prior))
 
     def steps_on(modality: str, targets: Sequence[Target]) -> list[Step]:
@@ -167,7 +167,10 @@ def select(
         for step in steps_on(modality, list(dict.fromkeys(targets)))
     ]
 
+    done: set[tuple[str, Target | None]] = set()
+
     def attack_all(wanted: Sequence[Step]) -> None:
+        done.update((step.attacked[0], step.target) for step in wanted)
         run_steps(
             list(dict.fromkeys([*possible, *wanted])),
             perturb_fn,
@@ -178,22 +181,25 @@ def select(
             only=frozenset(wanted),
         )
 
+    def mark_attacked(believed: tuple[str, ...], trial: Trial) -> None:
+        """Of rules without parameters, other beliefs may have had the attacks."""
+        for rule in trial.rules:
+            if all((m, target_of(rule, believed)) in done for m in trial.suspects):
+                trial.attacked.add(rule)
+
     found = [step for m in of_modality for step in steps_on(m, [OWN, Target(_STATISTICAL)])]
     attack_all(found)
     trials = {
         believed: Trial(believed, suspects[believed], entering, rows, num_attack, evidence)
         for believed in beliefs
     }
-    for trial in trials.values():
+    for believed, trial in trials.items():
         trial.observe(found, store)
         if learned and trial.has_trusted:
-            trial.add_learned(shares, found, store)
-        trial.attacked.add(_STATISTICAL)
-    names = list(dict.fromkeys(rule.name for rule in rules if rule.searched))
-    names += [LearnedCascade.kind] if learned else []
-    untuned = [rule for rule in rules if rule in entering and not rule.searched]
+            trial.add_learned([share, *shares[1]], found, store)
+        mark_attacked(believed, trial)
     while True:
-        chosen = {b: _choose(trial, names, untuned, shares) for b, trial in trials.items()}
+        chosen = {b: _choose(trial, rules, *shares) for b, trial in trials.items()}
         wanted = [
             step
             for believed, of_belief in chosen.items()
@@ -204,11 +210,10 @@ def select(
             break
         attack_all(wanted)
         for believed, trial in trials.items():
-            trial.observe([step for step in wanted if step.attacked[0] in trial.suspects], store)
-            trial.attacked.update(chosen[believed].doubtful)
+            trial.observe(wanted, store)
+            mark_attacked(believed, trial)
     found_of = {
-        believed: _report(trial, rules, chosen[believed], share)
-        for believed, trial in trials.items()
+        believed: _report(trial, rules, chosen[believed]) for believed, trial in trials.items()
     }
     return Selection(
         {believed: contest for believed, (contest, *_) in found_of.items()},
@@ -221,51 +226,53 @@ class _Chosen(NamedTuple):
     """What is chosen by what was found so far.
 
     Attributes:
-      of_rules: {share: {name of a rule: with its parameters}}.
+      of_rules: of every rule with parameters one, for the stated share.
+      scaled: {share: scaled fusion}, where there is any.
       of_all: {share: the rule}.
       doubtful: rules on which a choice rests, and which were not attacked themselves.
     """
 
-    of_rules: dict[float, dict[str, Rule]]
+    of_rules: list[Rule]
+    scaled: dict[float, Rule]
     of_all: dict[float, Rule]
     doubtful: list[Rule]
 
 
 def _choose(
-    trial: Trial, names: Sequence[str], untuned: Sequence[Rule], shares: Sequence[float]
+    trial: Trial, rules: Sequence[Rule], share: float, other_shares: Sequence[float]
 ) -> _Chosen:
-    """Chooses parameters for every share, and of these the rule."""
-    by_name = {name: [rule for rule in trial.rules if rule.name == name] for name in names}
-    by_name = {name: found for name, found in by_name.items() if found}
-    questions = [(found, share) for found in by_name.values() for share in shares]
-    answers = iter(trial.choose(questions))
-    of_rules: dict[float, dict[str, Rule]] = {share: {} for share in shares}
-    doubtful: list[Rule] = []
-    for name in by_name:
-        for share in shares:
-            of_rules[share][name], in_doubt = next(answers)
-            doubtful += in_doubt
-    contenders = [
-        ([r for r in trial.rules if r in untuned or r in of_rules[share].values()], share)
-        for share in shares
-    ]
-    of_all: dict[float, Rule] = {}
-    doubtful_of_all: list[Rule] = []
-    for share, (chosen, in_doubt) in zip(shares, trial.choose(contenders), strict=True):
-        of_all[share] = chosen
-        doubtful_of_all += in_doubt
-    # Parameters first, which may change what the rule is chosen of.
-    return _Chosen(of_rules, of_all, list(dict.fromkeys(doubtful or doubtful_of_all)))
+    """Chooses parameters of every rule for a share, and of all rules one for every share."""
+    judged = _judged(trial, rules)
+    by_name: dict[str, list[Rule]] = {}
+    for rule in judged:
+        if rule.searched:
+            by_name.setdefault(rule.name, []).append(rule)
+    shares = (share, *other_shares)
+    scaled = by_name.get(fusion.Scaled.kind)
+    questions = [(of_name, share) for of_name in by_name.values()]
+    questions += [(scaled, s) for s in shares] if scaled else []
+    questions += [(judged, s) for s in shares]
+    answers = trial.choose(questions)
+    chosen = [rule for rule, _ in answers]
+    num_names = len(by_name)
+    return _Chosen(
+        chosen[:num_names],
+        dict(zip(shares, chosen[num_names:], strict=False)) if scaled else {},
+        dict(zip(shares, chosen[-len(shares) :], strict=True)),
+        list(dict.fromkeys(rule for _, in_doubt in answers for rule in in_doubt)),
+    )
+
+
+def _judged(trial: Trial, rules: Sequence[Rule]) -> list[Rule]:
+    """Rules that may be chosen: without the baselines that nobody asked for."""
+    return [r for r in trial.rules if r in rules or isinstance(r, LearnedCascade)]
 
 
 def _report(
-    trial: Trial, rules: Sequence[Rule], chosen: _Chosen, share: float
+    trial: Trial, rules: Sequence[Rule], chosen: _Chosen
 ) -> tuple[Contest, list[Score], list[BestRule]]:
     """What a trial has found: which rules are evaluated, their scores, the best of each share."""
-    selected = frozenset(chosen.of_rules[share].values())
-    kept = {rule for of_share in chosen.of_rules.values() for rule in of_share.values()}
-    fitted = [rule for rule in trial.rules if isinstance(rule, LearnedCascade)]
-    judged = [rule for rule in trial.rules if rule in rules or rule in fitted]
+    judged = _judged(trial, rules)
     believed = "+".join(trial.believed)
     scores = [
         Score(
@@ -273,13 +280,13 @@ def _report(
             rule,
             trial.clean(rule),
             trial.robust(rule) if rule in trial.attacked else None,
-            rule in selected,
+            rule in chosen.of_rules,
         )
         for rule in judged
     ]
 
     def best_of(share: float, rule: Rule) -> BestRule:
-        scaled = [r for r in chosen.of_rules[share].values() if isinstance(r, fusion.Scaled)]
+        baselines = trial.baselines + ([chosen.scaled[share]] if chosen.scaled else [])
         return BestRule(
             believed,
             share,
@@ -287,10 +294,12 @@ def _report(
             trial.clean(rule),
             trial.robust(rule),
             *trial.expected(rule, share),
-            {baseline: trial.expected(baseline, share)[0] for baseline in trial.baselines + scaled},
+            {baseline: trial.expected(baseline, share)[0] for baseline in baselines},
             len(judged),
         )
 
+    best = [best_of(share, rule) for share, rule in sorted(chosen.of_all.items())]
+    kept = {*chosen.of_rules, *chosen.scaled.values(), *chosen.of_all.values()}
+    fitted = [rule for rule in trial.rules if isinstance(rule, LearnedCascade)]
     evaluated = [rule for rule in [*rules, *fitted] if not rule.searched or rule in kept]
-    best = [best_of(of_share, rule) for of_share, rule in sorted(chosen.of_all.items())]
-    return Contest(evaluated, selected), scores, best
+    return Contest(evaluated, frozenset(chosen.of_rules)), scores, best
