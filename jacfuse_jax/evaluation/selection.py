@@ -123,10 +123,10 @@ def select(
     Args:
       beliefs: sets of modalities believed perturbed, or `DETECT`.
       rules: with all combinations of their parameters, simple ones first.
-      perturb_fn: see `perturbations.make_perturb_fn`.
+      perturb_fn: see `perturb.make_perturb_fn`.
       rows: validation rows.
       evidence: what fusion knows.
-      attack: of `perturbations.ATTACKS`.
+      attack: of `names.ATTACKS`.
       num_attack: the first so many rows are attacked.
       share: of inputs that are attacked, in [0, 1].
       store: where the steps are kept.
