@@ -23,7 +23,7 @@ $(PEERS): $(STAMP)
 	touch $(PEERS)
 
 demo: $(STAMP)
-	$(BIN)/python -m experiments.robust_fusion --dataset=digits --num_attack=200 --workdir=runs/demo
+	$(BIN)/python -m experiments.robust_fusion --suite=demo --dataset=digits --workdir=runs/demo
 
 # Tests compile far more than they compute; --unoptimised makes that three times as fast. What is
 # promised of the solvers and shown in README.md is tested as users run it.

@@ -15,6 +15,23 @@ _NOT_STANDARD = (
 )
 
 SUITES: dict[str, dict[str, Any]] = {
+    "demo": {
+        "methods": (
+            *("unimodal", "statistical", "scaled", "robust", "contaminated", "cascade"),
+            *("drop_suspect", "learned_cascade"),
+        ),
+        "perturbations": ("clean", "gaussian_noise", "missing", "apgd"),
+        "gammas": (0.5, 0.1, 0.01),
+        "scales": (0.7, 0.5, 0.25),
+        "contaminations": (0.1, 0.5),
+        "temperings": (1.0,),
+        "confidences": (0.5, 0.8, 0.95),
+        "num_train": 5000,
+        "num_eval": 1000,
+        "num_attack": 200,
+        "num_select": 150,
+        "attack_steps": 10,
+    },
     "quick": {
         "methods": (
             *("unimodal", "mean", "statistical", "scaled", "robust", "contaminated", "cascade"),

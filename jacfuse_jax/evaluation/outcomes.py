@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jacfuse_jax import fusion
+from jacfuse_jax._batching import pad_rows
 from jacfuse_jax.certificates import certify_modality
 from jacfuse_jax.evaluation.baselines import DropSuspect
 from jacfuse_jax.evaluation.evidence import Evidence, Observed
@@ -18,6 +19,7 @@ from jacfuse_jax.evaluation.threat_models import DETECT
 from jacfuse_jax.fusion import Rule
 
 _predict = jax.jit(predict, static_argnames="believed")
+_MOST_ROWS = 4096  # at a time, so that numbers of perturbations share programs
 CERTIFIED = (
     *(fusion.Statistical, fusion.Scaled, fusion.Contaminated, fusion.Cascade),
     *(fusion.LearnedCascade, DropSuspect, InputCheck),
@@ -44,8 +46,19 @@ def predict_all(
     """
     whole = [merge(observed, rows) for observed in observations]
     stacked = jax.tree.map(lambda *arrays: np.concatenate(arrays), *whole)
-    log_probs = _predict(rule, stacked, evidence=evidence, believed=believed)
-    return np.asarray(log_probs).reshape(len(whole), len(rows.labels), -1)
+    num_rows = len(whole) * len(rows.labels)
+    log_probs = [
+        np.asarray(
+            _predict(
+                rule,
+                jax.tree.map(lambda array, at=at: pad_rows(array[at : at + _MOST_ROWS]), stacked),
+                evidence=evidence,
+                believed=believed,
+            )
+        )
+        for at in range(0, num_rows, _MOST_ROWS)
+    ]
+    return np.concatenate(log_probs)[:num_rows].reshape(len(whole), len(rows.labels), -1)
 
 
 def merge(observed: Observed, rows: Rows) -> Observed:

@@ -121,7 +121,7 @@ def test_flags(argument, message, tmp_path):
         ("--select_attack=missing", "--select_attack=missing: value should be one of <fgm|"),
         ("--gamma=1", "--gamma is no flag of this program (did you mean --gammas?)"),
         ("--nothing_like_it", "--nothing_like_it is no flag of this program"),
-        ("--suite=huge", "--suite=huge: value should be one of <full|quick|standard>"),
+        ("--suite=huge", "--suite=huge: value should be one of <demo|full|quick|standard>"),
     ],
 )
 def test_flags_that_absl_refuses(argument, message):

@@ -36,7 +36,7 @@ def test_a_suite_has_methods_for_two_modalities(name):
     rules = rules_of(config_of("--dataset=av_mnist", f"--suite={name}"), ("image", "audio"))
     kinds = {rule.kind for rule in rules}
     assert kinds >= {"statistical", "robust"}
-    assert ("dempster_shafer" in kinds) == (name != "quick")
+    assert ("dempster_shafer" in kinds) == (name in ("standard", "full"))
     assert "trimmed_mean" not in kinds  # of three modalities or more
 
 
