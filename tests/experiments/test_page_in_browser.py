@@ -175,7 +175,7 @@ def test_columns_are_sorted_by_mouse_and_keyboard(open_page):
     # What belongs together stays together.
     first = table.locator("tbody tr").first.inner_text()
     assert first.split("\t")[0].startswith("drop_suspect c=0")
-    assert "70.0 [67.0, 73.0]" in first
+    assert "70.0 [67.0,\N{NO-BREAK SPACE}73.0]" in first
 
 
 def test_tables_can_be_reached_and_scrolled_by_keyboard(open_page):

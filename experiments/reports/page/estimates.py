@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 _MINUS = "\N{MINUS SIGN}"
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 class Estimate(NamedTuple):
@@ -60,8 +61,10 @@ def interval(estimate: Estimate, *, signed: bool = False) -> str:
     if estimate.low is None or estimate.high is None:
         return ""
     if signed:
-        return f"[{points(estimate.low)}, {points(estimate.high)}]"
-    return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+        ends = points(estimate.low), points(estimate.high)
+    else:
+        ends = f"{100 * estimate.low:.1f}", f"{100 * estimate.high:.1f}"
+    return f"[{ends[0]},{_NO_BREAK}{ends[1]}]"
 
 
 def listed(names: Iterable[str], last: str = "and") -> str:

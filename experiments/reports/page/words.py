@@ -30,7 +30,7 @@ def question(run: Run) -> str:
     )
     names = listed(perturbed or dict.fromkeys(line["perturbed"] for line in run.results), "or")
     return (
-        f"What is seen of {names} is perturbed. How much accuracy is lost, which fusion rule loses "
+        f"The input of {names} is perturbed. How much accuracy is lost, which fusion rule loses "
         "least, and what does it cost while nothing is perturbed?"
     )
 
@@ -55,7 +55,8 @@ def explanation(run: Run) -> str:
       run: read.
     """
     if len(run.seeds) > 1:
-        return f"Brackets are the lowest and the highest of {len(run.seeds)} seeds, figures means."
+        text = f"Brackets are the lowest and the highest of {len(run.seeds)} seeds, figures means"
+        return f"{text}; of what is certified, 95% intervals." if run.certified else f"{text}."
     if run.chosen:
         against = {entry["against"] for entry in run.chosen["chosen"]}
         worst = "any prediction" if against == {"anything"} else "the worst of the simulated faults"
