@@ -104,7 +104,13 @@ def _embedded(text: str, name: str, alt: str) -> str:
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
     for colour, shown in _THEME.items():
         text = re.sub(re.escape(colour), shown, text, flags=re.IGNORECASE)
+    text = re.sub(r' (?:d|x|y|transform)="[^"]*"', _rounded, text)
     text = re.sub(r">\s+<", "><", text)
     head = f'<svg role="img" aria-label="{html.escape(alt)}"'
     text = re.sub(r'<svg(?: (?:width|height|version)="[^"]*")*', lambda _: head, text, count=1)
     return re.sub(r' (?:width|height)="[\d.]+pt"', "", text)
+
+
+def _rounded(attribute: re.Match[str]) -> str:
+    """Coordinates to the hundredth of a point, on one line."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", attribute[0]).replace("\n", " ")
