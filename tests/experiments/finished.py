@@ -180,7 +180,10 @@ def write_certified(folder: Path, *, modalities: Sequence[str] = MODALITIES) -> 
     radii = {"dataset": "digits", "seed": 0, "corrupted": modalities[0], "method": "statistical"}
     radii |= {"contamination": "", "gamma": "", "lipschitz": 12.0, "unlimited": 0, "median": 0.0123}
     radii |= {"changed_1": 0, "changed_10": 0.25, "changed_100": 0.5, "num_examples": 60}
-    write_csv(folder / "radii.csv", [radii])
+    # Whatever the modality says: there is no radius to speak of.
+    unlimited = {**radii, "method": "contaminated", "contamination": 0.7, "unlimited": 1}
+    unlimited |= {"median": "inf", "changed_1": "nan", "changed_10": "nan", "changed_100": "nan"}
+    write_csv(folder / "radii.csv", [radii, unlimited])
     if not (folder / "config.json").exists():
         flags = {"dataset": "digits", "workdir": str(folder), "attack_share": STATED, "seed": 0}
         content = {"flags": flags, "versions": {"jax": "0.9.2"}, "device": "cpu"}

@@ -196,7 +196,8 @@ class TestOfOtherRuns:
         ]
         assert table.row("contaminated e=0.7")["certified"] == "60.0 [58.0, 62.0]"
         assert page.table("image moves: certified radii").rows == [
-            ["statistical", "0.0", "0.012", "0.0", "25.0", "50.0"]
+            ["statistical", "0.0", "0.012", "0.0", "25.0", "50.0"],
+            ["contaminated e=0.7", "100.0", "∞", "", "", ""],
         ]
         assert page.facts["Time"] == "not recorded"
 
@@ -330,6 +331,12 @@ class TestWhatIsWrong:
             ("results.csv", lambda text: text[:-9], "results.csv is damaged: line "),
             ("results.csv", lambda text: text.splitlines()[0], "results.csv has no line below its"),
             ("results.csv", lambda _: "", "results.csv has no column 'accuracy'"),
+            ("results.csv", lambda text: text.replace("0.95", ""), "results.csv is damaged: line "),
+            (
+                "config.json",
+                lambda text: text.replace('{"flags": {', '{"flags": 1, "a": {'),
+                "conf",
+            ),
             ("envelope.csv", lambda text: text.replace("0.5", "half"), "envelope.csv is damaged: "),
             (
                 "summary.csv",
@@ -353,10 +360,12 @@ class TestWhatIsWrong:
     def test_with_chosen_rules(self, tmp_path):
         folder = finished.write_stress(tmp_path / "run")
         content = json.loads((folder / "chosen.json").read_text())
-        del content["chosen"][0]["rule"]
-        (folder / "chosen.json").write_text(json.dumps(content))
-        said = error_of(f"--workdirs={folder}", f"--output={tmp_path}/page.html")
-        assert said.startswith(f"{folder}/chosen.json has an entry that is not whole")
+        first = content["chosen"][0]
+        for changes in ({"rule": {"rule": "magic"}}, {"rule": None}, {"expected": "much"}):
+            content["chosen"][0] = first | changes
+            (folder / "chosen.json").write_text(json.dumps(content))
+            said = error_of(f"--workdirs={folder}", f"--output={tmp_path}/page.html")
+            assert said.startswith(f"{folder}/chosen.json has an entry that is not whole")
         (folder / "chosen.json").unlink()
         said = error_of(f"--workdirs={folder}", f"--output={tmp_path}/page.html")
         assert said.startswith(f"{folder}/chosen.json is missing")

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from experiments.reports.page.estimates import Estimate
 from jacfuse_jax.evaluation.rules import PARAMETERS, RULES
+from jacfuse_jax.fusion import rule_from_json
 from jacfuse_jax.programs import InputError
+from jacfuse_jax.selection import FAULTS
 
 Line = dict[str, str]
 """A line of a table: {column: text}, empty where nothing applies."""
@@ -41,11 +43,20 @@ NUMBERS = {
         *("contamination", "gamma", "unlimited", "median", "changed_1", "changed_10"),
         *("changed_100", "num_examples"),
     ),
-    "stress": ("clean", "clean_low", "clean_high", "any_input"),
+    "stress": ("clean", "clean_low", "clean_high", "any_input", *FAULTS),
     "coverage": ("coverage", "accuracy"),
 }
-"""Columns that are read as numbers; they may be empty."""
-_ENTRY = ("suspect", "share", "against", "rule", "expected", "low", "high", "clean", "worst")
+"""Columns that are read as numbers."""
+_FILLED = {
+    "results": ("severity", "accuracy", "num_examples"),
+    "envelope": NUMBERS["envelope"],
+    "certified": (*_CERTIFIED, "num_examples"),
+    "radii": ("num_examples",),
+    "stress": ("clean", "clean_low", "clean_high"),
+    "coverage": NUMBERS["coverage"],
+}  # those of them that are never empty
+_ENTRY = ("suspect", "against", "rule")
+_ENTRY_NUMBERS = ("share", "expected", "low", "high")
 
 
 class Run(NamedTuple):
@@ -107,9 +118,10 @@ def read(folder: Path) -> Run:
             raise InputError(f"{folder / name} is missing: {_REMEDY}")
     config = _read_json(folder / "config.json", ("flags", "versions", "device"))
     chosen = _read_json(folder / "chosen.json", ("chosen",)) if tables["stress"] else {}
-    for entry in chosen.get("chosen", []):
-        if not isinstance(entry, dict) or not set(_ENTRY) <= set(entry):
-            raise InputError(f"{folder / 'chosen.json'} has an entry that is not whole: {_REMEDY}")
+    if not isinstance(config.get("flags", {}), dict):
+        raise InputError(f"{folder / 'config.json'} has no flags: {_REMEDY}")
+    if not all(map(_is_whole, chosen.get("chosen", []))):
+        raise InputError(f"{folder / 'chosen.json'} has an entry that is not whole: {_REMEDY}")
     return Run(folder.resolve().name, folder, config, chosen=chosen, **tables)
 
 
@@ -136,14 +148,15 @@ def stress_label_of(line: Line) -> str:
 
 
 def number(line: Line, column: str) -> float | None:
-    """A number of a line; None where the field is empty.
+    """A number of a line; None where the field is empty or not a number.
 
     Args:
       line: of a table.
       column: one of those that were checked.
     """
     text = line.get(column, "")
-    return float(text) if text else None
+    value = float(text) if text else math.nan
+    return None if math.isnan(value) else value
 
 
 def estimate(line: Line, name: str) -> Estimate:
@@ -176,9 +189,12 @@ def _read_table(path: Path, name: str) -> list[Line]:
         if None in line or None in line.values():
             raise InputError(f"{path} is damaged: line {place} is not whole: {_REMEDY}")
         for column in NUMBERS[name]:
-            if line[column] and not _is_number(line[column]):
+            text = line[column]
+            if _is_number(text) or (name == "radii" and text in ("inf", "nan")):
+                continue  # of no rows there is no radius
+            if text or column in _FILLED.get(name, ()):
                 raise InputError(
-                    f"{path} is damaged: line {place} has {line[column]!r} for {column}: {_REMEDY}"
+                    f"{path} is damaged: line {place} has {text!r} for {column}: {_REMEDY}"
                 )
     return [line for _, line in lines]
 
@@ -188,6 +204,17 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def _is_whole(entry: Any) -> bool:
+    """Whether an entry of chosen.json has what is read of it."""
+    if not isinstance(entry, dict) or not {*_ENTRY, *_ENTRY_NUMBERS} <= set(entry):
+        return False
+    try:
+        rule_from_json(json.dumps(entry["rule"]))
+    except ValueError:
+        return False
+    return all(isinstance(entry[name], int | float) for name in _ENTRY_NUMBERS)
 
 
 def _read_json(path: Path, names: tuple[str, ...]) -> dict[str, Any]:

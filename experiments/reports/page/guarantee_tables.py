@@ -1,5 +1,8 @@
 """Tables of what holds whatever a modality says, or however it fails."""
 
+import math
+import sys
+
 from experiments.reports.page.files import Line, Run, estimate, label_of, number, stress_label_of
 from experiments.reports.page.tables import Cell, Table, share_cell
 from jacfuse_jax.selection import FAULTS
@@ -40,9 +43,15 @@ def radii_table(run: Run, corrupted: str) -> Table:
     rows: list[list[Cell]] = []
     for line in lines:
         median = number(line, "median")
-        shown = Cell("") if median is None else Cell(f"{median:.2g}", key=median)
+        shown = Cell("")
+        if median is not None:
+            text = "∞" if math.isinf(median) else f"{median:.2g}"
+            shown = Cell(text, key=min(median, sys.float_info.max))
         names = ("unlimited", "changed_1", "changed_10", "changed_100")
-        unlimited, *changed = (share_cell(estimate(line, name)) for name in names)
+        unlimited, *changed = (
+            Cell("") if number(line, name) is None else share_cell(estimate(line, name))
+            for name in names
+        )
         rows.append([Cell(label_of(line)), unlimited, shown, *changed])
     return Table(
         f"{corrupted} moves: certified radii",
