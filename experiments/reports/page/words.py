@@ -64,7 +64,7 @@ def explanation(run: Run) -> str:
             f"Worst cases are {worst}. Rules were chosen by the rows that judge them here, so that "
             "a little less is to be expected of others. Brackets are 95% intervals."
         )
-    if not run.results:
+    if not run.envelope:
         return "Brackets are 95% intervals over groups of rows that depend on each other."
     return (
         "A rule is worth (1 − share) × accuracy on clean rows + share × accuracy in the worst case "
