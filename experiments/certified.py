@@ -7,8 +7,8 @@ clean test rows, and the share of rows that are right whatever that modality say
 validation data choose for a share of attacked inputs, --attack_share: (1 - share) clean + share
 certified. Beside it radii, in the 2-norm of the input, within which nothing changes the class of
 the first --num_attack rows, of statistical and robust fusion too, and what PGD achieves at
-multiples of them: see `evaluation.radii`. Writes certified.csv, radii.csv and
-figures/certified.png.
+multiples of them: see `evaluation.radii`. Writes certified.csv, radii.csv, figures/certified.png
+and report.html, which has what else the --workdir has, too.
 
     python -m experiments.certified --dataset=digits --workdir=runs/certified
 
@@ -30,6 +30,7 @@ def run(config: Config) -> None:
     """
     from experiments.measuring.certified import measure  # takes seconds
     from experiments.reports.certified import write
+    from experiments.reports.page.page import write_report
     from experiments.run import start
 
     dataset = start.load(config, classifiers_only=True)
@@ -45,6 +46,7 @@ def run(config: Config) -> None:
         batch_size=config.batch_size,
     )
     write(findings, config.workdir)
+    print(f"wrote {write_report(config.workdir)}")
 
 
 def main(argv: list[str]) -> None:

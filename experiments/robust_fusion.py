@@ -1,8 +1,9 @@
 """Robust late fusion against perturbations of one modality, end to end.
 
 Prepares the data, trains one classifier a modality, perturbs each modality in turn and measures
-every fusion method. Writes results.csv, config.json and figures/*.png into --workdir; a run that
-was killed carries on when the same command is given again.
+every fusion method. Writes results.csv, config.json and figures/*.png into --workdir, and
+report.html, a page of all that; a run that was killed carries on when the same command is given
+again.
 
     python -m experiments.robust_fusion --dataset=digits --workdir=runs/demo
 
@@ -31,6 +32,7 @@ def run(config: Config) -> None:
     """
     from experiments.measuring.robust_fusion import run_seed  # takes seconds
     from experiments.reports import robust_fusion
+    from experiments.reports.page.page import write_report
     from experiments.run import start
 
     began = time.monotonic()
@@ -62,6 +64,7 @@ def run(config: Config) -> None:
     paths = robust_fusion.write(findings, config.workdir, note=note)
     num_gradients = sum(of_seed.num_gradients for of_seed in findings.values())
     paths.append(start.finish(config, dataset, time.monotonic() - began, num_gradients))
+    paths.append(write_report(config.workdir))
     for path in paths:
         print(f"wrote {path}")
 

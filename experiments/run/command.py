@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -13,22 +14,31 @@ from experiments.run.workdir import MEANS
 
 
 def command_of(settings: Mapping[str, Any]) -> str:
-    """The shortest command of `experiments.robust_fusion` with these settings.
+    """The command of `experiments.robust_fusion` with these settings, in one line.
 
-    Folders of the machine that it ran on are left out.
+    Args:
+      settings: see `arguments_of`.
+    """
+    return shlex.join(["python", "-m", "experiments.robust_fusion", *arguments_of(settings)])
+
+
+def arguments_of(settings: Mapping[str, Any]) -> list[str]:
+    """The fewest arguments that give these settings.
+
+    Folders of the machine that it ran on are left out, also those of weights.
 
     Args:
       settings: the flags of a run, as config.json has them.
     """
     dataset = base_name(settings["dataset"])
     known = {
-        "num_epochs": DEFAULT_NUM_EPOCHS[dataset],
+        "num_epochs": DEFAULT_NUM_EPOCHS.get(dataset),
         "perturbed": list(MODALITIES.get(dataset, ())),
     }
-    chosen = {name: value for name, value in settings.items() if name not in MEANS}
+    chosen = {name: x for name, x in settings.items() if name not in (*MEANS, "weights")}
     candidates: list[dict[str, str]] = []
     for suite in ("", *SUITES):
-        values = {name: flags.FLAGS[name].default for name in chosen} | known
+        values = {name: flags.FLAGS[name].default for name in chosen if name in flags.FLAGS} | known
         values |= {
             name: value
             for name, value in SUITES.get(suite, {}).items()
@@ -37,12 +47,15 @@ def command_of(settings: Mapping[str, Any]) -> str:
         rest = {
             name: _text(value)
             for name, value in chosen.items()
-            if _text(value) != _text(values[name])
+            if _text(value) != _text(values.get(name))
         }
         candidates.append(({"suite": suite} if suite else {}) | rest)
     shortest = min(candidates, key=len)
-    arguments = [f"--{name}={value}" for name, value in shortest.items()]
-    return shlex.join(["python", "-m", "experiments.robust_fusion", *arguments])
+    weights = settings.get("weights", {}).items()
+    return [
+        *(f"--{name}={value}" for name, value in shortest.items()),
+        *(f"--weights={modality}={Path(file).name}" for modality, file in weights),
+    ]
 
 
 def _text(value: Any) -> str:

@@ -449,7 +449,6 @@ class TestLearnedCascades:
         ]
         for score in selection.scores:
             if score.believed == "image" and score.rule.parameters.get("share") in (0.1, 0.8):
-                right = [
-                    is_right(LearnedCascade(score.rule.share, *gate), believed) for gate in gates
-                ]
+                share = score.rule.parameters["share"]
+                right = [is_right(LearnedCascade(share, *gate), believed) for gate in gates]
                 assert score.clean == np.stack(right)[folds, np.arange(NUM_ROWS)].mean()

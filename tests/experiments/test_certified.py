@@ -7,6 +7,7 @@ from jacfuse_jax.evaluation import radii
 from jacfuse_jax.evaluation.certified import Row
 from jacfuse_jax.fusion import Cascade, Contaminated, Statistical
 from tests.experiments import runs
+from tests.experiments.read_page import Page
 
 FLAGS = (
     *runs.SMALL,
@@ -48,9 +49,18 @@ def test_a_run_writes_what_is_certified(tmp_path, kept_figures):
     table, of_radii = runs.read_tables(stdout)
     assert table[1:] == [cells_of(row) for row in rows]
     check_table_of_radii(of_radii, found)
-    (figure,) = kept_figures
+    figure, *_ = kept_figures
     check_figure(figure, rows)
     assert (tmp_path / "run" / "figures" / "certified.png").stat().st_size > 10_000
+    assert stdout.endswith(f"wrote {tmp_path / 'run' / 'report.html'}\n")
+    page = Page(tmp_path / "run" / "report.html")
+    assert [row[0] for row in page.table("upper may say anything: certified accuracy").rows] == [
+        cells_of(row)[1].replace(
+            " *", " chosen" if row["contamination"] or row["confidence"] else ""
+        )
+        for row in rows
+        if row["corrupted"] == "upper"
+    ]
 
 
 def cells_of(row):

@@ -36,6 +36,7 @@ def help_of(binary):
         ("robust_fusion", "gammas"),
         ("certified", "confidences"),
         ("extra_modality", "perturbed"),
+        ("make_report", "workdirs"),
         ("attack_sanity", "attack_steps"),
         ("benchmark", "batch_sizes"),
         ("accelerator_digits", "num_test"),

@@ -231,7 +231,8 @@ def test_prints_the_tables_and_says_where_the_files_are(finished):
     names = [
         f"{name}.csv" for name in ("results", "summary", "comparison", "selection", "envelope")
     ]
-    for path in (*names, "report.md", "config.json", *(f"figures/{name}" for name in figures)):
+    names += ["report.md", "report.html", "config.json"]
+    for path in (*names, *(f"figures/{name}" for name in figures)):
         assert f"wrote {workdir / path}" in stdout
         assert (workdir / path).exists()
     assert (workdir / "report.md").read_text() in stdout
@@ -310,11 +311,15 @@ def test_certified_takes_classifiers_of_a_run_with_other_flags_and_leaves_its_fi
     workdir = tmp_path / "run"
     shutil.copytree(finished[0], workdir)
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file() and p.suffix}
+    page = workdir / "report.html"
+    del before[page]  # which has both
     flags = ("--confidences=0.5", "--contaminations=0.6", "--num_attack=10", "--attack_share=0.5")
     runs.run(workdir, *runs.SMALL, *flags, binary=certified)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert json.loads((workdir / "config.json").read_text())["wall_time_s"] > 0
     assert runs.read_rows(workdir, "certified.csv")[-1]["confidence"] == "0.5"
+    assert "certified" not in (finished[0] / "report.html").read_text().partition("<main>")[0]
+    assert 'href="#certified"' in page.read_text()
     assert [path.name for path in workdir.glob("seed_*")] == ["seed_0"]
 
 

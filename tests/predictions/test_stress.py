@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from absl import flags
 
+from experiments import stress_predictions
+from experiments.reports import frontier
 from experiments.reports.frontier import write_frontier
 from jacfuse_jax import fusion, selection
-from jacfuse_jax.predictions import stress
+from jacfuse_jax.predictions import stress, stress_run
 from jacfuse_jax.predictions.flags import define_stress_flags
 from jacfuse_jax.predictions.stress_tables import Stressed
 from jacfuse_jax.programs.command_line import parse_flags
+from tests.experiments.read_page import Page
 from tests.predictions.runs import ROOT, fuse
 
 NUM_ROWS, NUM_CLASSES = 150, 4
@@ -174,6 +177,28 @@ class TestTables:
         # Of a learned cascade the rows were held out from its fit.
         if entry["rule"]["rule"] != "learned_cascade":
             assert accuracy == pytest.approx(entry["clean"])
+
+
+@pytest.mark.slow
+def test_the_experiment_ends_with_a_figure_and_a_page(found, capsys, monkeypatch):
+    output, inputs = found
+    monkeypatch.setattr(stress_run, "run", lambda _: stress_run.Outcome([], "What was found."))
+    monkeypatch.setattr(frontier, "write_frontier", lambda *_: None)
+    values = flags.FlagValues()
+    define_stress_flags(values)
+    arguments = parse_flags(["stress_predictions", *inputs, f"--output={output}"], values)
+    stress_predictions.main(arguments, values)
+    printed = capsys.readouterr().out
+    assert printed == f"What was found.\nwrote {output}/ and {output}/report.html\n"
+    page = Page(output / "report.html")
+    lines = read(output / "stress.csv")
+    for suspect in (*NAMES, "any 2"):
+        table = page.table(f"{suspect} fails: all rules")
+        expected = [line for line in lines if line["suspect"] == suspect]
+        assert [cells[0].split()[0] for cells in table.rows] == [x["rule"] for x in expected]
+        clean = [f"{100 * float(line['clean']):.1f}" for line in expected]
+        assert [cells.split()[0] for cells in table.column("clean")] == clean
+    assert len(page.findings) == 4
 
 
 @pytest.mark.slow

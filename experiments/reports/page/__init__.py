@@ -1,0 +1,1 @@
+"""What finished runs found, as one HTML file that opens anywhere."""
