@@ -2,7 +2,8 @@ r"""The leaderboard: adds a finished run to the results, and makes the page of a
 
     python -m experiments.leaderboard --add=runs/balanced
 
-writes results/av_mnist_balanced_seed_0.json, one file a seed, and docs/leaderboard.md, in a second.
+writes results/av_mnist_balanced_seed_0.json, one file a seed, and docs/leaderboard.md with its
+picture, in seconds.
 """
 
 from pathlib import Path
@@ -28,7 +29,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Parses flags and runs; errors of the user's end in one line and a non-zero exit."""
     with one_line_errors(argv):
-        from experiments.reports import leaderboard  # --help need not wait for it
+        from experiments.reports import leaderboard, leaderboard_figure  # --help need not wait
         from jacfuse_jax.programs.files import write_atomically
 
         given = flag_values
@@ -38,8 +39,11 @@ def main(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
             for result in leaderboard.collect(workdir, name=given.name, licence=given.licence):
                 print(f"wrote {leaderboard.write(result, folder)}")
         page = Path(given.page)
-        write_atomically(page, leaderboard.make_page(leaderboard.read(folder)))
-        print(f"wrote {page}")
+        results = leaderboard.read(folder)
+        picture = page.with_suffix(".png")
+        leaderboard_figure.write_figure(results, picture)
+        write_atomically(page, leaderboard.make_page(results, picture.name))
+        print(f"wrote {picture}\nwrote {page}")
 
 
 if __name__ == "__main__":

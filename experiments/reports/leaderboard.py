@@ -133,13 +133,14 @@ def read(folder: Path) -> list[Any]:
     return results
 
 
-def make_page(results: Sequence[Any]) -> str:
+def make_page(results: Sequence[Any], picture: str = "leaderboard.png") -> str:
     """The leaderboard in Markdown.
 
     Args:
       results: of `read`.
+      picture: name of the file of `leaderboard_figure`, beside the page.
     """
-    parts = [_INTRODUCTION]
+    parts = [_INTRODUCTION, f"![What chosen rules are worth by the share of attacks]({picture})"]
     by_name: dict[str, list[Any]] = {}
     for result in results:
         by_name.setdefault(result["name"], []).append(result)

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 
 from experiments import leaderboard as binary
 from experiments.reports import leaderboard, robust_fusion
@@ -96,7 +97,11 @@ class TestResults:
         names = [f"av_mnist_balanced_seed_{seed}.json" for seed in (0, 1)]
         assert [path.name for path in sorted(results.iterdir())] == names
         said = capsys.readouterr().out
-        assert said.splitlines() == [f"wrote {p}" for p in (*sorted(results.iterdir()), page)]
+        assert said.splitlines() == [
+            f"wrote {p}" for p in (*sorted(results.iterdir()), page.with_suffix(".png"), page)
+        ]
+        with Image.open(page.with_suffix(".png")) as image:
+            assert image.size == (528, 363)  # one panel
         for path in results.iterdir():
             text = path.read_text()
             assert "private" not in text

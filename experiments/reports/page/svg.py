@@ -28,7 +28,7 @@ _NAMES = {
     YELLOW: "yellow",
 }
 _THEME |= {colour: f"var(--{name}, {colour})" for colour, name in _NAMES.items()}
-_SETTINGS: dict[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 9.0,
@@ -83,7 +83,7 @@ def draw(
       height: in inches.
     """
     buffer = io.StringIO()
-    settings: Any = {**_SETTINGS, "svg.hashsalt": name}
+    settings: Any = {**SETTINGS, "svg.hashsalt": name}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # The browser has fonts of its own, and those in which matplotlib measures need no glyph.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
