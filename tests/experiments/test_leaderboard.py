@@ -225,3 +225,50 @@ class TestBadInput:
 def test_the_page_is_that_of_the_results():
     page = ROOT / "docs" / "leaderboard.md"
     assert page.read_text() == leaderboard.make_page(leaderboard.read(ROOT / "results"))
+
+
+def of_results(name, seed=0):
+    """A committed result."""
+    (found,) = (
+        r for r in leaderboard.read(ROOT / "results") if (r["name"], r["seed"]) == (name, seed)
+    )
+    return found
+
+
+def percent(*shares):
+    mean, *ends = (f"{100 * share:.1f}" for share in shares)
+    return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+
+def test_the_table_of_the_readme_is_that_of_the_results():
+    lines = {}
+    for line in of_results("av_mnist/balanced")["envelope"]:
+        key = f"{line['perturbed']}, {100 * line['share']:g}%"
+        lines.setdefault(key, {})[line["baseline"].partition(" ")[0]] = line
+    page = (ROOT / "README.md").read_text().partition("\n\n- The chosen rule")[0]
+    table = cells_of(page, "| attacked, share s")[1:]
+    assert len(table) == 6
+    for attacked, chosen, worth, *others in table:
+        against = lines[attacked]
+        own = against["statistical"]
+        assert chosen == own["method"]
+        assert worth == percent(own["expected"], own["low"], own["high"])
+        assert others == [
+            percent(own["expected"] - against[name]["difference"])
+            for name in ("statistical", "scaled", "drop_suspect")
+        ]
+
+
+def test_the_tables_of_the_results_page_are_those_of_the_results():
+    page = (ROOT / "docs" / "results.md").read_text()
+    figures = of_results("av_mnist/balanced")["figures"]
+    for modality in ("image", "audio"):
+        known = {line["label"]: line for line in figures if line["perturbed"] == modality}
+        table = cells_of(page.partition(f"| {modality} perturbed |")[2], "\n")
+        rows = [line for line in table if line[0] in known][: len(known)]
+        assert len(rows) > 15
+        for label, clean, _, worst, certified, *_ in rows[:17]:
+            line = known[label]
+            assert clean == percent(line["clean"])
+            assert worst == percent(line["worst"], line["worst_low"], line["worst_high"])
+            assert certified == ("" if line["certified"] is None else percent(line["certified"]))
