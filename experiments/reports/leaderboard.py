@@ -10,6 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from experiments.run.command import command_of
+from experiments.run.workdir import MEANS
 from jacfuse_jax.evaluation.measure import WORST_ATTACK
 from jacfuse_jax.evaluation.rules import PARAMETERS, RULES
 from jacfuse_jax.evaluation.targets import STRENGTHS
@@ -55,16 +56,18 @@ def collect(workdir: Path, *, name: str | None = None, licence: str | None = Non
                 f"--add={workdir} has no {file}: name the folder of a finished run of "
                 "experiments.robust_fusion with --num_select and --num_permutations"
             )
-    config = json.loads((workdir / "config.json").read_text())
+    config, rules = (_read_json(workdir / name) for name in ("config.json", "rules.json"))
     dataset = config["flags"]["dataset"]
-    name = dataset if name is None else name
+    if name is None:
+        has_folds = dataset == "ravdess"
+        name = f"{dataset}/fold_{config['flags']['fold']}" if has_folds else dataset
     licence = LICENCES.get(dataset.partition("/")[0]) if licence is None else licence
     if name == "arrays" or licence is None:
         raise InputError(f"--add={workdir} is of data of one's own; give --name and --licence")
     if config["num_gradients"] is None:
         raise InputError(f"--add={workdir} is not finished; give its command again")
-    flags = {key: value for key, value in config["flags"].items() if not key.endswith("dir")}
-    rules = json.loads((workdir / "rules.json").read_text())["rules"]
+    flags = {key: value for key, value in config["flags"].items() if key not in MEANS}
+    flags["weights"] = {m: Path(file).name for m, file in flags.get("weights", {}).items()}
     tables = {file: pd.read_csv(workdir / file) for file in _FILES if file.endswith(".csv")}
     results: list[Any] = []
     for seed in sorted(tables["results.csv"].seed.unique()):
@@ -82,13 +85,20 @@ def collect(workdir: Path, *, name: str | None = None, licence: str | None = Non
                 "versions": config["versions"],
                 "device": config["device"],
                 "num_gradients": config["num_gradients"],
-                "rules": [rule for rule in rules if rule["seed"] == seed],
+                "rules": [rule for rule in rules["rules"] if rule["seed"] == seed],
                 "figures": _figures(of_seed["results.csv"], of_seed["summary.csv"]),
                 "envelope": _records(of_seed["envelope.csv"].drop(columns="seed")),
                 "shuffled": _records(of_seed["shuffled.csv"].drop(columns="seed")),
             }
         )
     return results
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise InputError(f"{path} is no JSON; give the command of the run again") from None
 
 
 def write(result: Mapping[str, Any], folder: Path) -> Path:
@@ -130,7 +140,22 @@ def read(folder: Path) -> list[Any]:
         results.append(result)
     if not results:
         raise InputError(f"--results={folder} has no results; give --add")
+    results.sort(key=lambda result: (result["name"], result["seed"]))
+    first: dict[str, Any] = {}
+    for result in results:
+        other = first.setdefault(result["name"], result)
+        if _setting_of(result) != _setting_of(other):
+            raise InputError(
+                f"--results={folder}: seeds {other['seed']} and {result['seed']} of "
+                f"{result['name']} are of different settings; give one of them another --name"
+            )
     return results
+
+
+def _setting_of(result: Mapping[str, Any]) -> Any:
+    """What the results of one name have in common."""
+    seeds = ("seed", "num_seeds")
+    return {key: value for key, value in result["flags"].items() if key not in seeds}
 
 
 def make_page(results: Sequence[Any], picture: str = "leaderboard.png") -> str:
@@ -162,10 +187,11 @@ One modality is attacked, and the defender knows which. "Worth" of a rule, for a
 (1 - s) accuracy on clean test rows + s accuracy in the worst case of attacks in the maximum norm, mean over budgets. Rule and
 parameters were chosen on validation rows, out of as many as stated; test rows had no part in it. Differences are to statistical
 fusion, to scaled fusion with the scale chosen for the same share, and to dropping the suspect. Intervals are 95%, over groups of
-rows that depend on each other; of several seeds, means, and the widest ends. Bold: more than all three by more than the
-interval; struck out: less than one of them by more than the interval. Of rules whose parameters differ from seed to seed the
+rows that depend on each other; of several seeds, means, and the widest ends. Bold: more than all that were measured by more
+than the interval; struck out: less than one of them by more than the interval. Of rules whose parameters differ from seed to seed the
 name alone stands. "Own weights": by how many points accuracy under corruptions is higher with the weights that a rule gives every
-sample (recalibration, gate, energy) than with those of other samples; where the interval contains zero they are decoration."""  # noqa: E501
+sample (recalibration, gate, energy) than with those of other samples; where the interval contains zero they are not told from
+decoration."""  # noqa: E501
 
 
 def _setting(results: Sequence[Any]) -> str:
@@ -178,11 +204,12 @@ def _setting(results: Sequence[Any]) -> str:
     clean = rows[rows.method == "statistical"].clean.mean()
     said = ", ".join(f"{n.partition(':')[2]} {100 * x:.1f}%" for n, x in alone.items())
     budgets = ", ".join(f"{epsilon:g}" for epsilon in STRENGTHS["apgd"])
+    num_attacked = int(rows.num_attacked.max())
     return (
         f"`{first['command']}`\n\n"
-        f"Seeds {seeds}; classifiers {said}, fused {100 * clean:.1f}%; {flags['num_attack']} test "
-        f"rows attacked within {budgets} of the input's range, {flags['num_select']} validation "
-        f"rows to choose by; commit {first['commit']}, jax {first['versions']['jax']}, "
+        f"Seeds {seeds}; classifiers {said}, fused {_number(clean)}%; {num_attacked} test rows "
+        f"attacked within {budgets} of the input's range, at most {flags['num_select']} validation "
+        f"rows attacked to choose by; commit {first['commit']}, jax {first['versions']['jax']}, "
         f"{first['device']}. Data: {first['licence']}."
     )
 
@@ -228,12 +255,14 @@ def _envelope_table(results: Sequence[Any]) -> str:
 
 def _weights(results: Sequence[Any], perturbed: Any) -> dict[str, str]:
     """By how many points a rule's own weights are better than those of other samples."""
-    frame = pd.concat([pd.DataFrame(r["shuffled"]) for r in results])
-    frame = frame[frame.perturbed == perturbed]
+    frame = pd.DataFrame([line for r in results for line in r["shuffled"]])
+    if frame.empty:
+        return {}
+    frame = frame[frame.perturbed == perturbed].copy()
     frame["rule"] = frame.method.str.partition(" ")[0]
     return {
         str(rule): _percent(lines.difference.mean(), lines.low.min(), lines.high.max(), sign="+")
-        + (" (decoration)" if lines.low.min() <= 0 else "")
+        + (" (decoration)" if lines.low.min() <= 0 <= lines.high.max() else "")
         for rule, lines in frame.groupby("rule")
     }
 
@@ -275,10 +304,13 @@ def _figures(rows: Any, summaries: Any) -> list[Any]:
     if WORST_ATTACK not in set(known.perturbation):
         raise InputError("a run without attacks in the maximum norm is none for the leaderboard")
     merged = chosen.merge(clean[[*key, "ci_low", "ci_high"]], on=key, how="left")
+    worst = known[known.perturbation == WORST_ATTACK].drop_duplicates(key)
+    merged = merged.merge(worst[[*key, "num_examples"]], on=key, how="left")
+    merged = merged.rename(columns={"num_examples": "num_attacked"})
     merged = merged.rename(columns={"ci_low": "clean_low", "ci_high": "clean_high"})
     merged["label"] = [_label(line) for line in merged.to_dict("records")]
     names = ("clean", "clean_low", "clean_high", "corruptions", "worst", "worst_low", "worst_high")
-    return _records(merged[["perturbed", "method", "label", *names, "certified"]])
+    return _records(merged[["perturbed", "method", "label", *names, "certified", "num_attacked"]])
 
 
 def _label(line: Mapping[str, Any]) -> str:

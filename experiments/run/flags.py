@@ -211,6 +211,10 @@ def config_from_flags() -> Config:
         raise InputError(
             f"--methods={LEARNED}: it is fitted to attacked validation rows; give --num_select"
         )
+    if LEARNED in values["methods"] and not {"known", "wrong"} & set(given.threat_models):
+        raise InputError(
+            f"--methods={LEARNED}: it needs a modality that is trusted; give --threat_models=known"
+        )
     if given.seed + given.num_seeds > 2**32:
         raise InputError(
             f"--seed={given.seed} --num_seeds={given.num_seeds}: seeds must stay below {2**32}"

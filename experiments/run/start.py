@@ -1,5 +1,6 @@
 """How a run starts: its data, its working directory, its classifiers, its rules."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +17,14 @@ from experiments.run.workdir import check_workdir, write_config
 from jacfuse_jax.evaluation.models import Models
 from jacfuse_jax.evaluation.names import ATTACKS
 from jacfuse_jax.evaluation.plan import SEVERITIES, Contest, make_plan
-from jacfuse_jax.evaluation.rules import PARAMETERS, expand
+from jacfuse_jax.evaluation.rules import LEARNED, PARAMETERS, expand
+from jacfuse_jax.evaluation.selection import SHARES
 from jacfuse_jax.evaluation.steps import count_programs
 from jacfuse_jax.evaluation.threat_models import make_scenarios
+from jacfuse_jax.evaluation.trial import unfitted_cascade
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.programs import InputError
+from jacfuse_jax.selection import assign_folds
 from jacfuse_jax.training import CheckpointError
 
 
@@ -87,6 +91,8 @@ def load(config: Config, *, classifiers_only: bool = False) -> datasets.Multimod
     _check_groups(dataset, "test", num_eval=config.num_eval, num_attack=config.num_attack)
     if config.num_select:
         _check_groups(dataset, "validation", num_select=config.num_select)
+        if LEARNED in config.methods:
+            _check_folds(dataset, config.num_select)
     data = _digest(dataset)
     check_workdir(config, data, classifiers_only=classifiers_only)
     if not classifiers_only or not (config.workdir / "config.json").exists():
@@ -185,11 +191,27 @@ def _check_groups(dataset: datasets.MultimodalDataset, split: str, **counts: int
             )
 
 
+def _check_folds(dataset: datasets.MultimodalDataset, num_select: int) -> None:
+    """Raises InputError where attacked validation rows beside those of a fold are of one group."""
+    groups = dataset.splits["validation"]["group"]
+    first = groups.reshape(len(groups), -1)[:, 0]
+    folds = assign_folds(len(first), groups=first)
+    left = [first[:num_select][folds[:num_select] != fold] for fold in range(folds.max() + 1)]
+    if min(len(np.unique(of_fold)) for of_fold in left) < 2:
+        raise InputError(
+            f"--num_select={num_select}: {LEARNED} is fitted in folds, each of which must leave "
+            "attacked validation rows of two groups; raise it"
+        )
+
+
 def _extent_of(config: Config, figures: needs.Figures) -> needs.Extent:
     """What is perturbed; the first parameters stand for the best."""
     kinds = figures.kinds
     modalities = tuple(kinds)
     rules = rules_of(config, modalities)
+    if LEARNED in config.methods and config.num_select:
+        learned = unfitted_cascade(figures.num_classes)
+        rules += [dataclasses.replace(learned, share=s) for s in (config.attack_share, *SHARES)]
     first = {rule.name: rule for rule in reversed(rules) if rule.searched}
     contest = Contest(rules, frozenset(first.values() if config.num_select else ()))
     scenarios = make_scenarios(config.threat_models, config.perturbed, modalities)
@@ -200,7 +222,8 @@ def _extent_of(config: Config, figures: needs.Figures) -> needs.Extent:
     num_test = config.num_eval or figures.num_rows[2]
     num_attack = min(config.num_attack, num_test)
     num_selection_steps = len(SEVERITIES) * len(modalities) * (2 + len(contests) * len(rules))
-    num_rows = config.num_select * num_selection_steps + sum(
+    num_select = min(config.num_select, figures.num_rows[1])
+    num_rows = num_select * num_selection_steps + sum(
         len(step.attacked) * (num_attack if step.perturbation in ATTACKS else num_test)
         for step in plan.steps
     )

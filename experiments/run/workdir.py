@@ -149,7 +149,17 @@ def write_config(
     wall_time_s: float | None = None,
     num_gradients: int | None = None,
 ) -> None:
-    """Writes config.json: flags, data, versions, device and, when done, what it took."""
+    """Writes config.json: flags, data, versions, device and, when done, what it took.
+
+    What it took before, and the commits that it ran on, stay where the run carries on.
+    """
+    path = config.workdir / "config.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    commits = [name for name in (before.get("commit"), _commit()) if name]
+    if wall_time_s is not None:
+        wall_time_s = round(wall_time_s + (before.get("wall_time_s") or 0), 1)
+    if num_gradients is not None:
+        num_gradients += before.get("num_gradients") or 0
     content = {
         "flags": _flags(config),
         "data": data,
@@ -157,18 +167,18 @@ def write_config(
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in _PACKAGES},
         },
-        "commit": _commit(),
+        "commit": ", ".join(dict.fromkeys(", ".join(commits).split(", "))) or None,
         "device": device,
         "platform": platform.platform(),
-        "wall_time_s": wall_time_s,
-        "num_gradients": num_gradients,
+        "wall_time_s": before.get("wall_time_s") if wall_time_s is None else wall_time_s,
+        "num_gradients": before.get("num_gradients") if num_gradients is None else num_gradients,
     }
-    write_atomically(config.workdir / "config.json", json.dumps(content, indent=2) + "\n")
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def _commit() -> str | None:
     """The commit of the code; None where it is not that of a repository."""
-    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         found = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True

@@ -13,11 +13,10 @@ from jacfuse_jax import certificates
 from jacfuse_jax.evaluation.intervals import bootstrap_interval
 from jacfuse_jax.evaluation.rows import Rows
 from jacfuse_jax.fusion import Cascade, Contaminated, Statistical
+from jacfuse_jax.selection import BASELINES
 from jacfuse_jax.selection._choose import choose_index
 
 CertifiedRule = Statistical | Contaminated | Cascade
-BASELINES = (Statistical(), Cascade(0.0))
-"""What chosen parameters are to be worth as much as: fusing everything, or trusted modalities."""
 
 
 class Row(NamedTuple):
@@ -137,7 +136,7 @@ def choose(
 
     Args:
       rules: at least one, simple ones first.
-      outcomes: of these and of `BASELINES`.
+      outcomes: of these and of `selection.BASELINES`.
       share: of inputs whose modality says anything.
       groups: see `intervals.bootstrap_interval`.
     """

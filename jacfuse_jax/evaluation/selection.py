@@ -56,7 +56,8 @@ class BestRule(NamedTuple):
       clean: accuracy on clean validation rows.
       robust: as in `Score`.
       expected: (1 - share) clean + share robust.
-      low: lower end of its 95% interval over groups.
+      low: lower end of its 95% interval over groups of the rows that it was chosen by: a little
+        optimistic.
       high: upper end.
       baselines: {rule: what is expected of it}: statistical fusion, scaled fusion with the scale
         chosen for this share, and trusted modalities alone, where some are trusted.
@@ -114,8 +115,8 @@ def select(
     What attacks find is tried on every rule. Attacked are the modalities' own classifiers,
     statistical fusion, and of the others those on which a choice rests: the rule that seems worth
     most by what was found so far, until that is one that was attacked itself; and then the one that
-    would be chosen, likewise. To attack all of them would change no choice, but for what is found
-    on one rule and hurts another one.
+    would be chosen, likewise. To attack all of them would change a choice by what is found on one
+    rule and hurts another one, and where an interval ends at zero almost exactly.
 
     For other shares, `SHARES`, one is chosen of all rules, too, and scaled fusion to compare it
     with; these are evaluated beside the chosen ones.
@@ -132,13 +133,14 @@ def select(
       store: where the steps are kept.
       seed: of the attacks.
       learned: adds a `fusion.LearnedCascade` for every share, fitted to these rows, where some
-        modality is trusted; it is judged on rows that it was not fitted to.
+        modality is trusted; it is judged on rows that it was not fitted to, by the first grouping.
 
     Returns:
       What is evaluated, and why.
 
     Raises:
-      ValueError: rows, or attacked ones, are of fewer than two groups.
+      ValueError: rows are of fewer than two groups, or, for learned cascades, attacked rows of
+        fewer than two beside those of any fold.
     """
     modalities = tuple(rows.outputs["standard"])
     suspects = {b: modalities if b == DETECT else b for b in beliefs}
@@ -199,7 +201,7 @@ def select(
             trial.add_learned([share, *shares[1]], found, store)
         mark_attacked(believed, trial)
     while True:
-        chosen = {b: _choose(trial, rules, *shares) for b, trial in trials.items()}
+        chosen = {b: _choose(t, rules, *shares) for b, t in trials.items() if _judged(t, rules)}
         wanted = [
             step
             for believed, of_belief in chosen.items()
@@ -212,11 +214,10 @@ def select(
         for believed, trial in trials.items():
             trial.observe(wanted, store)
             mark_attacked(believed, trial)
-    found_of = {
-        believed: _report(trial, rules, chosen[believed]) for believed, trial in trials.items()
-    }
+    found_of = {b: _report(trials[b], rules, of_belief) for b, of_belief in chosen.items()}
+    unchosen = Contest(list(rules), frozenset())  # where nothing can be chosen
     return Selection(
-        {believed: contest for believed, (contest, *_) in found_of.items()},
+        {b: found_of[b][0] if b in found_of else unchosen for b in beliefs},
         [score for _, scores, _ in found_of.values() for score in scores],
         [of_share for *_, best in found_of.values() for of_share in best],
     )

@@ -1,8 +1,8 @@
 """Are weights that a rule gives every sample worth anything, or would those of another sample do?
 
-A permutation test: what rules with weights per sample (recalibrations, gates of cascades, energies)
-make of corrupted rows, with the weights of other rows in the place of their own. Where that changes
-nothing, the weights are decoration.
+What rules with weights per sample (recalibrations, gates of cascades, energies) make of corrupted
+rows, with the weights of other rows, drawn by permutations, in the place of their own. Where that
+changes nothing, the weights are decoration.
 """
 
 import functools
@@ -20,7 +20,6 @@ from jacfuse_jax.evaluation.evidence import Evidence, Observed
 from jacfuse_jax.evaluation.intervals import paired_bootstrap_interval
 from jacfuse_jax.evaluation.outcomes import is_correct, merge
 from jacfuse_jax.evaluation.rows import Rows
-from jacfuse_jax.evaluation.rules import is_recalibrated
 from jacfuse_jax.fusion import Rule
 from jacfuse_jax.fusion._gate import compare
 from jacfuse_jax.linalg import GramSpectrum, recalibrate
@@ -39,8 +38,8 @@ class Shuffled(NamedTuple):
       perturbed: the modality that is corrupted, which the rule believes perturbed.
       accuracy: mean over corruptions and severities.
       shuffled: the same with weights of other samples, mean over permutations.
-      difference: accuracy - shuffled, with its paired 95% interval over groups. Where that contains
-        zero, the weights are decoration.
+      difference: accuracy - shuffled, with its paired 95% interval over groups of rows. Where that
+        contains zero, the weights are not told from decoration.
     """
 
     seed: int
@@ -68,7 +67,8 @@ def measure(
     Args:
       seed: of the run, and of the permutations.
       perturbed: modality that is corrupted and believed to be.
-      rules: those of `WEIGHTED` are tested; recalibrated ones if the Jacobian is that in features.
+      rules: those of `WEIGHTED` are tested; recalibrated ones if the Jacobian is that in features,
+        and they iterate once.
       observations: of corrupted rows, at least one.
       rows: clean.
       evidence: what fusion knows.
@@ -91,8 +91,7 @@ def measure(
 
     lines: list[Shuffled] = []
     for rule in rules:
-        # Weights that come from Gram matrices of the input's Jacobians would need those shuffled.
-        if isinstance(rule, WEIGHTED) and not (is_recalibrated(rule) and rows.grams):
+        if isinstance(rule, WEIGHTED) and not _needs_more(rule, rows):
             own, *others = is_right(rule)
             shuffled = np.mean(others, axis=0)
             interval = paired_bootstrap_interval(own, shuffled, rows.groups)
@@ -100,6 +99,13 @@ def measure(
             means = float(own.mean()), float(shuffled.mean())
             lines.append(Shuffled(seed, perturbed, rule, *means, *difference))
     return lines
+
+
+def _needs_more(rule: Rule, rows: Rows) -> bool:
+    """Whether Gram matrices, or every iteration's recalibration, would have to be shuffled."""
+    if not isinstance(rule, fusion.Robust | fusion.ContaminatedRobust):
+        return False
+    return bool(rows.grams) or rule.num_iterations != 1
 
 
 def predict_shuffled(

@@ -1,5 +1,7 @@
 """Perturbations by name and strength, and what attacks are aimed at."""
 
+import dataclasses
+import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -50,6 +52,8 @@ class Target(NamedTuple):
         """All of it, for a file name."""
         parameters = self.rule.parameters.items()
         parts = [self.rule.name, *(f"{name}_{value:.12g}" for name, value in parameters)]
+        if _has_more(self.rule):
+            parts.append(hashlib.sha256(self.rule.to_json().encode()).hexdigest()[:8])
         if self.believed:
             parts.append(f"believed_{'+'.join(self.believed)}")
         if self.surrogate:
@@ -57,6 +61,20 @@ class Target(NamedTuple):
         if self.towards:
             parts.append(f"towards_{self.towards}")
         return "_".join(parts).replace(":", "_")
+
+
+def _has_more(rule: Rule) -> bool:
+    """Whether name and searched parameters do not tell all of a rule."""
+
+    def is_told(field: dataclasses.Field[Any]) -> bool:
+        if field.default is dataclasses.MISSING:
+            return bool(field.metadata.get("static"))  # a part of the name
+        value = getattr(rule, field.name)
+        return value is field.default or value == field.default
+
+    return not all(
+        field.name in rule.searched or is_told(field) for field in dataclasses.fields(rule)
+    )
 
 
 OWN = Target(EachAlone())

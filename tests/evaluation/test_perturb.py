@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -6,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jacfuse_jax import attacks
+from jacfuse_jax import attacks, fusion
 from jacfuse_jax.evaluation import corruptions
 from jacfuse_jax.evaluation.input_checks import InputCheck
 from jacfuse_jax.evaluation.names import ATTACKS, L0_ATTACKS, L2_ATTACKS
@@ -365,6 +366,9 @@ def test_which_perturbations_apply(name, attacked, expected):
 def test_names_of_targets_are_those_of_files_and_no_two_alike():
     targets = [*every_target(), Target(Unimodal("image"))]
     targets += [Target(tiny.robust(gamma)) for gamma in (0.1, 0.1000001)]
+    learned = tiny.make_learned(tiny.NUM_CLASSES)  # of which a name does not tell the weights
+    targets.append(Target(dataclasses.replace(learned, alone=learned.fused), ("image",)))
+    targets.append(Target(fusion.Robust(0.1, num_iterations=2)))
     names = [target.name for target in targets]
     assert len(set(names)) == len(names)
     assert not any(set(name) & set("/: =") for name in names)

@@ -399,6 +399,18 @@ def test_what_is_worth_less_than_dropping_is_not_chosen():
         assert best.baselines == pytest.approx(expected)
 
 
+def test_a_belief_under_which_nothing_can_be_chosen_has_all_its_rules():
+    for beliefs, learned in (((BOTH,), True), ((DETECT,), True), ((("image",), BOTH), False)):
+        selection, _ = run(rules=RULES[:2], beliefs=beliefs, learned=learned)  # of one modality
+        assert not selection.best
+        for believed in beliefs:
+            assert selection.contests[believed] == (list(RULES[:2]), frozenset())
+    selection, _ = run(rules=RULES[:2], beliefs=(("image",), BOTH), learned=True)
+    assert selection.contests[BOTH].rules == list(RULES[:2])
+    assert {best.believed for best in selection.best} == {"image"}
+    assert all(isinstance(best.rule, LearnedCascade) for best in selection.best)
+
+
 class TestLearnedCascades:
     def test_are_fitted_to_what_attacks_on_statistical_fusion_leave(self):
         selection, steps = run(learned=True)

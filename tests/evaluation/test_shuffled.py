@@ -146,6 +146,16 @@ class TestMeasure:
         lines = measure(0, "image", rules, [OBSERVED], make_rows(), EVIDENCE, num_permutations=3)
         assert [line[5:] for line in lines] == [(0.0, 0.0, 0.0)] * 3
 
+    def test_rules_whose_weights_are_more_than_one_recalibration_are_left_out(self):
+        rules = [fusion.Robust(0.1, num_iterations=3), fusion.Cascade(0.6)]
+        options = {"num_permutations": 1}
+        lines = measure(0, "image", rules, [OBSERVED], make_rows(), EVIDENCE, **options)
+        assert [line.rule for line in lines] == rules[1:]
+        grams = {"image": np.zeros((NUM_ROWS, K, K))}
+        rows = make_rows()._replace(grams=grams)
+        lines = measure(0, "image", [*RULES], [OBSERVED], rows, EVIDENCE, **options)
+        assert [line.rule for line in lines] == [*RULES[2:]]
+
     def test_a_gate_that_knows_which_rows_to_ask_is_no_decoration(self):
         # The image is noise; the audio is certain where it is right, and level where it is wrong.
         is_known = np.arange(NUM_ROWS) % 2 == 0

@@ -62,6 +62,14 @@ def error_of(*arguments):
             "--methods=learned_cascade: it is fitted to attacked validation rows; give",
         ),
         (
+            "--methods=learned_cascade --num_select=9 --threat_models=both,unknown",
+            "--methods=learned_cascade: it needs a modality that is trusted; give",
+        ),
+        (
+            "--methods=statistical,learned_cascade --num_select=2",
+            "--num_select=2: learned_cascade is fitted in folds, each of which must leave",
+        ),
+        (
             "--num_select=1",
             "--num_select=1: intervals need validation rows of two groups; raise it",
         ),

@@ -170,10 +170,47 @@ class TestResults:
         table = leaderboard.make_page(results).partition("image perturbed,")[0]
         assert re.search(r"\| \*\*cascade\*\* +\|", table)
 
+    def test_weights_that_hurt_are_no_decoration(self, workdir):
+        results = leaderboard.collect(workdir)
+        for line in results[0]["shuffled"] + results[1]["shuffled"]:
+            line |= {"difference": -0.05, "low": -0.08, "high": -0.02}
+        page = leaderboard.make_page(results)
+        assert "-5.0 [-8.0, -2.0] |" in page
+        assert "(decoration)" not in page
+
+    def test_folds_are_data_of_their_own_and_weights_are_named_without_folders(self, workdir):
+        config = json.loads((workdir / "config.json").read_text())
+        config["flags"] |= {"dataset": "ravdess", "fold": 2, "weights": {"a": "/private/w.st"}}
+        (workdir / "config.json").write_text(json.dumps(config))
+        first, _ = leaderboard.collect(workdir)
+        assert first["name"] == "ravdess/fold_2"
+        assert first["flags"]["weights"] == {"a": "w.st"}
+        assert "private" not in json.dumps(first)
+
+    def test_seeds_are_read_in_their_order(self, workdir, tmp_path):
+        first, _ = leaderboard.collect(workdir)
+        for seed in (10, 2):
+            leaderboard.write({**first, "seed": seed}, tmp_path / "results")
+        assert [r["seed"] for r in leaderboard.read(tmp_path / "results")] == [2, 10]
+
 
 class TestBadInput:
+    def test_seeds_of_different_settings(self, workdir, tmp_path):
+        first, second = leaderboard.collect(workdir)
+        other = {**second, "flags": {**second["flags"], "num_attack": 7}}
+        for result in (first, other):
+            leaderboard.write(result, tmp_path / "results")
+        with pytest.raises(InputError, match="seeds 0 and 1 of av_mnist/balanced are of different"):
+            leaderboard.read(tmp_path / "results")
+
+    def test_files_that_are_damaged(self, workdir):
+        (workdir / "rules.json").write_text("{")
+        with pytest.raises(InputError, match="rules.json is no JSON; give the command of the run"):
+            leaderboard.collect(workdir)
+
     @pytest.mark.parametrize(
-        "name", ["config.json", "results.csv", "summary.csv", "envelope.csv", "rules.json"]
+        "name",
+        ["config.json", "results.csv", "summary.csv", "envelope.csv", "shuffled.csv", "rules.json"],
     )
     def test_a_run_that_is_not_whole(self, workdir, name):
         (workdir / name).unlink()

@@ -82,3 +82,18 @@ def test_flags_that_classifiers_depend_on_must_agree(owned, changes):
     old = json.loads(json.dumps(dataclasses.asdict(owned), default=str))[name]
     with pytest.raises(InputError, match=f"--{name}={old}, now {changes[name]}\\); repeat those"):
         check_workdir(dataclasses.replace(owned, **changes), classifiers_only=True)
+
+
+def test_what_a_run_took_adds_up_where_it_carries_on(tmp_path):
+    config = config_of(f"--workdir={tmp_path}")
+    path = tmp_path / "config.json"
+    write_config(config, "digest", "cpu")
+    assert json.loads(path.read_text())["num_gradients"] is None
+    write_config(config, "digest", "cpu", wall_time_s=12.5, num_gradients=100)
+    write_config(config, "digest", "cpu")
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps(written | {"commit": "abc"}))
+    write_config(config, "digest", "cpu", wall_time_s=2.0, num_gradients=11)
+    again = json.loads(path.read_text())
+    assert (again["wall_time_s"], again["num_gradients"]) == (14.5, 111)
+    assert again["commit"] in ("abc", f"abc, {written['commit']}")

@@ -165,7 +165,7 @@ def _without_choice(run: Run) -> list[str]:
         paragraphs.append(f"{text}.")
     if not paragraphs:
         return ["Nothing was attacked: the tables have accuracy on clean and on corrupted rows."]
-    chosen = "No rule was chosen on validation rows"
+    chosen = "What a rule chosen on validation rows is worth was not measured"
     if not any(line["selected"] == "True" for line in run.summary):
         chosen = "Nothing was chosen on validation rows (--num_select)"
     return [*paragraphs, f"{chosen}, and the best of many on test rows looks better than it is."]
