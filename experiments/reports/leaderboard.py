@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from experiments.reports.page.files import label_of
 from experiments.run.command import command_of
 from experiments.run.workdir import MEANS
 from jacfuse_jax.evaluation.measure import WORST_ATTACK
-from jacfuse_jax.evaluation.rules import PARAMETERS, RULES
+from jacfuse_jax.evaluation.rules import PARAMETERS
 from jacfuse_jax.evaluation.targets import STRENGTHS
 from jacfuse_jax.programs import InputError
 from jacfuse_jax.programs.files import write_atomically
@@ -31,7 +32,6 @@ _KEYS = (
     *("schema", "name", "seed", "licence", "command", "commit", "flags", "data", "versions"),
     *("device", "num_gradients", "rules", "figures", "envelope", "shuffled"),
 )
-_SEARCHED = {rule.kind: rule.searched for rule in RULES}
 _SHOWN = ("statistical", "scaled", "drop_suspect")
 
 
@@ -56,7 +56,8 @@ def collect(workdir: Path, *, name: str | None = None, licence: str | None = Non
                 f"--add={workdir} has no {file}: name the folder of a finished run of "
                 "experiments.robust_fusion with --num_select and --num_permutations"
             )
-    config, rules = (_read_json(workdir / name) for name in ("config.json", "rules.json"))
+    remedy = "give the command of the run again"
+    config, rules = (_read_json(workdir / name, remedy) for name in ("config.json", "rules.json"))
     dataset = config["flags"]["dataset"]
     if name is None:
         has_folds = dataset == "ravdess"
@@ -94,11 +95,11 @@ def collect(workdir: Path, *, name: str | None = None, licence: str | None = Non
     return results
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path, remedy: str) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError:
-        raise InputError(f"{path} is no JSON; give the command of the run again") from None
+        raise InputError(f"{path} is no JSON; {remedy}") from None
 
 
 def write(result: Mapping[str, Any], folder: Path) -> Path:
@@ -127,10 +128,7 @@ def read(folder: Path) -> list[Any]:
     """
     results: list[Any] = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(path.read_text())
-        except ValueError:
-            raise InputError(f"{path} is no JSON; make it again with --add") from None
+        result = _read_json(path, "make it again with --add")
         if not isinstance(result, dict) or result.get("schema") != SCHEMA:
             found = result.get("schema") if isinstance(result, dict) else None
             raise InputError(f"{path} has schema {found}, not {SCHEMA}; make it again with --add")
@@ -181,17 +179,20 @@ def make_page(results: Sequence[Any], picture: str = "leaderboard.png") -> str:
 
 _INTRODUCTION = """# Leaderboard
 
-Made from [results](../results) by `python -m experiments.leaderboard`; a run is added by `--add=<workdir>`.
+Made from [results](../results) by `python -m experiments.leaderboard`; a run is added by
+`--add=<workdir>`.
 
-One modality is attacked, and the defender knows which. "Worth" of a rule, for a share s of attacked inputs, is
-(1 - s) accuracy on clean test rows + s accuracy in the worst case of attacks in the maximum norm, mean over budgets. Rule and
-parameters were chosen on validation rows, out of as many as stated; test rows had no part in it. Differences are to statistical
-fusion, to scaled fusion with the scale chosen for the same share, and to dropping the suspect. Intervals are 95%, over groups of
-rows that depend on each other; of several seeds, means, and the widest ends. Bold: more than all that were measured by more
-than the interval; struck out: less than one of them by more than the interval. Of rules whose parameters differ from seed to seed the
-name alone stands. "Own weights": by how many points accuracy under corruptions is higher with the weights that a rule gives every
-sample (recalibration, gate, energy) than with those of other samples; where the interval contains zero they are not told from
-decoration."""  # noqa: E501
+One modality is attacked, and the defender knows which. "Worth" of a rule, for a share s of
+attacked inputs, is (1 - s) accuracy on clean test rows + s accuracy in the worst case of attacks
+in the maximum norm, mean over budgets. Rule and parameters were chosen on validation rows, out of
+as many as stated; test rows had no part in it. Differences are to statistical fusion, to scaled
+fusion with the scale chosen for the same share, and to dropping the suspect. Intervals are 95%,
+over groups of rows that depend on each other; of several seeds, means, and the widest ends. Bold:
+more than all that were measured by more than the interval; struck out: less than one of them by
+more than the interval. Of rules whose parameters differ from seed to seed the name alone stands.
+"Own weights": by how many points accuracy under corruptions is higher with the weights that a
+rule gives every sample (recalibration, gate, energy) than with those of other samples; where the
+interval contains zero they are not told from decoration."""
 
 
 def _setting(results: Sequence[Any]) -> str:
@@ -306,18 +307,12 @@ def _figures(rows: Any, summaries: Any) -> list[Any]:
     merged = chosen.merge(clean[[*key, "ci_low", "ci_high"]], on=key, how="left")
     worst = known[known.perturbation == WORST_ATTACK].drop_duplicates(key)
     merged = merged.merge(worst[[*key, "num_examples"]], on=key, how="left")
-    merged = merged.rename(columns={"num_examples": "num_attacked"})
-    merged = merged.rename(columns={"ci_low": "clean_low", "ci_high": "clean_high"})
-    merged["label"] = [_label(line) for line in merged.to_dict("records")]
-    names = ("clean", "clean_low", "clean_high", "corruptions", "worst", "worst_low", "worst_high")
-    return _records(merged[["perturbed", "method", "label", *names, "certified", "num_attacked"]])
-
-
-def _label(line: Mapping[str, Any]) -> str:
-    """A rule with its parameters, from a line of a table."""
-    kind = line["method"]
-    symbols = _SEARCHED.get(kind, {})
-    return " ".join([kind, *(f"{symbol}={line[name]:g}" for name, symbol in symbols.items())])
+    names = {"num_examples": "num_attacked", "ci_low": "clean_low", "ci_high": "clean_high"}
+    merged = merged.rename(columns=names)
+    texts = merged.astype(object).where(merged.notna(), "").astype(str)
+    merged["label"] = [label_of(line) for line in texts.to_dict("records")]
+    shares = ("clean", "clean_low", "clean_high", "corruptions", "worst", "worst_low", "worst_high")
+    return _records(merged[["perturbed", "method", "label", *shares, "certified", "num_attacked"]])
 
 
 def _one_of(labels: Any) -> str:

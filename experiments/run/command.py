@@ -9,7 +9,7 @@ from absl import flags
 
 from data_pipelines.catalogue import MODALITIES, base_name
 from experiments.run.flags import DEFAULT_NUM_EPOCHS
-from experiments.run.suites import SUITES
+from experiments.run.suites import SUITES, values_of
 from experiments.run.workdir import MEANS
 
 
@@ -39,11 +39,7 @@ def arguments_of(settings: Mapping[str, Any]) -> list[str]:
     candidates: list[dict[str, str]] = []
     for suite in ("", *SUITES):
         values = {name: flags.FLAGS[name].default for name in chosen if name in flags.FLAGS} | known
-        values |= {
-            name: value
-            for name, value in SUITES.get(suite, {}).items()
-            if dataset == "av_mnist" or name not in ("num_train", "num_eval")
-        }
+        values |= values_of(suite, dataset)
         rest = {
             name: _text(value)
             for name, value in chosen.items()

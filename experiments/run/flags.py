@@ -12,7 +12,7 @@ from data_pipelines import arrays
 from data_pipelines.catalogue import ARRAYS, MODALITIES, NAMES, NUM_FOLDS, base_name, full_name
 from data_pipelines.errors import DataError, with_flag
 from experiments.run.config import Config
-from experiments.run.suites import SUITES
+from experiments.run.suites import SUITES, values_of
 from jacfuse_jax.evaluation.names import ATTACKS, PERTURBATIONS
 from jacfuse_jax.evaluation.rules import LEARNED
 from jacfuse_jax.evaluation.rules import NAMES as METHODS
@@ -170,10 +170,8 @@ def config_from_flags() -> Config:
     """Collects the flags; raises InputError where some do not fit together."""
     given = flags.FLAGS
     dataset = base_name(given.dataset)
-    for name, value in SUITES.get(given.suite or "", {}).items():
-        # Other data sets may have fewer rows.
-        fits = dataset == "av_mnist" or name not in ("num_train", "num_eval")
-        if fits and not given[name].present:
+    for name, value in values_of(given.suite or "", dataset).items():
+        if not given[name].present:
             given[name].value = value
     values: dict[str, Any] = {
         field.name: given[field.name].value for field in dataclasses.fields(Config)

@@ -83,3 +83,15 @@ SUITES: dict[str, dict[str, Any]] = {
         "num_seeds": 3,
     },
 }
+
+
+def values_of(suite: str, dataset: str) -> dict[str, Any]:
+    """What a suite gives to flags.
+
+    Args:
+      suite: of `SUITES`, or "": nothing.
+      dataset: see `catalogue.base_name`; those other than av_mnist may have fewer rows.
+    """
+    numbers_of_rows = () if dataset == "av_mnist" else ("num_train", "num_eval")
+    values = SUITES.get(suite, {}).items()
+    return {name: value for name, value in values if name not in numbers_of_rows}

@@ -90,7 +90,7 @@ def measure(
         *(Cascade(c) for c in confidences),
     ]
     measure_fn = partial(_measure, class_prior=class_prior, corrupted=corrupted)
-    outcomes = {rule: measure_fn(rule, validation) for rule in (*rules, *BASELINES)}
+    outcomes = {rule: measure_fn(rule, validation) for rule in dict.fromkeys((*rules, *BASELINES))}
     selected = {
         choose([rule for rule in rules if rule.kind == kind], outcomes, share, validation.groups)
         for kind in dict.fromkeys(rule.kind for rule in rules)

@@ -146,7 +146,7 @@ def select(
     suspects = {b: modalities if b == DETECT else b for b in beliefs}
     entering = [rule for rule in rules if not isinstance(rule, _NOT_CHOSEN)]
     entering += [rule for rule in (_STATISTICAL, DropSuspect()) if rule not in entering]
-    shares = share, [s for s in SHARES if s != share]
+    other_shares = [s for s in SHARES if s != share]
     unfitted = unfitted_cascade(len(evidence.class_prior))
 
     def steps_on(modality: str, targets: Sequence[Target]) -> list[Step]:
@@ -198,10 +198,14 @@ def select(
     for believed, trial in trials.items():
         trial.observe(found, store)
         if learned and trial.has_trusted:
-            trial.add_learned([share, *shares[1]], found, store)
+            trial.add_learned([share, *other_shares], found, store)
         mark_attacked(believed, trial)
     while True:
-        chosen = {b: _choose(t, rules, *shares) for b, t in trials.items() if _judged(t, rules)}
+        chosen = {
+            believed: _choose(trial, rules, share, other_shares)
+            for believed, trial in trials.items()
+            if _judged(trial, rules)
+        }
         wanted = [
             step
             for believed, of_belief in chosen.items()

@@ -83,10 +83,12 @@ def measure(
         [np.arange(num_rows), *(rng.permutation(num_rows) for _ in range(num_permutations))]
     )
 
+    whole = [merge(observed, rows) for observed in observations]
+
     def is_right(rule: Rule) -> NDArray[np.float64]:
         """How often rows are right under each order, (1 + permutations, N)."""
         predict = functools.partial(_predict_all, evidence=evidence, believed=perturbed)
-        found = [predict(rule, merge(observed, rows), orders) for observed in observations]
+        found = [predict(rule, observed, orders) for observed in whole]
         return np.mean([is_correct(np.asarray(x), rows.labels) for x in found], axis=0)
 
     lines: list[Shuffled] = []
